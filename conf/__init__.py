@@ -1,0 +1,1 @@
+"""Hydra configuration files; a package so that they install with the code."""

@@ -1,0 +1,1 @@
+"""What the generative and the segmentation side share; imports neither."""

@@ -1,0 +1,52 @@
+"""What a person sees while a command works: progress bars with rate and time left, on standard error."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+# Results go to standard output, everything else here, so that `command > file` keeps only the result.
+console = Console(stderr=True)
+
+
+class RateColumn(ProgressColumn):
+    """Units per second over the recent past."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        """The speed of one task, or a dash before the first update."""
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.1f} {self.unit}/s" if speed else f"- {self.unit}/s", style="cyan")
+
+
+def progress_bar(unit: str = "images", *, quiet: bool = False) -> Progress:
+    """A rich progress bar: description, bar, done of total, rate, elapsed and remaining time, and a `status` field.
+
+    Tasks must be added with `status=""`. `quiet` hides it (ranks other than 0, tests).
+    """
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        RateColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+        console=console,
+        disable=quiet,
+        speed_estimate_period=60,
+    )

@@ -1,0 +1,46 @@
+"""Errors a user can fix, and how every command reports them."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+EXIT_USER_ERROR = 1
+EXIT_INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """Something the user can put right: the message is one line that names the file or key and the way out."""
+
+
+class Interrupted(Exception):
+    """The work was stopped on request after everything worth keeping was saved; the message says how to go on."""
+
+
+def reports_errors(command: Callable[..., Any]) -> Callable[..., None]:
+    """Make `command` end as the exit-code contract says: 0 done, 1 a one-line error, 130 interrupted.
+
+    Exceptions that are not a `UserError` are defects of ours and keep their traceback.
+    """
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(EXIT_USER_ERROR)
+        except Interrupted as stop:
+            print(f"interrupted: {stop}", file=sys.stderr)
+            sys.exit(EXIT_INTERRUPTED)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(EXIT_INTERRUPTED)
+        except BrokenPipeError:
+            # The reader of our output (`| head`) went away: not an error of ours, and nothing left to say.
+            sys.stderr.close()
+            sys.exit(EXIT_USER_ERROR)
+
+    return wrapped

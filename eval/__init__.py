@@ -1,0 +1,1 @@
+"""Scores for generators: features, distances, reports."""

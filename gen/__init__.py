@@ -1,0 +1,1 @@
+"""Generators of faces: models, losses, training, sampling."""

@@ -1,0 +1,1 @@
+"""Command line tools: parse, call the package, print."""
