@@ -1,7 +1,7 @@
 """Hydra commands whose mistakes are told in one line.
 
 `@hydra.main` alone prints several lines for a mistyped key and lets a word pass where a number belongs. Here the
-overrides are composed once beforehand, every error becomes a `UserError`, and the result is checked against a dataclass.
+overrides are composed once beforehand, every error becomes a `UserError`, and a dataclass checks the result.
 """
 
 from __future__ import annotations

@@ -1,10 +1,23 @@
-"""Set-up that every command shares: threads, numerics."""
+"""Set-up that every training command shares: processes, threads, numerics, stopping on request, running means."""
 
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor
+
+from core.errors import UserError
+
+PRECISIONS = {"fp32": "no", "bf16": "bf16"}  # our names -> accelerate's
 
 
 def cpu_cores() -> int:
@@ -14,11 +27,126 @@ def cpu_cores() -> int:
     return os.cpu_count() or 1
 
 
-def share_cores(local_ranks: int = 1) -> int:
+def share_cores() -> int:
     """Give this process its share of the cores as torch threads, and return it.
 
     `accelerate launch` sets OMP_NUM_THREADS=1 for CPU runs, which would leave the other cores idle.
     """
-    threads = max(1, cpu_cores() // local_ranks)
+    threads = max(1, cpu_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)
     return threads
+
+
+def start_accelerator(mixed_precision: str, tracker: str | None, run_folder: Path) -> Accelerator:
+    """The Accelerator of a training command, on all the processes that `accelerate launch` started.
+
+    Args:
+        mixed_precision: `fp32` or `bf16`.
+        tracker: None or a name accelerate knows, such as `tensorboard`.
+
+    Raises:
+        UserError: unknown precision, or a tracker that is not installed.
+    """
+    if mixed_precision not in PRECISIONS:
+        raise UserError(f"mixed_precision={mixed_precision!r} is unknown: use {' or '.join(PRECISIONS)}")
+    share_cores()
+    torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it: about 3 times faster, enough for training
+    torch.backends.cudnn.allow_tf32 = True
+    # Without broadcast_buffers=False the second forward through D would overwrite the BatchNorm buffers that the
+    # first one needs in the backward pass.
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    try:
+        return Accelerator(
+            mixed_precision=PRECISIONS[mixed_precision],
+            log_with=tracker,
+            project_dir=str(run_folder),
+            kwargs_handlers=handlers,
+        )
+    except (ValueError, ImportError) as error:
+        raise UserError(f"cannot start with mixed_precision={mixed_precision}, tracker={tracker}: {error}") from error
+
+
+class StopRequest:
+    """True once SIGINT or SIGTERM has come; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = True
+
+    @contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Catch the signals inside the block; outside they act as before."""
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class NonFiniteError(Exception):
+    """A statistic became NaN or infinite; `step` counts from the first one still pending, `name` says which."""
+
+    def __init__(self, step: int, name: str, value: float) -> None:
+        super().__init__(f"{name} is {value}")
+        self.step, self.name, self.value = step, name, value
+
+
+class MeanMeter:
+    """Running means of named scalars over steps and ranks, without a device synchronisation in every step.
+
+    Scalars stay on the device until `fold`. They are added one step after another in float64, so that the result does
+    not depend on when `fold` was called, nor on an interruption in between.
+    """
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        self.pending: list[Tensor] = []
+        self.sums = [0.0] * len(names)
+        self.steps = 0
+
+    def add(self, scalars: dict[str, Tensor]) -> None:
+        """Note the scalars of one step."""
+        self.pending.append(torch.stack([scalars[name].float() for name in self.names]))
+
+    def fold(self, accelerator: Accelerator) -> None:
+        """Bring pending steps to the CPU, averaged over ranks; every rank must call it at the same step.
+
+        Raises:
+            NonFiniteError: a value is not finite (on every rank alike).
+        """
+        if not self.pending:
+            return
+        table = accelerator.reduce(torch.stack(self.pending), reduction="mean")
+        self.pending = []
+        for step, row in enumerate(table.double().tolist()):
+            for column, value in enumerate(row):
+                if value - value != 0.0:  # NaN or infinite
+                    raise NonFiniteError(step, self.names[column], value)
+                self.sums[column] += value
+            self.steps += 1
+
+    def means(self) -> dict[str, float]:
+        """Means of all folded steps since the last reset; empty before the first."""
+        return {name: total / self.steps for name, total in zip(self.names, self.sums, strict=True) if self.steps}
+
+    def reset(self) -> None:
+        """Start a new interval."""
+        self.sums, self.steps = [0.0] * len(self.names), 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs (call `fold` before)."""
+        return {"sums": list(self.sums), "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.sums, self.steps = list(state["sums"]), int(state["steps"])
+
+
+def crossed(before: int, after: int, every: int) -> bool:
+    """Whether a multiple of `every` lies in (before, after]; `every` = 0 means never."""
+    return every > 0 and before // every != after // every

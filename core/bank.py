@@ -1,0 +1,82 @@
+"""ImageBank: prepared uint8 pictures, on the device when they fit, in an order that is a function of (seed, step)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.errors import UserError
+from core.images import to_float
+
+
+class ImageBank:
+    """Batches of training images whose content depends on (seed, images seen) alone.
+
+    Every epoch is a fresh permutation with fresh horizontal flips, both drawn from (seed, epoch). A batch is a window
+    of this endless sequence, and a rank takes its slice of the window: resuming needs no sampler state, nothing is
+    dropped at the end of an epoch, and any number of ranks sees the same global batches.
+
+    Args:
+        images: uint8 (N, H, W, 3), a memory map or an array.
+        indices: positions in `images` to train on.
+        device: where the batches are wanted. The pictures are copied there at once if they fit into half of its free
+            memory; otherwise each batch is gathered from the memory map.
+        flip: mirror each picture with probability 1/2.
+    """
+
+    def __init__(
+        self, images: np.ndarray, indices: np.ndarray, device: torch.device, seed: int = 0, flip: bool = True
+    ) -> None:
+        if not len(indices):
+            raise UserError("the data set is empty: nothing to train on")
+        self.images, self.indices, self.device = images, indices, device
+        self.seed, self.flip = seed, flip
+        self.resident = self._copy_to_device() if device.type != "cpu" else None
+        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def _copy_to_device(self) -> Tensor | None:
+        free, _ = torch.cuda.mem_get_info(self.device)
+        if self.images.nbytes > free // 2:
+            return None
+        return torch.from_numpy(np.array(self.images)).to(self.device)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batch(self, images_seen: int, batch_size: int, rank: int = 0, ranks: int = 1) -> Tensor:
+        """The part of `rank` of the global batch that follows `images_seen`.
+
+        Returns:
+            float (batch_size / ranks, 3, H, W) in [-1, 1] on the device.
+        """
+        share = batch_size // ranks
+        rows, flips = self.window(images_seen + rank * share, share)
+        mirrored = torch.from_numpy(flips).to(self.device, non_blocking=True)
+        if self.resident is not None:
+            pixels = self.resident[torch.from_numpy(rows).to(self.device, non_blocking=True)]
+        else:
+            pixels = torch.from_numpy(self.images[rows]).to(self.device, non_blocking=True)
+        pixels = torch.where(mirrored[:, None, None, None], pixels.flip(2), pixels)
+        return to_float(pixels)
+
+    def window(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of `images` (int64) and flips (bool) at positions start..start+count-1 of the endless sequence."""
+        rows, flips = [], []
+        while count:
+            epoch, offset = divmod(start, len(self))
+            order, mirrored = self._epoch(epoch)
+            rows.append(order[offset : offset + count])
+            flips.append(mirrored[offset : offset + count])
+            start, count = start + len(rows[-1]), count - len(rows[-1])
+        return np.concatenate(rows), np.concatenate(flips)
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        if epoch not in self._epochs:
+            rng = np.random.default_rng([self.seed, epoch])
+            order = self.indices[rng.permutation(len(self))]
+            flips = rng.random(len(self)) < 0.5 if self.flip else np.zeros(len(self), bool)
+            # A window can span two epochs, so the last two are kept.
+            self._epochs = {key: value for key, value in self._epochs.items() if key == epoch - 1}
+            self._epochs[epoch] = order, flips
+        return self._epochs[epoch]

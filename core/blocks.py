@@ -1,0 +1,173 @@
+"""Convolution blocks that the DCGAN and the U-Net share, their initialisation and their size arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from core.errors import UserError
+
+NormLayer = Callable[[int], nn.Module]  # channels -> layer, such as nn.BatchNorm2d
+Activation = Callable[[], nn.Module]  # nothing -> layer, such as nn.ReLU
+
+
+def conv_output_size(size: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> int:
+    """Pixels that a convolution leaves of `size` pixels: (N + 2P - D(F-1) - 1)/S + 1, rounded down.
+
+    Raises:
+        UserError: the kernel is larger than the padded input, or a parameter is out of range.
+    """
+    _check_geometry(size, kernel, stride, padding, dilation)
+    reach = dilation * (kernel - 1) + 1
+    if size + 2 * padding < reach:
+        raise UserError(
+            f"a convolution with kernel {kernel}, dilation {dilation} spans {reach} pixels, but its input has only "
+            f"{size} + 2*{padding} padding: use a larger image, more padding or fewer layers"
+        )
+    return (size + 2 * padding - reach) // stride + 1
+
+
+def transposed_output_size(
+    size: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1, output_padding: int = 0
+) -> int:
+    """Pixels that a transposed convolution makes of `size` pixels: (N-1)S - 2P + D(F-1) + output_padding + 1.
+
+    Raises:
+        UserError: nothing would be left, or a parameter is out of range.
+    """
+    _check_geometry(size, kernel, stride, padding, dilation)
+    if not 0 <= output_padding < max(stride, dilation):
+        raise UserError(f"output_padding={output_padding} must be at least 0 and below stride or dilation")
+    result = (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + output_padding + 1
+    if result < 1:
+        raise UserError(
+            f"a transposed convolution with kernel {kernel}, stride {stride}, padding {padding} leaves {result} "
+            f"pixels of {size}: use less padding or a larger kernel"
+        )
+    return result
+
+
+def _check_geometry(size: int, kernel: int, stride: int, padding: int, dilation: int) -> None:
+    for name, value, least in (
+        ("size", size, 1),
+        ("kernel", kernel, 1),
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+        ("dilation", dilation, 1),
+    ):
+        if value < least:
+            raise UserError(f"{name}={value} must be at least {least}")
+
+
+class ConvBlock(nn.Sequential):
+    """Convolution, then normalisation, then activation: (N, in, H, W) -> (N, out, H', W').
+
+    A convolution in front of a normalisation has no bias, since the normalisation would remove it
+    (Ioffe & Szegedy 2015, section 3.2). H' is `conv_output_size(H, ...)`.
+
+    Args:
+        bias: None follows from `norm`; True or False overrides.
+        norm: makes the normalisation from the channel count; None for no normalisation (hence a bias).
+        activation: makes the activation; None for a linear block.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 3,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool | None = None,
+        norm: NormLayer | None = nn.BatchNorm2d,
+        activation: Activation | None = nn.ReLU,
+    ) -> None:
+        bias = norm is None if bias is None else bias
+        conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, dilation, groups=groups, bias=bias)
+        super().__init__(*_with_norm_and_activation(conv, out_channels, norm, activation))
+
+
+class UpBlock(nn.Sequential):
+    """Transposed convolution, then normalisation, then activation: (N, in, H, W) -> (N, out, H', W').
+
+    With kernel 4, stride 2, padding 1 it doubles height and width; H' is `transposed_output_size(H, ...)`.
+    Arguments as for `ConvBlock`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 4,
+        stride: int = 2,
+        padding: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool | None = None,
+        norm: NormLayer | None = nn.BatchNorm2d,
+        activation: Activation | None = nn.ReLU,
+    ) -> None:
+        bias = norm is None if bias is None else bias
+        conv = nn.ConvTranspose2d(
+            in_channels, out_channels, kernel, stride, padding, dilation=dilation, groups=groups, bias=bias
+        )
+        super().__init__(*_with_norm_and_activation(conv, out_channels, norm, activation))
+
+
+def _with_norm_and_activation(
+    conv: nn.Module, channels: int, norm: NormLayer | None, activation: Activation | None
+) -> list[nn.Module]:
+    layers = [conv]
+    if norm is not None:
+        layers.append(norm(channels))
+    if activation is not None:
+        layers.append(activation())
+    return layers
+
+
+def norm_layer(name: Literal["batch", "none"]) -> NormLayer | None:
+    """The normalisation that a configuration names.
+
+    Raises:
+        UserError: unknown name.
+    """
+    layers: dict[str, NormLayer | None] = {"batch": nn.BatchNorm2d, "none": None}
+    if name not in layers:
+        raise UserError(f"norm={name!r} is unknown: use one of {', '.join(layers)}")
+    return layers[name]
+
+
+@torch.no_grad()
+def init_normal(module: nn.Module, std: float = 0.02, seed: int = 0) -> None:
+    """DCGAN initialisation (Radford et al. 2015, section 4): weights N(0, std), norm gains N(1, std), biases 0.
+
+    Drawn from a generator of its own, so that the weights depend on `seed` alone.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            layer.weight.normal_(0.0, std, generator=generator)
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.weight.normal_(1.0, std, generator=generator)
+        else:
+            continue
+        if isinstance(layer.bias, Tensor):
+            layer.bias.zero_()
+
+
+def doublings(image_size: int, base: int = 4, least: int = 32) -> int:
+    """How often a `base`-pixel map is doubled to reach `image_size`: 64 -> 4.
+
+    Raises:
+        UserError: `image_size` is not a power of two from `least` up.
+    """
+    steps = round(math.log2(image_size / base)) if image_size > 0 else 0
+    if image_size < least or base << steps != image_size:
+        raise UserError(f"image_size={image_size} must be a power of two from {least} up (32, 64, 128, ...)")
+    return steps

@@ -1,0 +1,42 @@
+"""Exponential moving average of a model's weights, BatchNorm buffers included."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+class ExponentialAverage:
+    """Average of the weights over training, with a half-life counted in images (Karras et al. 2018, section 4.3).
+
+    The half-life grows with the images seen (a tenth of them, up to `half_life`), so that the random initial weights
+    are forgotten early (the ramp-up of Karras et al. 2020, appendix).
+    Running means and variances are averaged as well: with live ones the averaged weights would be normalised wrongly.
+
+    Args:
+        model: the model to follow; must not yet be wrapped for several processes or mixed precision.
+        half_life: images after which a past weight counts half.
+    """
+
+    RAMP_UP = 0.1  # half-life as a share of the images seen, until it reaches `half_life`
+
+    def __init__(self, model: nn.Module, half_life: int) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.half_life = half_life
+
+    def decay(self, images_seen: int, batch_size: int) -> float:
+        """Weight of the old average in one step of `batch_size` images: 0.5 ** (batch / half-life)."""
+        half_life = min(self.half_life, self.RAMP_UP * images_seen)
+        return 0.5 ** (batch_size / half_life) if half_life > 0 else 0.0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, images_seen: int, batch_size: int) -> None:
+        """Move the average towards `model` (unwrapped) after a step that began at `images_seen`."""
+        weight = 1.0 - self.decay(images_seen, batch_size)
+        averaged, live = self.model.state_dict(), model.state_dict()
+        floating = [name for name, value in averaged.items() if value.is_floating_point()]
+        torch._foreach_lerp_([averaged[name] for name in floating], [live[name] for name in floating], weight)
+        for name in averaged.keys() - floating:
+            averaged[name].copy_(live[name])  # counters such as num_batches_tracked

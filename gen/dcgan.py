@@ -1,0 +1,84 @@
+"""DCGAN (Radford, Metz & Chintala 2015, https://arxiv.org/abs/1511.06434) for square power-of-two images.
+
+Where the paper leaves a choice open this follows the PyTorch DCGAN tutorial: 64 base feature maps and no biases
+outside the normalisation layers, 3,576,704 parameters in G and 2,765,568 in D at 64 pixels.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+from typing import Literal
+
+from torch import Tensor, nn
+
+from core.blocks import ConvBlock, UpBlock, doublings, norm_layer
+
+LeakyReLU = partial(nn.LeakyReLU, 0.2, inplace=True)
+ReLU = partial(nn.ReLU, inplace=True)
+
+
+class Generator(nn.Module):
+    """Latents (N, latent_dim) from N(0, 1) -> images (N, channels, image_size, image_size) in [-1, 1].
+
+    A projection to 4x4, then doublings by transposed convolution; batch norm everywhere but at the output
+    (section 3). At 64 pixels and width 64 the widths are 512, 256, 128, 64.
+
+    Args:
+        image_size: power of two from 32 up.
+        width: feature maps before the last layer; each coarser level has twice as many.
+        norm: `batch` as in the paper, or `none`.
+
+    Raises:
+        UserError: impossible image size or unknown norm.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 64,
+        latent_dim: int = 100,
+        width: int = 64,
+        channels: int = 3,
+        norm: Literal["batch", "none"] = "batch",
+    ) -> None:
+        super().__init__()
+        self.image_size, self.latent_dim = image_size, latent_dim
+        widths = [width << level for level in reversed(range(doublings(image_size)))]
+        block = partial(UpBlock, norm=norm_layer(norm), activation=ReLU)
+        self.layers = nn.Sequential(
+            block(latent_dim, widths[0], kernel=4, stride=1, padding=0),
+            *(block(wide, narrow) for wide, narrow in pairwise(widths)),
+            UpBlock(widths[-1], channels, bias=False, norm=None, activation=nn.Tanh),
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Images of the latents."""
+        return self.layers(z[:, :, None, None])  # (N, channels, image_size, image_size)
+
+
+class Discriminator(nn.Module):
+    """Images (N, channels, image_size, image_size) in [-1, 1] -> logits (N,), positive for "real".
+
+    Strided convolutions halve the image down to 4x4; no batch norm at the input (section 3), LeakyReLU 0.2.
+    Arguments and errors as for `Generator`.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 64,
+        width: int = 64,
+        channels: int = 3,
+        norm: Literal["batch", "none"] = "batch",
+    ) -> None:
+        super().__init__()
+        widths = [width << level for level in range(doublings(image_size))]
+        block = partial(ConvBlock, kernel=4, stride=2, padding=1, activation=LeakyReLU)
+        self.layers = nn.Sequential(
+            block(channels, width, bias=False, norm=None),
+            *(block(narrow, wide, norm=norm_layer(norm)) for narrow, wide in pairwise(widths)),
+            ConvBlock(widths[-1], 1, kernel=4, bias=False, norm=None, activation=None),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of the images."""
+        return self.layers(x).flatten()  # (N,)

@@ -1,0 +1,63 @@
+"""Signs that a GAN has stopped learning, told while there is still time to act."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+PATIENCE = 20_000  # images a sign must last: early in a run D is often perfect for a while
+CHANCE_LOSS = 2 * math.log(2)  # loss of a discriminator that answers 0.5 to everything
+
+ADVICE = {
+    "d_wins": "D is right about practically every image, so G gets no useful gradient: lower D's learning rate",
+    "d_chance": "D does no better than guessing: if the samples are poor, neither learns from the other any more",
+}
+
+
+class CollapseMonitor:
+    """Watches interval statistics; each sign is reported once when it has lasted `PATIENCE` images."""
+
+    def __init__(self) -> None:
+        self.since: dict[str, int] = {}
+        self.reported: list[str] = []
+
+    def check(self, images_seen: int, means: dict[str, float]) -> list[str]:
+        """Warnings that are due after an interval with these mean statistics."""
+        signs = {
+            "d_wins": means["d_accuracy"] > 0.995,
+            "d_chance": abs(means["d_accuracy"] - 0.5) < 0.02 and abs(means["d_loss"] - CHANCE_LOSS) < 0.02,
+        }
+        warnings = []
+        for sign, present in signs.items():
+            if not present:
+                self.since.pop(sign, None)
+                self.reported = [name for name in self.reported if name != sign]
+                continue
+            lasted = images_seen - self.since.setdefault(sign, images_seen)
+            if lasted >= PATIENCE and sign not in self.reported:
+                self.reported.append(sign)
+                warnings.append(f"for {lasted:,} images {ADVICE[sign]}")
+        return warnings
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs."""
+        return {"since": dict(self.since), "reported": list(self.reported)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.since, self.reported = dict(state["since"]), list(state["reported"])
+
+
+def identical_samples(pixels: np.ndarray) -> str | None:
+    """A warning when different latents give the same picture, else None.
+
+    Args:
+        pixels: uint8 (N, H, W, C), samples of N latents.
+    """
+    # Mean over pixels of the standard deviation across samples: about 60 grey levels for faces, 0 after a collapse.
+    spread = float(pixels.astype(np.float32).std(axis=0).mean())
+    if spread >= 2.0:
+        return None
+    return f"all samples look the same (they differ by {spread:.1f} grey levels): G has collapsed to one picture"
