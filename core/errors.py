@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 EXIT_USER_ERROR = 1
 EXIT_INTERRUPTED = 130
@@ -17,6 +18,20 @@ class UserError(Exception):
 
 class Interrupted(Exception):
     """The work was stopped on request after everything worth keeping was saved; the message says how to go on."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose mistakes are a `UserError`: one line and exit code 1, as everywhere, not usage and 2.
+
+    Line breaks in the description and the examples below it are kept.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print."""
+        raise UserError(f"{message} (see --help)")
 
 
 def reports_errors(command: Callable[..., Any]) -> Callable[..., None]:

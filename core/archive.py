@@ -1,0 +1,243 @@
+"""Submission archives as bytes: reading a .tar.gz nobody trusts, and writing one that is the same every time.
+
+Nothing is ever unpacked to disk. Whatever an archive holds, reading it ends after a bounded amount of work and
+memory, and what is wrong with it comes back as text: the file may come from a stranger.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import struct
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+# A valid submission is about 10 MB in 1,001 members of at most 20 KB. The limits leave room for archives that are
+# merely wrong (so that every fault in them can be told) and still bound the work on hostile ones to some seconds.
+MAX_MEMBERS = 5_000
+MAX_MEMBER_BYTES = 1 << 20
+MAX_TOTAL_BYTES = 256 << 20
+MAX_HEADER_BYTES = 64 << 10  # extension headers (long names, pax records) are held in memory by tarfile
+
+SHOWN_NAMES = 5  # of the files that share one problem
+_BLOCK = 512
+_EXTENSION_TYPES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_LONG_NAME_TYPES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+
+
+class Problems:
+    """What is wrong, grouped: one line per kind with the first names and the number of the others."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, list[str]] = {}
+
+    def add(self, kind: str, name: str = "") -> None:
+        """Note one problem, of a file when `name` is given."""
+        names = self._names.setdefault(kind, [])
+        if name:
+            names.append(name)
+
+    def lines(self) -> list[str]:
+        """One line per kind, in the order in which the kinds were first met."""
+        return [kind + (f": {listed(names)}" if names else "") for kind, names in self._names.items()]
+
+
+def listed(names: list[str]) -> str:
+    """The first names and the number of the others: `a, b, c, d, e and 7 more`."""
+    more = f" and {len(names) - SHOWN_NAMES:,} more" if len(names) > SHOWN_NAMES else ""
+    return ", ".join(names[:SHOWN_NAMES]) + more
+
+
+def shown(name: str) -> str:
+    """A file name fit for a terminal: control characters escaped, very long ones cut."""
+    text = name if name.isprintable() else ascii(name)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+@dataclass(frozen=True)
+class Member:
+    """A harmless entry of an archive: the parts of its path, and its content (None for a folder)."""
+
+    parts: tuple[str, ...]
+    data: bytes | None
+
+
+class _Refused(Exception):
+    """Reading cannot go on; the message says why."""
+
+
+class _Tape:
+    """The decompressed bytes of an archive: counted, limited, and refusing to be read past their end.
+
+    tarfile treats the end of the data, and a header it cannot parse, as the end of the archive, and skips over a
+    member of claimed terabytes by reading on forever: it gets an error at the end instead, and `last` keeps the block
+    it stopped at.
+    """
+
+    def __init__(self, source: gzip.GzipFile) -> None:
+        self._source = source
+        self._total = 0
+        self.last = b""
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes.
+
+        Raises:
+            EOFError: there are none left.
+            _Refused: the limit is passed.
+        """
+        self.last = self._source.read(size)
+        self._total += len(self.last)
+        if not self.last:
+            raise EOFError
+        if self._total > MAX_TOTAL_BYTES:
+            raise _Refused(f"unpacks to more than {MAX_TOTAL_BYTES >> 20} MiB (a submission has about 10): not read on")
+        return self.last
+
+
+class _Header(tarfile.TarInfo):
+    """A member header; one that would make tarfile hold much memory or run backwards is refused when parsed."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0:
+            raise _Refused("damaged: a member has a negative size")
+        if header.type in _EXTENSION_TYPES + _LONG_NAME_TYPES and header.size > MAX_HEADER_BYTES:
+            raise _Refused(f"has an extension header of {header.size:,} bytes: not read on")
+        return header
+
+
+def read_members(path: Path, problems: Problems) -> Iterator[Member]:
+    """Yield the harmless members of a .tar.gz in their order; everything else becomes a problem, never an exception."""
+    try:
+        if not path.is_file():
+            raise FileNotFoundError(2, "no such file")
+        with path.open("rb") as raw, gzip.GzipFile(fileobj=raw, mode="rb") as source:
+            tape = _Tape(source)
+            yield from _walk(tape, problems)
+            _check_end(tape, problems)
+    except _Refused as refusal:
+        problems.add(str(refusal))
+    except EOFError:
+        problems.add("truncated: it ends before the end of the archive; pack or copy it again")
+    except (gzip.BadGzipFile, zlib.error) as error:
+        problems.add(f"not a gzip file, or a damaged one ({error})")
+    except OSError as error:
+        problems.add(f"cannot be read: {error.strerror or error}")
+    # tarfile documents no complete list of what it raises on hostile input (ValueError, RecursionError and
+    # OverflowError have all been seen), and none of them is worth a traceback.
+    except Exception as error:
+        problems.add(f"not a tar archive, or a damaged one ({' '.join(str(error).split()) or type(error).__name__})")
+
+
+def _walk(tape: _Tape, problems: Problems) -> Iterator[Member]:
+    """Yield harmless members until the archive ends; `tape.last` is then the block at which tarfile stopped."""
+    seen: set[tuple[str, ...]] = set()
+    # Blocks of one header each, so that nothing is read ahead of the header that ends the archive.
+    with tarfile.open(fileobj=tape, mode="r|", bufsize=_BLOCK, tarinfo=_Header) as tar:  # type: ignore[call-overload]
+        for number, header in enumerate(tar, start=1):
+            if number > MAX_MEMBERS:
+                raise _Refused(f"holds more than {MAX_MEMBERS:,} members: not read on")
+            parts = tuple(part for part in header.name.split("/") if part not in ("", "."))
+            kind = _hazard(header)
+            if kind is None and parts in seen:
+                kind = "member stored twice"
+            seen.add(parts)
+            if kind is not None:
+                problems.add(kind, shown(header.name))
+                continue
+            content = tar.extractfile(header) if header.isreg() else None
+            yield Member(parts, content.read() if content is not None else None)
+
+
+def _hazard(header: tarfile.TarInfo) -> str | None:
+    """Why a member must not be touched, or None."""
+    name = header.name
+    if header.issym() or header.islnk():
+        return "link instead of a file"
+    if header.ischr() or header.isblk() or header.isfifo():
+        return "device or pipe instead of a file"
+    if header.issparse() or not (header.isreg() or header.isdir()):
+        return "special member (sparse or of unknown type) instead of a file"
+    if name.startswith("/") or re.match(r"[A-Za-z]:", name):
+        return "absolute name"
+    if "\\" in name:
+        return "backslash in a name"
+    if ".." in name.split("/"):
+        return "name with .., which leads out of the folder"
+    if not name.isprintable():
+        return "name with control or undecodable characters"
+    if header.size > MAX_MEMBER_BYTES:
+        return f"larger than {MAX_MEMBER_BYTES >> 20} MiB (a 64x64 PNG has at most 20 KB)"
+    return None
+
+
+def _check_end(tape: _Tape, problems: Problems) -> None:
+    """After the last member there must be a block of zeros, and nothing but zeros after it."""
+    if tape.last.strip(b"\0"):
+        problems.add("damaged: the header after the last readable member cannot be read, nor anything behind it")
+        return
+    try:
+        while not tape.read(1 << 16).strip(b"\0"):
+            pass
+        problems.add("has data after the end of the archive")
+    except EOFError:
+        # GzipFile raises it on a truncated file too; then the checksum at the end was never reached.
+        if tape.last:
+            raise
+
+
+def write_members(stream: BinaryIO, folder: str, files: Iterable[tuple[str, bytes]]) -> None:
+    """Write `folder/` with `files` as a .tar.gz whose bytes depend on nothing but folder, names and contents."""
+    packed = _StoredGzip(stream)
+    form = tarfile.GNU_FORMAT
+    with tarfile.open(fileobj=packed, mode="w|", format=form, encoding="utf-8") as tar:  # type: ignore[call-overload]
+        tar.addfile(_fixed_header(f"{folder}/", tarfile.DIRTYPE, 0o755, 0))
+        for name, data in sorted(files):
+            tar.addfile(_fixed_header(f"{folder}/{name}", tarfile.REGTYPE, 0o644, len(data)), io.BytesIO(data))
+    packed.close()
+
+
+def _fixed_header(name: str, kind: bytes, mode: int, size: int) -> tarfile.TarInfo:
+    """A header without time and owner."""
+    header = tarfile.TarInfo(name)
+    header.type, header.mode, header.size = kind, mode, size
+    header.mtime = header.uid = header.gid = 0
+    header.uname = header.gname = ""
+    return header
+
+
+class _StoredGzip:
+    """A gzip stream of stored (uncompressed) deflate blocks, written by hand.
+
+    PNG data does not compress, only tar's headers would (9% of the file). Stored blocks cost no time, and unlike
+    compressed ones, or zlib's own level 0, their bytes do not depend on which zlib a machine has.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._crc = self._size = 0
+        # magic, deflate, no name or comment, no time, no extra flags, operating system "unknown"
+        stream.write(b"\x1f\x8b\x08\x00" + b"\0" * 4 + b"\x00\xff")
+
+    def write(self, data: bytes) -> int:
+        """Append bytes, in blocks of up to 65,535."""
+        for start in range(0, len(data), 0xFFFF):
+            self._block(data[start : start + 0xFFFF], last=False)
+        self._crc = zlib.crc32(data, self._crc)
+        self._size += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        """End the stream: an empty last block, checksum and length."""
+        self._block(b"", last=True)
+        self._stream.write(struct.pack("<II", self._crc, self._size & 0xFFFFFFFF))
+
+    def _block(self, data: bytes, *, last: bool) -> None:
+        self._stream.write(struct.pack("<BHH", last, len(data), len(data) ^ 0xFFFF) + data)
