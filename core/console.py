@@ -50,3 +50,13 @@ def progress_bar(unit: str = "images", *, quiet: bool = False) -> Progress:
         disable=quiet,
         speed_estimate_period=60,
     )
+
+
+def say(text: str, style: str | None = None) -> None:
+    """Print one message as it is: no wrapping (a path must stay in one piece) and no markup in file names."""
+    console.print(text, style=style, soft_wrap=True, highlight=False, markup=False)
+
+
+def warn(text: str) -> None:
+    """Print a warning that stands out."""
+    say(f"warning: {text}", style="yellow")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from core.console import console
+from core.console import warn
 from core.errors import UserError
 from core.files import atomic_path
 
@@ -48,7 +48,7 @@ class Checkpoints:
         files = self.files()
         for path in reversed(files):
             if problem := _damage(path):
-                console.print(f"[yellow]warning:[/] checkpoint {path} is damaged ({problem}), trying the one before")
+                warn(f"checkpoint {path} is damaged ({problem}), trying the one before")
                 continue
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             return state

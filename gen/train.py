@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from core.bank import ImageBank
 from core.blocks import init_normal
 from core.config import as_dict, config_command
-from core.console import console, progress_bar
+from core.console import console, progress_bar, say, warn
 from core.data import PreparedData
 from core.ema import ExponentialAverage
 from core.errors import Interrupted, UserError
@@ -134,7 +134,7 @@ class Trainer:
             part.load_state_dict(state[name])
         self.images_seen = int(state["images_seen"])
         if self.accelerator.is_main_process:
-            console.print(f"continuing {self.run.path} at {self.images_seen:,} images")
+            say(f"continuing {self.run.path} at {self.images_seen:,} images")
 
     def save(self) -> None:
         """Write a checkpoint and the sampling weights (process 0; every process must call it)."""
@@ -197,7 +197,7 @@ class Trainer:
 
     def warn(self, text: str) -> None:
         """Show a warning and keep it with the statistics."""
-        console.print(f"[yellow]warning:[/] {text}")
+        warn(text)
         self.run.append_stats({"images": self.images_seen, "warning": text})
 
     @torch.inference_mode()
@@ -244,9 +244,7 @@ class Trainer:
         if console.is_terminal or not self.accelerator.is_main_process or now - told < 30:
             return told
         speed = bar.tasks[0].speed or 0.0
-        console.print(
-            f"{self.config.name}: {self.images_seen:,} of {self.config.images:,} images, {speed:.1f}/s, {status}"
-        )
+        say(f"{self.config.name}: {self.images_seen:,} of {self.config.images:,} images, {speed:.1f}/s, {status}")
         return now
 
     def stop_agreed(self, stop: StopRequest, logged: bool) -> bool:
@@ -277,7 +275,7 @@ def run_training(config: TrainConfig) -> RunFolder:
         run.write_config(resolved)
         run.rewind_stats(trainer.images_seen)
         trainer.checkpoints.remove_leftovers()
-        console.print(describe(trainer))
+        say(describe(trainer))
     if config.tracker:
         accelerator.init_trackers("tensorboard")
     with StopRequest().listening() as stop:
@@ -293,9 +291,9 @@ def describe(trainer: Trainer) -> str:
     parameters = [sum(p.numel() for p in net.parameters()) for net in (trainer.generator, trainer.discriminator)]
     accelerator = trainer.accelerator
     return (
-        f"{trainer.config.model['name']}: G {parameters[0]:,} and D {parameters[1]:,} parameters, {len(trainer.bank):,} "
-        f"images, {accelerator.num_processes} x {accelerator.device.type}, {torch.get_num_threads()} threads, "
-        f"{trainer.config.mixed_precision}"
+        f"{trainer.config.model['name']}: G {parameters[0]:,} and D {parameters[1]:,} parameters, "
+        f"{len(trainer.bank):,} images, {accelerator.num_processes} x {accelerator.device.type}, "
+        f"{torch.get_num_threads()} threads, {trainer.config.mixed_precision}"
     )
 
 

@@ -1,0 +1,216 @@
+"""Draw samples from a trained generator: `python -m gen.sample runs/first --n 1000 --out samples`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from core.console import progress_bar
+from core.errors import CommandParser, UserError, reports_errors
+from core.images import make_grid, png_bytes, to_uint8, write_png
+from core.runtime import share_cores
+from core.weights import load_model
+from gen.latents import sample_latents
+
+BATCH_SIZE = 64
+GRID_SAMPLES = 64
+INTERPOLATION_ROWS, INTERPOLATION_STEPS = 8, 10
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device that `auto`, `cpu` or `cuda` stands for.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device {name}: this machine has no usable CUDA GPU; use --device cpu")
+    return torch.device(name)
+
+
+def load_generator(run_or_file: str | Path, device: str) -> tuple[nn.Module, int]:
+    """The generator of a run folder or model file on `device`, and its latent dimension."""
+    model, _ = load_model(run_or_file)
+    latent_dim = getattr(model, "latent_dim", None)
+    if not isinstance(latent_dim, int):
+        raise UserError(f"{run_or_file} holds a {type(model).__name__}, not a generator")
+    return model.to(pick_device(device)), latent_dim
+
+
+@torch.inference_mode()
+def render(model: nn.Module, z: Tensor) -> np.ndarray:
+    """Latents (N, latent_dim) -> uint8 pixels (N, H, W, 3), from a model in eval mode."""
+    device = next(model.parameters()).device
+    # Full float32, also on GPUs that would round to TF32: a seed gives the same picture on every machine.
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        return to_uint8(model(z.to(device))).cpu().numpy()
+
+
+def generate_batches(
+    run_or_file: str | Path,
+    seeds: Iterable[int],
+    truncation: float | None = None,
+    batch_size: int = BATCH_SIZE,
+    device: str = "auto",
+) -> Iterator[np.ndarray]:
+    """Samples of a run folder or model file, batch by batch; arguments and errors as for `generate`."""
+    model, latent_dim = load_generator(run_or_file, device)
+    remaining = iter(seeds)
+    chunks = iter(lambda: list(islice(remaining, batch_size)), [])
+    return (render(model, sample_latents(chunk, latent_dim, truncation)) for chunk in chunks)
+
+
+def generate(
+    run_or_file: str | Path,
+    seeds: Iterable[int],
+    truncation: float | None = None,
+    batch_size: int = BATCH_SIZE,
+    device: str = "auto",
+) -> np.ndarray:
+    """Samples of a run folder or model file: the i-th picture depends on the i-th seed alone.
+
+    The averaged weights are used, in eval mode. Another batch size or machine changes a picture by at most 1 grey
+    level (floating point sums in another order).
+
+    Args:
+        truncation: see `gen.latents.sample_latents`; scores are always taken without.
+
+    Returns:
+        uint8 array (N, H, W, 3).
+
+    Raises:
+        UserError: no model, a damaged one, one that is not a generator, or no such device.
+    """
+    return np.concatenate(list(generate_batches(run_or_file, seeds, truncation, batch_size, device)))
+
+
+def interpolation_grid(run_or_file: str | Path, seed: int, truncation: float | None, device: str) -> np.ndarray:
+    """Rows of pictures on the way from one latent to another, along the great circle between them (White 2016).
+
+    The straight line would pass through latents much shorter than any seen in training.
+    """
+    model, latent_dim = load_generator(run_or_file, device)
+    ends = sample_latents(range(seed, seed + 2 * INTERPOLATION_ROWS), latent_dim, truncation)
+    steps = torch.linspace(0, 1, INTERPOLATION_STEPS)
+    path = torch.cat([slerp(ends[2 * row], ends[2 * row + 1], steps) for row in range(INTERPOLATION_ROWS)])
+    return make_grid(render(model, path), columns=INTERPOLATION_STEPS)
+
+
+def slerp(start: Tensor, end: Tensor, steps: Tensor) -> Tensor:
+    """Spherical interpolation (len(steps), D) from `start` (D,) at 0 to `end` (D,) at 1 (Shoemake 1985)."""
+    angle = torch.arccos(torch.dot(start, end) / (start.norm() * end.norm()))
+    weights = torch.stack([torch.sin((1 - steps) * angle), torch.sin(steps * angle)]) / torch.sin(angle)
+    return weights[0][:, None] * start + weights[1][:, None] * end
+
+
+def check_target(out: Path, overwrite: bool) -> None:
+    """Refuse to mix new samples with what a folder already holds.
+
+    Raises:
+        UserError: the folder is not empty, or holds more than samples of ours.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"{out} is a file: choose another folder with --out")
+    present = sorted(path.name for path in out.iterdir())
+    foreign = [name for name in present if not (name.startswith("image_") and name.endswith(".png"))]
+    if foreign:
+        raise UserError(f"{out} holds other files ({foreign[0]}): choose a new or empty folder with --out")
+    if present and not overwrite:
+        raise UserError(f"{out} already holds {len(present)} samples: give --overwrite to replace them")
+
+
+def write_samples(batches: Iterable[np.ndarray], count: int, out: Path) -> np.ndarray:
+    """Write pictures as image_0000.png, ... into `out`, which appears only when it is complete.
+
+    Returns:
+        The first pictures, uint8 (up to 64, H, W, 3), for a grid.
+    """
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    first: list[np.ndarray] = []
+    digits = max(4, len(str(count - 1)))
+    try:
+        part.mkdir(parents=True)
+        with progress_bar() as bar:
+            task = bar.add_task(f"sampling to {out}", total=count, status="")
+            index = 0
+            for pixels in batches:
+                for picture in pixels:
+                    (part / f"image_{index:0{digits}d}.png").write_bytes(png_bytes(picture))
+                    index += 1
+                first += list(pixels[: GRID_SAMPLES - len(first)])
+                bar.update(task, completed=index)
+        if out.exists():
+            shutil.rmtree(out)
+        part.rename(out)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return np.stack(first)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read and check the command line."""
+    parser = CommandParser(
+        prog="gen.sample",
+        description="Draw samples from a trained generator and write them as PNG files.",
+        epilog="examples:\n"
+        "  python -m gen.sample runs/first --n 1000 --out samples\n"
+        "  python -m gen.sample model.safetensors --n 64 --out faces --grid --interpolate --truncation 1.5\n",
+    )
+    parser.add_argument("source", type=Path, help="run folder or .safetensors file")
+    parser.add_argument("--n", type=int, default=1000, help="number of samples (default 1000)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for image_0000.png, image_0001.png, ...")
+    parser.add_argument("--seed", type=int, default=0, help="image i is made from seed SEED + i (default 0)")
+    parser.add_argument("--truncation", type=float, help="redraw latent components beyond +-T; not for scoring")
+    parser.add_argument("--grid", action="store_true", help="also write <out>.grid.png with the first 64")
+    parser.add_argument("--interpolate", action="store_true", help="also write <out>.interpolation.png")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help=f"default {BATCH_SIZE}")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    parser.add_argument("--overwrite", action="store_true", help="replace samples already in the folder")
+    options = parser.parse_args(arguments)
+    for name in ("n", "batch_size"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+    if options.seed < 0:
+        raise UserError("--seed must not be negative")
+    if options.truncation is not None and not (math.isfinite(options.truncation) and options.truncation >= 0.1):
+        raise UserError("--truncation must be at least 0.1: below that hardly any latent is left")
+    return options
+
+
+@reports_errors
+def main() -> None:
+    """Command line entry."""
+    options = parse()
+    out: Path = options.out
+    check_target(out, options.overwrite)
+    share_cores()
+    seeds = range(options.seed, options.seed + options.n)
+    batches = generate_batches(options.source, seeds, options.truncation, options.batch_size, options.device)
+    first = write_samples(batches, options.n, out)
+    print(f"{options.n} samples (seeds {seeds[0]}-{seeds[-1]}): {out}")
+    if options.grid:
+        write_png(path := out.with_name(f"{out.name}.grid.png"), make_grid(first))
+        print(f"grid of the first {len(first)}: {path}")
+    if options.interpolate:
+        grid = interpolation_grid(options.source, options.seed, options.truncation, options.device)
+        write_png(path := out.with_name(f"{out.name}.interpolation.png"), grid)
+        print(f"interpolation: {path}")
+
+
+if __name__ == "__main__":
+    main()

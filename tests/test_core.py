@@ -1,0 +1,320 @@
+"""The shared parts: bank, averages, checkpoints, model files, pixels, configuration, errors."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+from torchvision import transforms
+
+from core.bank import ImageBank
+from core.data import PreparedData
+from core.ema import ExponentialAverage
+from core.errors import UserError
+from core.files import atomic_path, read_json, sha256_of, write_json
+from core.images import make_grid, to_float, to_uint8, write_png
+from core.rundir import RunFolder
+from core.runtime import MeanMeter, NonFiniteError, crossed, start_accelerator
+from core.state import Checkpoints
+from core.weights import build_model, load_model, model_file, save_model
+from gen.dcgan import Generator
+
+CPU = torch.device("cpu")
+RECIPE = {"_target_": "gen.dcgan.Generator", "image_size": 32, "latent_dim": 6, "width": 4}
+
+
+def numbered(count, size=2):
+    """Pictures whose every pixel is their own number."""
+    return np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, size, size, 3))
+
+
+# -- ImageBank
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    count=st.integers(1, 40),
+    batch=st.integers(1, 6).map(lambda n: 2 * n),
+    steps=st.integers(1, 20),
+    seed=st.integers(0, 5),
+)
+def test_every_epoch_shows_each_picture_once(count, batch, steps, seed):
+    bank = ImageBank(numbered(count), np.arange(count), CPU, seed)
+    rows = np.concatenate([bank.window(step * batch, batch)[0] for step in range(steps)])
+    for start in range(0, len(rows) - count + 1, count):
+        assert sorted(rows[start : start + count]) == list(range(count))
+
+
+@settings(max_examples=20, deadline=None)
+@given(seen=st.integers(0, 500), ranks=st.sampled_from([2, 3, 4]))
+def test_ranks_share_out_the_batch_of_one_process(seen, ranks):
+    images = np.random.default_rng(0).integers(0, 256, (37, 4, 4, 3), np.uint8)
+    bank = ImageBank(images, np.arange(37), CPU, seed=1)
+    whole = bank.batch(seen, 12)
+    fresh = ImageBank(images, np.arange(37), CPU, seed=1)  # no memory of earlier epochs
+    parts = [fresh.batch(seen, 12, rank, ranks) for rank in range(ranks)]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_batches_are_mirrored_pictures_in_minus_one_to_one():
+    images = np.random.default_rng(0).integers(0, 256, (50, 4, 6, 3), np.uint8)
+    bank = ImageBank(images, np.arange(10, 50), CPU)
+    rows, flips = bank.window(0, 40)
+    assert set(rows) == set(range(10, 50)) and 5 < flips.sum() < 35
+    for picture, row, flip in zip(bank.batch(0, 40), rows, flips, strict=True):
+        expected = images[row][:, ::-1] if flip else images[row]
+        assert np.allclose(picture.numpy().transpose(1, 2, 0), expected / 127.5 - 1, atol=1e-6)
+    assert not ImageBank(images, np.arange(50), CPU, flip=False).window(0, 50)[1].any()
+    orders = {tuple(ImageBank(images, np.arange(50), CPU, seed).window(0, 50)[0]) for seed in range(4)}
+    assert len(orders) == 4
+
+
+# -- pixels
+
+
+def test_pixels_survive_the_round_trip_and_match_torchvision():
+    pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+    floats = to_float(torch.from_numpy(pixels))
+    assert np.array_equal(to_uint8(floats).numpy(), pixels)
+    course = transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)])
+    assert torch.allclose(floats[0], course(Image.fromarray(pixels[0])), atol=1e-6)
+    assert to_uint8(torch.tensor([-7.0, -1, 0.999, 1, 7]).view(1, 1, 1, 5)).flatten().tolist() == [0, 0, 255, 255, 255]
+
+
+def test_grid_places_pictures_row_by_row(tmp_path):
+    grid = make_grid(numbered(5, 4), columns=3, gap=1)
+    assert grid.shape == (11, 16, 3)
+    assert [grid[2, 2, 0], grid[2, 7, 0], grid[7, 2, 0], grid[7, 7, 0]] == [0, 1, 3, 4]
+    assert (grid[7, 12] == 255).all() and (grid[0] == 255).all()
+    write_png(tmp_path / "a" / "grid.png", grid)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a" / "grid.png")), grid)
+
+
+# -- averages
+
+
+def test_average_follows_the_closed_form():
+    model = nn.BatchNorm2d(1)
+    average = ExponentialAverage(model, half_life=100)
+    seen = 0
+    expected = None
+    for value in (1.0, 2.0, 5.0):
+        with torch.no_grad():
+            model.weight.fill_(value)
+            model.running_var.fill_(10 * value)
+            model.num_batches_tracked.fill_(int(value))
+        average.update(model, seen, batch_size=50)
+        keep = 0.5 ** (50 / min(100, 0.1 * seen)) if seen else 0.0
+        expected = value if expected is None else keep * expected + (1 - keep) * value
+        seen += 50
+    assert average.model.weight.item() == pytest.approx(expected, rel=1e-5)
+    assert average.model.running_var.item() == pytest.approx(10 * expected, rel=1e-5)
+    assert average.model.num_batches_tracked.item() == 5
+    assert average.decay(10**6, 100) == 0.5  # the half-life means what it says
+    assert ExponentialAverage(model, half_life=0).decay(1000, 10) == 0
+    assert not average.model.training and not average.model.weight.requires_grad
+
+
+# -- checkpoints
+
+
+def test_newest_intact_checkpoint_wins(tmp_path, capsys):
+    checkpoints = Checkpoints(tmp_path / "state")
+    assert checkpoints.load_newest() is None
+    for step in (100, 200, 1_000):
+        checkpoints.save(step, {"images_seen": step, "w": torch.full((1000,), float(step))})
+    assert [path.name for path in checkpoints.files()] == ["000000000200.pt", "000000001000.pt"]
+    assert checkpoints.load_newest()["images_seen"] == 1_000
+    newest = checkpoints.files()[-1]
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1  # one flipped bit in the weights
+    newest.write_bytes(content)
+    assert checkpoints.load_newest()["images_seen"] == 200
+    assert "000000001000.pt is damaged" in capsys.readouterr().err
+    for path in checkpoints.files():
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="no checkpoint"):
+        checkpoints.load_newest()
+
+
+# -- model files
+
+
+def test_model_file_rebuilds_the_model_alone(tmp_path):
+    model = build_model(RECIPE).eval()
+    save_model(tmp_path / "run" / "model.safetensors", model, RECIPE, {"images_seen": 5})
+    loaded, info = load_model(tmp_path / "run")
+    z = torch.randn(2, 6)
+    assert torch.equal(loaded(z), model(z)) and info == {"images_seen": 5} and not loaded.training
+    assert isinstance(loaded, Generator)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"_target_": "os.system", "command": "true"}, "not one of this project's"),
+        ({"_target_": "gen.train.os"}, "not a model class"),
+        ({"_target_": "gen.nowhere.Generator"}, "cannot be imported"),
+        ({"_target_": "gen.dcgan.Generator", "widht": 3}, "widht"),
+        ({}, "not one of this project's"),
+    ],
+)
+def test_recipes_name_models_of_ours_only(recipe, message):
+    with pytest.raises(UserError, match=message):
+        build_model(recipe)
+
+
+def test_broken_model_files_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"no model file at .*nothing"):
+        model_file(tmp_path / "nothing")
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"a": torch.zeros(2)}, foreign)
+    with pytest.raises(UserError, match="was not written by this program"):
+        load_model(foreign)
+    good = tmp_path / "good.safetensors"
+    save_model(good, build_model(RECIPE), RECIPE, {})
+    good.write_bytes(good.read_bytes()[:-100])
+    with pytest.raises(UserError, match="damaged"):
+        load_model(good)
+    save_model(good, build_model(RECIPE), RECIPE | {"width": 8}, {})
+    with pytest.raises(UserError, match="do not fit"):
+        load_model(good)
+
+
+# -- run folder, statistics
+
+
+def test_changed_settings_are_named(tmp_path):
+    run = RunFolder(tmp_path / "r")
+    run.check_config({"a": 1}, ())
+    run.write_config({"a": 1, "b": {"c": 2.5}, "images": 10})
+    run.check_config({"a": 1, "b": {"c": 2.5}, "images": 20}, ("images",))
+    with pytest.raises(UserError, match=r"a \(1 -> 2\), b\.c \(2\.5 -> None\)"):
+        run.check_config({"a": 2, "b": {}, "images": 10}, ("images",))
+    run.config.write_text("a: [1")
+    with pytest.raises(UserError, match=r"cannot read .*config\.yaml"):
+        run.check_config({"a": 1}, ())
+
+
+def test_statistics_are_rewound_to_the_checkpoint(tmp_path):
+    run = RunFolder(tmp_path / "r")
+    run.rewind_stats(5)  # no file yet
+    for images in (10, 20, 30):
+        run.append_stats({"images": images})
+    with run.stats.open("a") as handle:
+        handle.write('{"images": 4')  # torn by a kill
+    run.rewind_stats(20)
+    assert [row["images"] for row in run.read_stats()] == [10, 20]
+
+
+@given(cuts=st.lists(st.booleans(), min_size=12, max_size=12))
+@settings(max_examples=20, deadline=None)
+def test_means_do_not_depend_on_when_they_are_folded(cuts):
+    values = torch.randn(12, 2, generator=torch.Generator().manual_seed(0))
+    accelerator = Accelerator(cpu=True)
+    meter = MeanMeter(("a", "b"))
+    for row, cut in zip(values, cuts, strict=True):
+        meter.add({"b": row[1], "a": row[0]})
+        if cut:
+            meter.fold(accelerator)
+            restored = MeanMeter(("a", "b"))
+            restored.load_state_dict(meter.state_dict())
+            meter = restored
+    meter.fold(accelerator)
+    sums = [sum(values[:, column].double().tolist()) for column in (0, 1)]
+    assert meter.means() == {"a": sums[0] / 12, "b": sums[1] / 12}
+    meter.reset()
+    assert meter.means() == {}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_meter_finds_the_step_that_went_wrong(bad):
+    meter = MeanMeter(("loss",))
+    for value in (1.0, 2.0, bad, 3.0):
+        meter.add({"loss": torch.tensor(value)})
+    with pytest.raises(NonFiniteError) as caught:
+        meter.fold(Accelerator(cpu=True))
+    assert (caught.value.step, caught.value.name) == (2, "loss")
+
+
+@given(before=st.integers(0, 500), step=st.integers(1, 99), every=st.integers(1, 60))
+def test_crossed_sees_each_multiple(before, step, every):
+    assert crossed(before, before + step, every) == any(n % every == 0 for n in range(before + 1, before + step + 1))
+    assert not crossed(before, before + step, 0)
+
+
+def test_unknown_precision_is_named(tmp_path):
+    with pytest.raises(UserError, match="use fp32 or bf16"):
+        start_accelerator("fp8", None, tmp_path)
+
+
+# -- files and prepared data
+
+
+def test_atomic_path_leaves_the_old_file_on_failure(tmp_path):
+    path = tmp_path / "new" / "a.json"
+    write_json(path, {"x": 1})
+    with pytest.raises(ZeroDivisionError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert read_json(path) == {"x": 1} and list(path.parent.iterdir()) == [path]
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, math.nan)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        write_json(tmp_path / "file" / "below.json", 1)
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        read_json(tmp_path / "bad.json")
+    assert sha256_of(tmp_path / "file") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def test_prepared_data_is_checked_when_opened(prepared, tmp_path):
+    data = PreparedData.open(prepared)
+    assert len(data) == 24 and data.image_size == 32 and len(data.fingerprint) == 64
+    assert list(data.indices()) == list(range(24))
+    with pytest.raises(UserError, match="no train/valid/test split"):
+        data.indices("train")
+    with pytest.raises(UserError, match="unknown split"):
+        data.indices("trian")
+    with pytest.raises(UserError, match="no prepared data set at"):
+        PreparedData.open(tmp_path)
+    meta = json.loads((prepared / "meta.json").read_text())
+    for change, message in (({"format": 99}, "format"), ({"count": 23}, "prepare the data set again")):
+        copy = tmp_path / "copy"
+        copy.mkdir(exist_ok=True)
+        (copy / "images.npy").write_bytes((prepared / "images.npy").read_bytes())
+        (copy / "meta.json").write_text(json.dumps(meta | change))
+        with pytest.raises(UserError, match=message):
+            PreparedData.open(copy)
+    (copy / "meta.json").write_text(json.dumps(meta))
+    (copy / "images.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(UserError, match=r"cannot read .*images\.npy"):
+        PreparedData.open(copy)
+
+
+# -- commands: exit codes and one line
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "line"),
+    [
+        ("raise UserError('put it right')", 1, "error: put it right"),
+        ("raise Interrupted('saved')", 130, "interrupted: saved"),
+        ("raise KeyboardInterrupt", 130, "interrupted"),
+        ("print('fine')", 0, ""),
+    ],
+)
+def test_exit_codes(body, code, line):
+    program = f"from core.errors import *\n@reports_errors\ndef main():\n    {body}\nmain()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == code and done.stderr.strip() == line

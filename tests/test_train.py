@@ -1,0 +1,301 @@
+"""Training: every shipped model steps, runs resume bit by bit, two ranks follow one, trouble is told."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from core.config import compose, typed
+from core.errors import UserError
+from core.rundir import RunFolder
+from core.state import Checkpoints
+from core.weights import load_model
+from gen import train
+from gen.monitor import PATIENCE, CollapseMonitor, identical_samples
+from gen.train import TrainConfig, run_training
+
+ROOT = Path(__file__).resolve().parent.parent
+MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
+OPTIMISERS = sorted(path.stem for path in (ROOT / "conf" / "optim").glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+SMALL = ["model.image_size=32", "model.width=4", "batch_size=8", "log_every=24", "save_every=0", "grid_every=0"]
+
+
+def overrides(prepared, runs, **settings):
+    return [
+        f"data={prepared}",
+        "name=t",
+        f"runs={runs}",
+        *SMALL,
+        *(f"{key}={value}" for key, value in settings.items()),
+    ]
+
+
+def run(prepared, runs, **settings) -> RunFolder:
+    return run_training(typed(compose("gen", overrides(prepared, runs, **settings)), TrainConfig))
+
+
+def outcome(folder: RunFolder):
+    """All that a finished run keeps, timing aside."""
+    rows = [{key: value for key, value in row.items() if key != "images_per_s"} for row in folder.read_stats()]
+    return Checkpoints(folder.state).load_newest(), rows
+
+
+def assert_equal(a, b):
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_equal(x, y)
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_shipped_model_steps_and_samples(prepared, tmp_path, model, precision):
+    folder = run(prepared, tmp_path, model=model, mixed_precision=precision, images=24)
+    assert [row["images"] for row in folder.read_stats()] == [24]
+    generator, info = load_model(folder.path)
+    assert info["images_seen"] == 24 and info["data"]["count"] == 24
+    assert generator(torch.zeros(1, generator.latent_dim)).shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    "group", [*(f"optim={name}" for name in OPTIMISERS), *(f"+experiment={e}" for e in EXPERIMENTS)]
+)
+def test_every_shipped_choice_steps(prepared, tmp_path, group):
+    config = typed(compose("gen", [group, *overrides(prepared, tmp_path, images=8)]), TrainConfig)
+    assert run_training(config).path.joinpath("model.safetensors").exists()
+
+
+@pytest.fixture(scope="module")
+def straight(prepared, tmp_path_factory):
+    """A run of 88 images without interruption."""
+    return outcome(run(prepared, tmp_path_factory.mktemp("straight"), images=88, grid_every=16))
+
+
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(stops=st.lists(st.integers(1, 80), min_size=1, max_size=2).map(sorted))
+def test_interrupted_runs_end_bit_identical(prepared, straight, tmp_path_factory, stops):
+    runs = tmp_path_factory.mktemp("stopped")
+    for images in [*stops, 88]:
+        folder = run(prepared, runs, images=images, grid_every=16)
+    assert_equal(outcome(folder), straight)
+    state = straight[0]
+    assert {"ema", "g_optimizer", "d_optimizer"} <= state.keys()
+    assert state["g_optimizer"]["state"][0]["exp_avg"].abs().sum() > 0
+    assert len(list(folder.samples.iterdir())) == 5
+
+
+def test_a_killed_run_continues_from_its_checkpoint(prepared, straight, tmp_path):
+    """After kill -9 the statistics are ahead of the checkpoint and a torn temporary file may lie about."""
+    folder = run(prepared, tmp_path, images=40, grid_every=16)
+    for path in folder.state.glob("*.pt"):
+        path.rename(folder.state / "late")
+    run(prepared, tmp_path / "other", images=32, grid_every=16)
+    (tmp_path / "other" / "t" / "state" / "000000000032.pt").rename(folder.state / "000000000032.pt")
+    (folder.state / ".000000000048.pt.1234.part").write_bytes(b"torn")
+    with folder.stats.open("a") as handle:
+        handle.write('{"images": 4')
+    assert_equal(outcome(run(prepared, tmp_path, images=88, grid_every=16)), straight)
+    assert not list(folder.state.glob(".*"))
+
+
+@pytest.mark.slow
+def test_interrupt_and_kill_of_the_real_command(prepared, tmp_path):
+    command = [sys.executable, "-m", "gen.train", *overrides(prepared, tmp_path, images=10**7, save_every=64)]
+    for sent, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        before = Checkpoints(tmp_path / "t" / "state").files()
+        while Checkpoints(tmp_path / "t" / "state").files() == before:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        process.send_signal(sent)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    state = Checkpoints(tmp_path / "t" / "state").load_newest()
+    seen = state["images_seen"]
+    folder = run(prepared, tmp_path, images=seen + 8, save_every=64)
+    expected = outcome(run(prepared, tmp_path / "straight", images=seen + 8, save_every=64))
+    assert_equal(outcome(folder), expected)
+
+
+def launch(ranks, prepared, runs, **settings):
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    several = ["--multi_gpu", "--num_processes", str(ranks)] if ranks > 1 else []
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *several, "-m", "gen.train"]
+    return subprocess.run(
+        [*launcher, *overrides(prepared, runs, **settings)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+def test_two_ranks_follow_one(prepared, tmp_path):
+    """Without batch norm two half batches give the gradient of the whole one."""
+    done = launch(2, prepared, tmp_path / "two", images=48, grid_every=24, **{"model.norm": "none"})
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("2 x cpu") == 1 and done.stdout.count("trained:") == 1
+    two, two_rows = outcome(RunFolder(tmp_path / "two" / "t"))
+    folder = run(prepared, tmp_path / "one", images=48, grid_every=24, **{"model.norm": "none"})
+    one, one_rows = outcome(folder)
+    assert [row["images"] for row in two_rows] == [row["images"] for row in one_rows] == [24, 48]
+    for a, b in zip(one_rows, two_rows, strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
+    for part in ("generator", "discriminator", "ema"):
+        for name, value in one[part].items():
+            # Adam divides tiny gradients by their own size, which lets rounding through at the scale of its step
+            assert torch.allclose(value, two[part][name], atol=2e-5), (part, name)
+    grids = [Image.open(folder.samples / "000000000048.png"), Image.open(tmp_path / "two/t/samples/000000000048.png")]
+    assert np.abs(np.subtract(*[np.asarray(grid).astype(int) for grid in grids])).max() <= 1
+
+
+@pytest.mark.slow
+def test_an_error_on_two_ranks_is_told_once(prepared, tmp_path):
+    done = launch(2, prepared, tmp_path, images=48, batch_size=9)
+    assert done.returncode == 1
+    assert done.stderr.count("error: batch_size=9") == 1
+
+
+def test_diverged_training_stops_with_step_checkpoint_and_advice(prepared, tmp_path):
+    run(prepared, tmp_path, images=16)
+    state = Checkpoints(tmp_path / "t" / "state").load_newest()
+    state["generator"]["layers.0.0.weight"][:] = float("nan")
+    Checkpoints(tmp_path / "t" / "state").save(16, state)
+    with pytest.raises(UserError, match=r"g_loss is nan|d_loss is nan") as caught:
+        run(prepared, tmp_path, images=80)
+    message = str(caught.value)
+    assert "24 images" in message and "000000000016.pt" in message and "optim.lr" in message
+    assert [path.name for path in Checkpoints(tmp_path / "t" / "state").files()] == ["000000000016.pt"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"images": 0}, "images=0"),
+        ({"seed": -1}, "seed=-1"),
+        ({"batch_size": 1}, "batch_size=1"),
+        ({"model.image_size": 64}, "prepare with --size 64"),
+        ({"model.norm": "bach"}, "norm='bach'"),
+        ({"split": "valid"}, "no train/valid/test split"),
+        ({"mixed_precision": "half"}, "use fp32 or bf16"),
+        ({"tracker": "nothing"}, "tracker"),
+        ({"data": "nowhere"}, "no prepared data set at nowhere"),
+    ],
+)
+def test_bad_settings_leave_nothing_behind(prepared, tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        run(prepared, tmp_path, **({"images": 8} | settings))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_changed_setting_is_refused_and_more_images_are_not(prepared, tmp_path):
+    run(prepared, tmp_path, images=16)
+    with pytest.raises(UserError, match=r"seed \(0 -> 1\)"):
+        run(prepared, tmp_path, images=16, seed=1)
+    assert run(prepared, tmp_path, images=24).config.read_text().count("images: 24") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["nam=x"], "error: unknown key 'nam': did you mean 'name'?"),
+        (["data=x"], "error: missing name: give name=... (see --help)"),
+        (
+            ["data=x", "name=y", "images=many"],
+            "error: images: Value 'many' of type 'str' could not be converted to Integer",
+        ),
+        (["data=x", "name=y", "first"], "error: cannot read 'first': settings are written key=value (see --help)"),
+    ],
+)
+def test_mistyped_words_get_one_line(monkeypatch, capsys, words, line):
+    monkeypatch.setattr(sys, "argv", ["gen.train", *words])
+    with pytest.raises(SystemExit) as stop:
+        train.main()
+    assert stop.value.code == 1 and capsys.readouterr().err.strip() == line
+
+
+def test_help_shows_examples(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gen.train", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        train.main()
+    assert stop.value.code in (0, None)
+    text = capsys.readouterr().out
+    assert "accelerate launch -m gen.train data=data/celeba" in text and "batch_size" in text
+
+
+def test_the_command_trains(prepared, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gen.train", *overrides(prepared, tmp_path, images=8)])
+    train.main()
+    assert f"trained: {tmp_path / 't' / 'model.safetensors'}" in capsys.readouterr().out
+
+
+def test_tensorboard_curves(prepared, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = run(prepared, tmp_path, images=48, tracker="tensorboard")
+    (events,) = {path.parent for path in folder.path.rglob("events.out*")}
+    reader = EventAccumulator(str(events)).Reload()
+    rows = folder.read_stats()
+    assert [event.step for event in reader.Scalars("d_loss")] == [24, 48]
+    assert [event.value for event in reader.Scalars("d_loss")] == pytest.approx([row["d_loss"] for row in rows])
+
+
+# -- collapse
+
+
+def watch(accuracy, loss, count, monitor=None):
+    monitor = monitor or CollapseMonitor()
+    return [monitor.check(step * 2_000, {"d_accuracy": accuracy, "d_loss": loss}) for step in range(count)], monitor
+
+
+def test_lasting_signs_are_reported_once():
+    warnings, monitor = watch(1.0, 0.01, 30)
+    due = PATIENCE // 2_000
+    assert [len(found) for found in warnings] == [0] * due + [1] + [0] * (29 - due)
+    assert "D is right" in warnings[due][0]
+    healthy, _ = watch(0.8, 1.0, 1, monitor)
+    again, _ = watch(1.0, 0.01, due + 1, monitor)
+    assert not healthy[0] and len(again[-1]) == 1
+
+
+def test_chance_and_health_are_told_apart():
+    warnings, _ = watch(0.5, 1.386, 30)
+    assert sum(map(len, warnings)) == 1 and "guessing" in str(warnings)
+    assert not any(watch(0.75, 1.0, 30)[0]) and not any(watch(0.5, 2.5, 30)[0])
+
+
+def test_identical_samples_are_noticed(prepared):
+    faces = np.load(prepared / "images.npy")
+    assert identical_samples(faces) is None
+    jitter = np.random.default_rng(0).integers(0, 3, faces.shape)
+    assert "collapsed" in identical_samples((faces[:1] // 2 + jitter).astype(np.uint8))
+
+
+def test_statistics_are_valid_json_lines(prepared, tmp_path):
+    folder = run(prepared, tmp_path, images=24)
+    row = json.loads(folder.stats.read_text())
+    assert 0 <= row["d_real"] <= 1 and 0 <= row["d_fake"] <= 1 and 0 <= row["d_accuracy"] <= 1
+    assert row["images_per_s"] > 0
