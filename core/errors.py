@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -45,13 +46,13 @@ def reports_errors(command: Callable[..., Any]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            _tell(f"error: {error}")
             sys.exit(EXIT_USER_ERROR)
         except Interrupted as stop:
-            print(f"interrupted: {stop}", file=sys.stderr)
+            _tell(f"interrupted: {stop}")
             sys.exit(EXIT_INTERRUPTED)
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            _tell("interrupted")
             sys.exit(EXIT_INTERRUPTED)
         except BrokenPipeError:
             # The reader of our output (`| head`) went away: not an error of ours, and nothing left to say.
@@ -59,3 +60,9 @@ def reports_errors(command: Callable[..., Any]) -> Callable[..., None]:
             sys.exit(EXIT_USER_ERROR)
 
     return wrapped
+
+
+def _tell(line: str) -> None:
+    """Print on standard error, once however many processes meet the same error."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)

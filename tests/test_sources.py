@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from image_files import below, course, faces, jpeg, write_folder, write_zip
+from PIL import Image
+
+import core.sources
+from core.errors import UserError
+from core.files import sha256_of
+from core.prepare import prepare
+from core.sources import decode, drawn_source, open_source, resize_crop
+
+# --- geometry ---------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(20, 260), st.integers(20, 260), st.sampled_from((32, 64, 128)), st.integers(0, 9))
+def test_geometry_is_torchvisions(width: int, height: int, size: int, seed: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    picture = Image.fromarray(pixels)
+    assert np.array_equal(np.asarray(resize_crop(picture, size)), course(picture, size))
+
+
+def test_mask_geometry_follows_the_picture() -> None:
+    rows = np.arange(218, dtype=np.uint8)[:, None].repeat(178, 1)
+    mask = np.asarray(resize_crop(Image.fromarray(rows), 64, Image.Resampling.NEAREST)).astype(float)
+    picture = np.asarray(resize_crop(Image.fromarray(rows), 64)).astype(float)
+    assert np.abs(mask - picture).max() <= 2  # less than one row of 218 / 78 pixels
+    assert set(np.unique(mask)) <= set(range(218))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "RGB"])
+def test_modes_become_rgb(tmp_path: Path, mode: str) -> None:
+    name = "x.tif" if mode in ("CMYK", "I;16") else "x.png"
+    grey = np.random.default_rng(0).integers(0, 256, (70, 90), np.uint8)
+    Image.fromarray(grey).convert("L" if mode == "I;16" else mode).convert(mode).save(tmp_path / name)
+    with Image.open(tmp_path / name) as picture:
+        assert picture.mode == mode
+        expected = course(picture)
+    data = prepare(open_source(tmp_path), tmp_path / "out", quiet=True).data
+    assert np.array_equal(data.images[0], expected)
+
+
+def test_exif_rotation_is_not_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    Image.new("RGB", (90, 70)).save(stream, "JPEG", exif=exif)
+    assert decode(stream).size == (90, 70)
+
+
+# --- sources ----------------------------------------------------------------------------------------------------------
+
+FACES = faces(40)
+CSV = "image_id,partition\n" + "".join(f"{name},{index % 3}\n" for index, name in enumerate(FACES))
+TXT = "".join(f"{name} {index % 3}\n" for index, name in enumerate(FACES))
+
+
+def celeba(layout: str, at: Path) -> Path:
+    """Write the same 40 faces as one of the forms in which people hold CelebA."""
+    inner = below("img_align_celeba", FACES)
+    if layout == "kaggle zip":
+        extra = {"list_attr_celeba.csv": "image_id,Smiling\n", "list_eval_partition.csv": CSV}
+        return write_zip(at / "archive.zip", below("img_align_celeba", inner) | extra)
+    if layout == "original zip":
+        write_folder(at, {"list_eval_partition.txt": TXT})
+        return write_zip(at / "img_align_celeba.zip", inner)
+    if layout == "drive folders":
+        write_folder(at, {"Eval/list_eval_partition.txt": TXT})
+        return write_zip(at / "Img" / "img_align_celeba.zip", inner)
+    if layout == "unpacked kaggle":
+        return write_folder(at, below("img_align_celeba", inner) | {"list_eval_partition.csv": CSV})
+    if layout == "innermost kaggle folder":
+        return celeba("unpacked kaggle", at) / "img_align_celeba" / "img_align_celeba"
+    write_folder(at / "celeba", inner | {"list_eval_partition.txt": TXT})
+    return at / "celeba" / ("" if layout == "torchvision folder" else "img_align_celeba")
+
+
+LAYOUTS = ("kaggle zip", "original zip", "drive folders", "unpacked kaggle", "innermost kaggle folder")
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, "torchvision folder", "image folder"])
+def test_every_celeba_layout_gives_the_same_data(tmp_path: Path, layout: str) -> None:
+    result = prepare(open_source(celeba(layout, tmp_path / "in")), tmp_path / "out", quiet=True)
+    data = result.data
+    expected = np.stack([course(Image.open(io.BytesIO(stored))) for stored in FACES.values()])
+    assert np.array_equal(data.images, expected)
+    assert data.split is not None and data.split.tolist() == [index % 3 for index in range(40)]
+    assert (tmp_path / "out" / "names.txt").read_text().splitlines() == list(FACES)
+    assert data.meta["transform"] == "Resize(64, bilinear, antialias) CenterCrop(64)"
+    assert data.meta["count"] == 40 and data.meta["image_size"] == 64 and data.meta["skipped"] == []
+    assert set(data.meta["sha256"]) == {"images.npy", "split.npy", "names.txt"}
+    assert all(sha256_of(tmp_path / "out" / name) == value for name, value in data.meta["sha256"].items())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_any_images_sorted_hidden_ones_left_out(tmp_path: Path) -> None:
+    files = {"b/2.JPG": jpeg(2), "b/10.jpeg": jpeg(3), "a.jpg": jpeg(1), "c\n.jpg": jpeg(4), "notes.txt": "no"}
+    files |= {"__MACOSX/._a.jpg": b"?", ".cache/x.jpg": b"?", ".a.jpg": b"?"}
+    (tmp_path / "list_eval_partition.txt").write_text("000001.jpg 0\n")  # not for pictures without CelebA's numbers
+    zipped = prepare(open_source(write_zip(tmp_path / "any.zip", files)), tmp_path / "z", size=32, quiet=True).data
+    folder = prepare(open_source(write_folder(tmp_path / "any", files)), tmp_path / "f", size=32, quiet=True).data
+    assert (tmp_path / "z" / "names.txt").read_text().splitlines() == ["a.jpg", "b/10.jpeg", "b/2.JPG", "c\\n.jpg"]
+    assert zipped.fingerprint == folder.fingerprint and zipped.split is None
+    assert np.array_equal(zipped.images[2], course(Image.open(io.BytesIO(jpeg(2))), 32))
+
+
+def test_drawn(tmp_path: Path) -> None:
+    from core.drawn import CLASSES, draw_face
+
+    data = prepare(drawn_source(10, 3), tmp_path / "out", workers=2, quiet=True).data
+    picture, mask = draw_face(3, 9)
+    assert np.array_equal(data.images[9], course(picture))
+    assert data.masks is not None
+    assert np.array_equal(data.masks[9], np.asarray(resize_crop(mask, 64, Image.Resampling.NEAREST)))
+    assert data.split is not None and data.split.tolist() == [0] * 8 + [1, 2]
+    assert data.meta["classes"] == list(CLASSES) and len(data.meta["palette"]) == len(CLASSES)
+    assert data.masks.max() < len(CLASSES)
+
+
+def test_partition_without_some_images_is_refused(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", below("img_align_celeba", FACES) | {"list_eval_partition.txt": TXT[:-14]})
+    with pytest.raises(UserError, match=r"no line for 1 of the 40 images \(000040.jpg\)"):
+        open_source(path)
+
+
+def test_partition_with_an_odd_line_is_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "x", FACES | {"list_eval_partition.txt": TXT + "000041.jpg 7\n"})
+    with pytest.raises(UserError, match="line 41"):
+        open_source(folder)
+
+
+class _Downloader:
+    """Stands in for torchvision's CelebA."""
+
+    error: Exception | None = None
+
+    def __init__(self, root: str, split: str, download: bool) -> None:
+        if self.error:
+            raise self.error
+        celeba("torchvision folder", Path(root))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("The daily quota of the file\nis exceeded"), None])
+def test_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> None:
+    monkeypatch.setattr("torchvision.datasets.CelebA", _Downloader)
+    monkeypatch.setattr(_Downloader, "error", error)
+    if error:
+        with pytest.raises(UserError, match=r"quota of the file is exceeded.*kaggle.*mmlab"):
+            core.sources.download_celeba(tmp_path)
+        return
+    with pytest.raises(UserError, match="40 images instead of 202,599"):
+        core.sources.download_celeba(tmp_path)
+    monkeypatch.setattr(core.sources, "CELEBA_COUNT", 40)
+    assert len(core.sources.download_celeba(tmp_path).names) == 40
+
+
+def test_download_without_gdown_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchvision.datasets.CelebA", _Downloader)
+    monkeypatch.setattr(_Downloader, "error", ModuleNotFoundError("No module named 'gdown'"))
+    with pytest.raises(UserError, match="pip install gdown"):
+        core.sources.download_celeba(tmp_path)
+
+
+def test_real_faces_match_torchvision(tmp_path: Path, real_data: Path) -> None:
+    source = open_source(real_data / "faces" / "celeba10k.zip")
+    data = prepare(source, tmp_path / "out", limit=300, quiet=True).data
+    assert (len(source.names), source.names[-1], len(data)) == (10_000, "010000.jpg", 300)
+    for index in range(0, 300, 7):
+        assert np.array_equal(data.images[index], course(source.load(index)[0]))
