@@ -78,7 +78,7 @@ def test_every_shipped_model_steps_and_samples(prepared, tmp_path, model, precis
 
 
 @pytest.mark.parametrize(
-    "group", [*(f"optim={name}" for name in OPTIMISERS), *(f"+experiment={e}" for e in EXPERIMENTS)]
+    "group", [*(f"optim={name}" for name in OPTIMISERS), *(f"experiment={e}" for e in EXPERIMENTS)]
 )
 def test_every_shipped_choice_steps(prepared, tmp_path, group):
     config = typed(compose("gen", [group, *overrides(prepared, tmp_path, images=8)]), TrainConfig)
