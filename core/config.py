@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import hydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from core.errors import UserError, reports_errors
@@ -56,7 +56,7 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
         try:
             return hydra.compose(config_name, overrides)
         except (HydraException, OmegaConfBaseException) as error:
-            known = _leaf_keys(hydra.compose(config_name))
+            known = _keys(hydra.compose(config_name))
             raise UserError(_explain(error, overrides, known)) from error
 
 
@@ -79,14 +79,14 @@ def typed(config: DictConfig, schema: type[Schema]) -> Schema:
     return result
 
 
-def _leaf_keys(config: DictConfig | ListConfig) -> list[str]:
-    """Dotted names of all keys of a configuration, sections included."""
+def _keys(config: DictConfig) -> list[str]:
+    """Dotted names of all keys of a configuration, sections included; nothing is resolved."""
     names = []
-    for key in config if isinstance(config, DictConfig) else ():
-        names.append(str(key))
+    for key in map(str, config):
+        names.append(key)
         value = config._get_node(key)
         if isinstance(value, DictConfig):
-            names += [f"{key}.{name}" for name in _leaf_keys(value)]
+            names += [f"{key}.{name}" for name in _keys(value)]
     return names
 
 

@@ -66,6 +66,18 @@ def start_accelerator(mixed_precision: str, tracker: str | None, run_folder: Pat
         raise UserError(f"cannot start with mixed_precision={mixed_precision}, tracker={tracker}: {error}") from error
 
 
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Plain float32 arithmetic while active, TF32 and autocast off, whatever the surrounding program set."""
+    matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
+
+
 class StopRequest:
     """True once SIGINT or SIGTERM has come; a second one ends the process at once."""
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from core.console import progress_bar
 from core.errors import CommandParser, UserError, reports_errors
 from core.images import make_grid, png_bytes, to_uint8, write_png
-from core.runtime import share_cores
+from core.runtime import full_precision, share_cores
 from core.weights import load_model
 from gen.latents import sample_latents
 
@@ -52,7 +52,7 @@ def render(model: nn.Module, z: Tensor) -> np.ndarray:
     """Latents (N, latent_dim) -> uint8 pixels (N, H, W, 3), from a model in eval mode."""
     device = next(model.parameters()).device
     # Full float32, also on GPUs that would round to TF32: a seed gives the same picture on every machine.
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with full_precision(device):
         return to_uint8(model(z.to(device))).cpu().numpy()
 
 

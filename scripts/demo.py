@@ -36,8 +36,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line (default: sys.argv)."""
     parser = CommandParser(prog="python -m scripts.demo", description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything (default demo)")
-    parser.add_argument("--faces", type=int, default=3000, help="faces to draw (default 3000)")
-    parser.add_argument("--images", type=int, default=24_000, help="images to train for (default 24000)")
+    parser.add_argument("--faces", type=int, default=2000, help="faces to draw (default 2000)")
+    parser.add_argument("--images", type=int, default=20_000, help="images to train for (default 20000)")
     parser.add_argument("--features", choices=("auto", "inception", "random"), default="auto", help="for the score")
     options = parser.parse_args(arguments)
     if options.faces < 1000:
@@ -65,7 +65,7 @@ def step(title: str, module: str, *words: object) -> float:
 def choose_features(wanted: str) -> list[str]:
     """Settings of eval.fid: Inception when its weights can be had, else the stated substitute, saying why."""
     if wanted == "random":
-        return ["features=random"]
+        return ["features=random", "floor=true"]
     socket.setdefaulttimeout(10)  # behind some firewalls a connection is neither made nor refused
     try:
         weights = find_weights(None)
@@ -73,7 +73,7 @@ def choose_features(wanted: str) -> list[str]:
         if wanted == "inception":
             raise
         say(f"reporting fd_random instead of FID: {error}", style="yellow")
-        return ["features=random"]
+        return ["features=random", "floor=true"]
     # Against 1,000 of the faces: the network is the slowest part of the demo on a CPU.
     return [f"fid.weights={weights}", "reference_count=1000"]
 

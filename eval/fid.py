@@ -1,0 +1,273 @@
+"""Score a folder of PNGs, a packed archive or a trained model: `python -m eval.fid source=... data=...`.
+
+The network and its input are those of pytorch-fid, the distance is ours in float64. The name FID is kept for the
+2048-dimensional Inception features; every other choice is reported under a name of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from core.config import config_command
+from core.console import say, warn
+from core.errors import UserError
+from core.files import write_json
+from core.runtime import share_cores
+from eval.features import (
+    PUBLISHED_SHA256_PREFIX,
+    Features,
+    InceptionFeatures,
+    RandomFeatures,
+    feature_batches,
+    find_weights,
+    require_dims,
+)
+from eval.frechet import Statistics, frechet_distance
+from eval.reference import Floor, Reference, floor_refusal, open_reference, real_floor, reference_sums
+from eval.sources import Source, is_run, open_source
+
+DISTANCE = "squared Frechet distance of Gaussians, float64, trace of the root by symmetric eigenvalues"
+BIAS = (
+    "Few images bias the score upward: at 1,000, a perfect sampler has FID of about 13-15 against all of CelebA and "
+    "18-21 against 1,000 reals. Compare equal numbers only."
+)
+OTHER_SCALE = (
+    "{} is on another scale than FID, and few images bias it upward: compare it with {} at equal numbers only."
+)
+
+
+@dataclass
+class FidSection:
+    """The Inception network: weights file (None: hub cache, else download) and block by its dimensions."""
+
+    weights: str | None = None
+    dims: int = 2048
+
+
+@dataclass
+class FidConfig:
+    """Settings of `eval.fid`; conf/fid.yaml says what each means."""
+
+    source: str
+    data: str
+    features: str = "inception"
+    fid: FidSection = field(default_factory=FidSection)
+    n: int = 1000
+    sets: int = 3
+    seed: int = 0
+    split: str = "all"
+    reference_count: int | None = None
+    reference_seed: int = 0
+    floor: bool = False
+    floor_sets: int = 3
+    out: str | None = None
+    batch_size: int = 16
+    device: str = "auto"
+
+
+def score(config: FidConfig) -> dict[str, Any]:
+    """Compute the score as configured and return the result, without writing it.
+
+    Returns:
+        JSON-ready: metric, values (one per sample set), mean, sd (None for one set), floor, excess, and everything
+        needed to reproduce them.
+
+    Raises:
+        UserError: source, reference, weights or settings are not usable.
+    """
+    _check(config)
+    source = open_source(Path(config.source), config.n, config.sets, config.seed)
+    reference = open_reference(Path(config.data), config.split, config.reference_count, config.reference_seed)
+    features = make_features(config.features, config.fid, config.device)
+    # The reference first: it takes longest, and is kept should anything fail afterwards.
+    sums = reference_sums(reference, features, config.batch_size)
+    floor, refusal = None, None
+    if config.floor:
+        refusal = floor_refusal(reference, source.count)
+        if refusal is None:
+            floor = real_floor(
+                reference, sums, features, source.count, config.floor_sets, config.seed, config.batch_size
+            )
+    real = sums.statistics()
+    values = []
+    for index in range(source.sets):
+        images = source.open_set(index)
+        label = f"set {index + 1}/{source.sets}"
+        drawn = np.concatenate(list(feature_batches(features, images, config.batch_size, label)))
+        values.append(frechet_distance(Statistics.of(drawn), real))
+    warnings = source.warnings + _doubts(images.size, reference, features) + ([refusal] if refusal else [])
+    return _result(config, source, reference, features, values, floor, warnings)
+
+
+def make_features(name: str, inception: FidSection, device: str) -> Features:
+    """The extractor of this name, `inception` or `random`, on `device` (`auto`: a GPU if there is one).
+
+    Raises:
+        UserError: unknown name, device or dims; weights that cannot be had.
+    """
+    place = _device(device)
+    if name == "random":
+        return RandomFeatures(place)
+    if name != "inception":
+        raise UserError(f"features={name}: use inception, or random for the fd_random substitute")
+    return InceptionFeatures(inception.dims, find_weights(inception.weights), place)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={name} is not usable here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _check(config: FidConfig) -> None:
+    """Refuse numbers that make no sense before any work."""
+    for key, least in (("n", 2), ("sets", 1), ("floor_sets", 1), ("batch_size", 1), ("seed", 0), ("reference_seed", 0)):
+        if getattr(config, key) < least:
+            raise UserError(f"{key}={getattr(config, key)}: must be at least {least}")
+    if config.features == "inception":
+        require_dims(config.fid.dims)
+
+
+def _doubts(size: tuple[int, int], reference: Reference, features: Features) -> list[str]:
+    """What else to warn of once both sides are known."""
+    doubts = []
+    if size != reference.images.size:
+        (height, width), (real_height, real_width) = size, reference.images.size
+        doubts.append(f"scored images are {width}x{height}, the reference is {real_width}x{real_height}")
+    if features.name == "inception" and not features.weights_sha256.startswith(PUBLISHED_SHA256_PREFIX):
+        doubts.append("the Inception weights are not pytorch-fid's published file (another sha256)")
+    return doubts
+
+
+def _result(
+    config: FidConfig,
+    source: Source,
+    reference: Reference,
+    features: Features,
+    values: list[float],
+    floor: Floor | None,
+    warnings: list[str],
+) -> dict[str, Any]:
+    """Everything needed to read the score and to reproduce it."""
+    mean = float(np.mean(values))
+    weights = {"path": str(features.weights)} if isinstance(features, InceptionFeatures) else {}
+    return {
+        "metric": features.metric,
+        "mean": mean,
+        "sd": _sd(values),
+        "values": values,
+        "floor": None if floor is None else _floor_facts(floor, config),
+        "excess": None if floor is None else mean - float(np.mean(floor.values)),
+        "source": source.facts,
+        "reference": reference.facts,
+        "features": {"name": features.name, "dims": features.dims, "transform": features.transform},
+        "weights": weights | {"sha256": features.weights_sha256},
+        "distance": DISTANCE,
+        "device": str(features.device),
+        "versions": _versions(),
+        "warnings": warnings,
+    }
+
+
+def _floor_facts(floor: Floor, config: FidConfig) -> dict[str, Any]:
+    return {
+        "mean": float(np.mean(floor.values)),
+        "sd": _sd(floor.values),
+        "values": floor.values,
+        "count": floor.count,
+        "against": floor.against,
+        "seed": config.seed,
+    }
+
+
+def _sd(values: list[float]) -> float | None:
+    """Standard deviation of independent values (n - 1); None for a single one."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def _versions() -> dict[str, str]:
+    packages = ("facet-faces", "torch", "torchvision", "pytorch-fid", "numpy", "pillow")
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
+
+
+def result_path(config: FidConfig) -> Path:
+    """Where a result belongs: `out`, else next to what is scored, under a name that says the metric.
+
+    Only a run takes it inside: a folder of images may be packed or scored by others as it is.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
+    metric = "fd_random" if config.features == "random" else f"fid-{config.fid.dims}"
+    source = Path(config.source)
+    if config.out is not None:
+        path = Path(config.out)
+    elif is_run(source):
+        path = source / f"{metric}.json"
+    else:
+        path = Path(f"{source.absolute()}.{metric}.json")
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"the result cannot be written to {path}: give out=PATH.json")
+    return path
+
+
+def report(result: dict[str, Any]) -> str:
+    """The score for a reader: a few lines of text."""
+    source, reference, floor = result["source"], result["reference"], result["floor"]
+    sets = f"{source['sets']} sets of {source['count']:,}" if source["sets"] > 1 else f"{source['count']:,} images"
+    part = "" if reference["split"] == "all" else f", split {reference['split']}"
+    chosen = "" if reference["subset_seed"] is None else f", chosen with seed {reference['subset_seed']}"
+    rows = [
+        (result["metric"], _with_sd(result["mean"], result["sd"])),
+        ("scored", f"{source['path']}, {sets}"),
+        ("reference", f"{reference['path']}, {reference['count']:,} images{part}{chosen}"),
+    ]
+    if floor is not None:
+        spread = f"{floor['count']:,} reals against {floor['against']:,} others"
+        rows.append(("floor", f"{_with_sd(floor['mean'], floor['sd'])}   {spread}"))
+        rows.append(("excess", _number(result["excess"])))
+    lines = [f"{name:<10} {text}" for name, text in rows]
+    metric = result["metric"]
+    return "\n".join([*lines, BIAS if metric == "FID" else OTHER_SCALE.format(metric, metric)])
+
+
+def _with_sd(mean: float, sd: float | None) -> str:
+    return _number(mean) if sd is None else f"{_number(mean)} ± {_number(sd)} (sd)"
+
+
+def _number(value: float) -> str:
+    """Three digits that matter: shallow features and fd_random have values far below 1."""
+    return f"{value:.3f}" if abs(value) >= 1 else f"{value:.3g}"
+
+
+@config_command("fid", FidConfig)
+def main(config: FidConfig) -> None:
+    """Score, print, and write the result as JSON."""
+    _check(config)
+    path = result_path(config)
+    share_cores()
+    result = score(config)
+    for warning in result["warnings"]:
+        warn(warning)
+    # Printed before it is written: a full disk then costs the file, not the number.
+    print(report(result))
+    write_json(path, result)
+    say(f"result in {path}")
+
+
+if __name__ == "__main__":
+    main()

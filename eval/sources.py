@@ -1,0 +1,237 @@
+"""Images to score or to compare with: folders, arrays, archives and what a trained model draws."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from core.errors import UserError
+from core.files import sha256_of
+from core.submission import read_archive
+from core.weights import model_file
+
+# What pytorch-fid reads from a folder (its IMAGE_EXTENSIONS); lower case only and no subfolders, as there.
+EXTENSIONS = frozenset({"bmp", "jpg", "jpeg", "pgm", "png", "ppm", "tif", "tiff", "webp"})
+LOSSY = frozenset({"jpg", "jpeg", "webp"})
+ARCHIVES = (".tar.gz", ".tgz")
+COURSE_COUNT = 1000
+
+
+class ImageSet(Protocol):
+    """Images of one size in a fixed order, decoded when asked for."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        ...
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """uint8 (stop - start, H, W, 3), RGB."""
+        ...
+
+    def take(self, positions: np.ndarray) -> ImageSet:
+        """The images at these positions, in this order."""
+        ...
+
+
+class ArrayImages:
+    """Images from one uint8 array (N, H, W, 3), which may be memory-mapped; `positions` chooses and orders them."""
+
+    def __init__(self, array: np.ndarray, positions: np.ndarray | None = None) -> None:
+        self.array = array
+        self.positions = np.arange(len(array)) if positions is None else positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return int(self.array.shape[1]), int(self.array.shape[2])
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """uint8 (stop - start, H, W, 3), RGB."""
+        return np.asarray(self.array[self.positions[start:stop]])
+
+    def take(self, positions: np.ndarray) -> ArrayImages:
+        """The images at these positions, in this order."""
+        return ArrayImages(self.array, self.positions[positions])
+
+
+class FileImages:
+    """Image files of one size, decoded to RGB by Pillow as pytorch-fid does.
+
+    Raises:
+        UserError: (also from `read`) a file cannot be decoded or has another size than the first; names it.
+    """
+
+    def __init__(self, files: list[Path]) -> None:
+        self.files = files
+        self._size = _decode(files[0]).shape[:2]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return int(self._size[0]), int(self._size[1])
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """uint8 (stop - start, H, W, 3), RGB."""
+        pictures = [_decode(file) for file in self.files[start:stop]]
+        for file, picture in zip(self.files[start:stop], pictures, strict=True):
+            _check_size(str(file), picture, self.size, str(self.files[0]))
+        return np.stack(pictures)
+
+    def take(self, positions: np.ndarray) -> FileImages:
+        """The images at these positions, in this order."""
+        return FileImages([self.files[position] for position in positions])
+
+    def sha256(self) -> str:
+        """SHA-256 over names and contents of all files, in order."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(file.name.encode("utf-8", "surrogateescape") + b"\0" + bytes.fromhex(sha256_of(file)))
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is scored.
+
+    Attributes:
+        count: images in a sample set.
+        sets: number of independent sample sets; a folder or an archive is one.
+        open_set: gives set `k`; a model draws it then, so that only one set is in memory.
+        facts: what a result says about it (path, hash, counts, seeds).
+        warnings: what makes the score doubtful, one line each.
+    """
+
+    count: int
+    sets: int
+    open_set: Callable[[int], ImageSet]
+    facts: dict[str, Any]
+    warnings: list[str]
+
+
+def open_source(path: Path, count: int, sets: int, seed: int) -> Source:
+    """Open a folder of images, a packed archive, or a run folder or model file to draw samples from.
+
+    `count`, `sets` and `seed` are for models: image `i` of set `k` is drawn with the seed `seed + k * count + i`.
+
+    Raises:
+        UserError: nothing there, or nothing that can be scored.
+    """
+    if not path.exists():
+        raise UserError(f"source={path}: there is no such file or folder")
+    if path.is_dir():
+        return _open_model(path, count, sets, seed) if is_run(path) else _open_folder(path)
+    if path.name.endswith(ARCHIVES):
+        return _open_archive(path)
+    if path.suffix == ".safetensors":
+        return _open_model(path, count, sets, seed)
+    raise UserError(f"source={path}: give a folder of PNGs, a run folder, a .safetensors model or a .tar.gz archive")
+
+
+def is_run(path: Path) -> bool:
+    """Whether this is the folder of a training run rather than one of images."""
+    return (path / "model.safetensors").is_file() or (path / "config.yaml").is_file()
+
+
+def list_images(folder: Path) -> FileImages:
+    """The images of a flat folder by name, as pytorch-fid would take them.
+
+    Raises:
+        UserError: fewer than two, or the first cannot be decoded.
+    """
+    try:
+        files = sorted(file for file in folder.iterdir() if _extension(file) in EXTENSIONS and file.is_file())
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror or error}") from error
+    if len(files) < 2:
+        raise UserError(f"{folder} holds {len(files)} images, at least 2 are needed (subfolders are not searched)")
+    return FileImages(files)
+
+
+def _open_folder(path: Path) -> Source:
+    """A flat folder of images as one sample set."""
+    images = list_images(path)
+    warnings = _count_warnings(len(images))
+    lossy = sum(_extension(file) in LOSSY for file in images.files)
+    if lossy:
+        warnings.append(f"{lossy} of {len(images)} images are JPEG or WebP: lossy files score differently from PNGs")
+    facts = {"kind": "folder", "path": str(path), "count": len(images), "sets": 1, "sha256": images.sha256()}
+    return Source(len(images), 1, lambda _: images, facts, warnings)
+
+
+def _open_archive(path: Path) -> Source:
+    """A packed submission as one sample set, read into memory without unpacking it to disk."""
+    entries = read_archive(path)
+    if len(entries) < 2:
+        raise UserError(f"{path} holds {len(entries)} images, at least 2 are needed")
+    first_name, first = entries[0]
+    for name, picture in entries:
+        _check_size(f"{path}:{name}", picture, first.shape[:2], first_name)
+    facts = {"kind": "archive", "path": str(path), "count": len(entries), "sets": 1, "sha256": sha256_of(path)}
+    images = ArrayImages(np.stack([picture for _, picture in entries]))
+    return Source(len(images), 1, lambda _: images, facts, _count_warnings(len(images)))
+
+
+def _open_model(path: Path, count: int, sets: int, seed: int) -> Source:
+    """Sample sets of a trained generator, each drawn when it is opened."""
+    from gen.sample import generate  # here: training scores its samples, so gen may import eval
+
+    model = model_file(path)
+    first_seeds = [seed + index * count for index in range(sets)]
+    facts = {
+        "kind": "model",
+        "path": str(path),
+        "model": str(model),
+        "model_sha256": sha256_of(model),
+        "count": count,
+        "sets": sets,
+        "first_seeds": first_seeds,
+        "seeds": "image i of a set is drawn with the set's first seed + i",
+    }
+
+    def draw(index: int) -> ImageSet:
+        return ArrayImages(generate(model, range(first_seeds[index], first_seeds[index] + count)))
+
+    return Source(count, sets, draw, facts, _count_warnings(count))
+
+
+def _extension(file: Path) -> str:
+    """Extension without the dot, case kept: pytorch-fid does not see `.PNG`."""
+    return file.suffix[1:]
+
+
+def _decode(file: Path) -> np.ndarray:
+    """uint8 pixels (H, W, 3) of one file."""
+    try:
+        with Image.open(file) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise UserError(f"cannot decode {file}: {' '.join(str(error).split())}") from error
+
+
+def _check_size(name: str, picture: np.ndarray, size: tuple[int, ...], first: str) -> None:
+    """Refuse a picture of another size than the first."""
+    if picture.shape[:2] != tuple(size):
+        height, width = picture.shape[:2]
+        raise UserError(f"{name} is {width}x{height}, but {first} is {size[1]}x{size[0]}: all must have one size")
+
+
+def _count_warnings(count: int) -> list[str]:
+    """The score depends on the number of images: say so when it is not the course's."""
+    if count == COURSE_COUNT:
+        return []
+    return [f"{count:,} images are scored, not {COURSE_COUNT:,}: compare only with scores at the same number"]
