@@ -20,8 +20,8 @@ class ImageBank:
     Args:
         images: uint8 (N, H, W, 3), a memory map or an array.
         indices: positions in `images` to train on.
-        device: where the batches are wanted. The pictures are copied there at once if they fit into half of its free
-            memory; otherwise each batch is gathered from the memory map.
+        device: where the batches are wanted. On a CUDA device the pictures are copied there at once if they fit into
+            half of its free memory; otherwise each batch is gathered from the memory map.
         flip: mirror each picture with probability 1/2.
     """
 
@@ -32,11 +32,12 @@ class ImageBank:
             raise UserError("the data set is empty: nothing to train on")
         self.images, self.indices, self.device = images, indices, device
         self.seed, self.flip = seed, flip
-        self.resident = self._copy_to_device() if device.type != "cpu" else None
+        self.resident = self._copy_to_device() if device.type == "cuda" else None
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def _copy_to_device(self) -> Tensor | None:
-        free, _ = torch.cuda.mem_get_info(self.device)
+        with torch.cuda.device(self.device):
+            free, _ = torch.cuda.mem_get_info()
         if self.images.nbytes > free // 2:
             return None
         return torch.from_numpy(np.array(self.images)).to(self.device)

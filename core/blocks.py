@@ -161,6 +161,17 @@ def init_normal(module: nn.Module, std: float = 0.02, seed: int = 0) -> None:
             layer.bias.zero_()
 
 
+def require_positive(**values: int) -> None:
+    """Refuse a count (of channels, say) that is not a whole number from 1 up.
+
+    Raises:
+        UserError: naming the first such value.
+    """
+    for name, value in values.items():
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{name}={value!r} must be a whole number of at least 1")
+
+
 def doublings(image_size: int, base: int = 4, least: int = 32) -> int:
     """How often a `base`-pixel map is doubled to reach `image_size`: 64 -> 4.
 

@@ -6,10 +6,12 @@ overrides are composed once beforehand, every error becomes a `UserError`, and a
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import hydra
@@ -39,11 +41,31 @@ def config_command(config_name: str, schema: type[Schema]) -> Callable[[Callable
             overrides = sys.argv[1:]
             if not any(word.startswith("-") for word in overrides):
                 typed(compose(config_name, overrides), schema)
-            launch()
+            with _lazy_help_allowed():
+                launch()
 
         return reports_errors(main)
 
     return decorate
+
+
+@contextmanager
+def _lazy_help_allowed() -> Iterator[None]:
+    """Let argparse take a help object that is not text: hydra 1.3 has one, which Python 3.14 checks and refuses."""
+    check = getattr(argparse.ArgumentParser, "_check_help", None)
+    if check is None:  # before Python 3.14
+        yield
+        return
+
+    def check_text(parser: argparse.ArgumentParser, action: argparse.Action) -> None:
+        if isinstance(action.help, str):
+            check(parser, action)
+
+    setattr(argparse.ArgumentParser, "_check_help", check_text)  # noqa: B010 (typeshed does not know it)
+    try:
+        yield
+    finally:
+        setattr(argparse.ArgumentParser, "_check_help", check)  # noqa: B010
 
 
 def compose(config_name: str, overrides: list[str]) -> DictConfig:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+from collections.abc import Iterable
+
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -32,20 +34,31 @@ class RateColumn(ProgressColumn):
         return Text(f"{speed:,.1f} {self.unit}/s" if speed else f"- {self.unit}/s", style="cyan")
 
 
-def progress_bar(unit: str = "images", *, quiet: bool = False) -> Progress:
-    """A rich progress bar: description, bar, done of total, rate, elapsed and remaining time, and a `status` field.
+class StatusProgress(Progress):
+    """A progress bar with a line of text below it, which keeps the bar readable on 80 columns."""
 
-    Tasks must be added with `status=""`. `quiet` hides it (ranks other than 0, tests).
+    status = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar, then the status."""
+        yield from super().get_renderables()
+        if self.status:
+            yield Text(self.status, style="cyan")
+
+
+def progress_bar(unit: str = "images", *, quiet: bool = False) -> StatusProgress:
+    """A rich progress bar: description, bar, done of total, rate, elapsed and remaining time; `status` below it.
+
+    `quiet` hides it (ranks other than 0, tests).
     """
-    return Progress(
+    return StatusProgress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=12),
         MofNCompleteColumn(),
         RateColumn(unit),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[status]}"),
         console=console,
         disable=quiet,
         speed_estimate_period=60,

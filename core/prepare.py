@@ -322,7 +322,7 @@ def _work(plan: _Plan, done: dict[int, _Done], workers: int, quiet: bool) -> Non
     todo = [chunk for chunk in range(math.ceil(plan.count / plan.source.chunk)) if chunk not in done]
     skipped = sum(len(entry.bad) for entry in done.values())
     bar = progress_bar(quiet=quiet)
-    task = bar.add_task("prepare", total=plan.count, completed=plan.images_in(done), status="")
+    task = bar.add_task("prepare", total=plan.count, completed=plan.images_in(done))
     # The workers start first: forking beside the bar's thread could copy a lock it holds.
     with (plan.folder / JOURNAL).open("a", encoding="utf-8") as journal, _running(plan, todo, workers) as finished, bar:
         for entry in finished:
@@ -330,7 +330,8 @@ def _work(plan: _Plan, done: dict[int, _Done], workers: int, quiet: bool) -> Non
             journal.flush()
             done[entry.chunk] = entry
             skipped += len(entry.bad)
-            bar.update(task, advance=len(plan.rows(entry.chunk)), status=f"{skipped} skipped" if skipped else "")
+            bar.update(task, advance=len(plan.rows(entry.chunk)))
+            bar.status = f"{skipped} skipped" if skipped else ""
             if skipped > BAD_LIMIT * plan.count:
                 break
     if skipped > BAD_LIMIT * plan.count:

@@ -69,10 +69,17 @@ class RunFolder:
             temporary.write_text("".join(kept), encoding="utf-8")
 
     def append_stats(self, row: dict[str, Any]) -> None:
-        """Add one row; `images` says when."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self.stats.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(row) + "\n")
+        """Add one row; `images` says when.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self.stats.open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self.stats}: {error.strerror or error}") from error
 
     def read_stats(self) -> list[dict[str, Any]]:
         """All rows of stats.jsonl."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 from core.errors import UserError
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}  # our names -> accelerate's
+TRACKERS = ("tensorboard",)
 
 
 def cpu_cores() -> int:
@@ -42,13 +44,15 @@ def start_accelerator(mixed_precision: str, tracker: str | None, run_folder: Pat
 
     Args:
         mixed_precision: `fp32` or `bf16`.
-        tracker: None or a name accelerate knows, such as `tensorboard`.
+        tracker: None or one of `TRACKERS`.
 
     Raises:
         UserError: unknown precision, or a tracker that is not installed.
     """
     if mixed_precision not in PRECISIONS:
         raise UserError(f"mixed_precision={mixed_precision!r} is unknown: use {' or '.join(PRECISIONS)}")
+    if tracker is not None and tracker not in TRACKERS:
+        raise UserError(f"tracker={tracker!r} is unknown: use {' or '.join(TRACKERS)}, or null for none")
     share_cores()
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it: about 3 times faster, enough for training
     torch.backends.cudnn.allow_tf32 = True
@@ -56,14 +60,33 @@ def start_accelerator(mixed_precision: str, tracker: str | None, run_folder: Pat
     # first one needs in the backward pass.
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision=PRECISIONS[mixed_precision],
             log_with=tracker,
             project_dir=str(run_folder),
             kwargs_handlers=handlers,
         )
     except (ValueError, ImportError) as error:
-        raise UserError(f"cannot start with mixed_precision={mixed_precision}, tracker={tracker}: {error}") from error
+        raise UserError(f"cannot start with mixed_precision={mixed_precision}: {error}") from error
+    if tracker is not None and not accelerator.log_with:  # accelerate leaves out what is not installed, silently
+        raise UserError(f"tracker={tracker} is not installed: pip install {tracker}, or tracker=null")
+    return accelerator
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device of this name; `auto` is a GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: it cannot be used on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name} is not usable here: {str(error).splitlines()[0]}") from error
+    return device
 
 
 @contextmanager
@@ -79,15 +102,19 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 class StopRequest:
-    """True once SIGINT or SIGTERM has come; a second one ends the process at once."""
+    """True once SIGINT or SIGTERM has come; another one, seconds later, ends the process at once."""
+
+    ECHO = 2.0  # seconds: one Ctrl-C can come twice, from the terminal and from the launcher
 
     def __init__(self) -> None:
         self.received = False
+        self._since = 0.0
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
+        if self.received and time.monotonic() - self._since > self.ECHO:
             raise KeyboardInterrupt
-        self.received = True
+        if not self.received:
+            self.received, self._since = True, time.monotonic()
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
@@ -135,7 +162,7 @@ class MeanMeter:
             return
         table = accelerator.reduce(torch.stack(self.pending), reduction="mean")
         self.pending = []
-        for step, row in enumerate(table.double().tolist()):
+        for step, row in enumerate(table.cpu().double().tolist()):
             for column, value in enumerate(row):
                 if value - value != 0.0:  # NaN or infinite
                     raise NonFiniteError(step, self.names[column], value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,17 @@ class Checkpoints:
         return sorted(self.folder.glob("*.pt"))
 
     def save(self, images_seen: int, state: dict[str, Any]) -> Path:
-        """Write `state` atomically, then remove checkpoints beyond `keep`."""
+        """Write `state` atomically, then remove checkpoints beyond `keep`.
+
+        Raises:
+            UserError: it cannot be written; the checkpoints before are untouched.
+        """
         path = self.folder / f"{images_seen:012d}.pt"
         with atomic_path(path) as temporary:
-            torch.save(state, temporary)
+            try:
+                torch.save(state, temporary)
+            except RuntimeError as error:  # how torch reports a full disk
+                raise OSError(f"{' '.join(str(error).split())[:200]}; is the disk full?") from error
         for old in self.files()[: -self.keep]:
             old.unlink()
         return path
@@ -47,11 +56,11 @@ class Checkpoints:
         """
         files = self.files()
         for path in reversed(files):
-            if problem := _damage(path):
-                warn(f"checkpoint {path} is damaged ({problem}), trying the one before")
-                continue
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            return state
+            try:
+                return _read(path)
+            except _DAMAGE as error:
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                warn(f"checkpoint {path} is damaged ({reason}), trying the one before")
         if files:
             raise UserError(f"no checkpoint in {self.folder} is intact: delete the folder to start the run again")
         return None
@@ -62,11 +71,26 @@ class Checkpoints:
             path.unlink()
 
 
-def _damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file, by the checksums of the zip archive that `torch.save` writes."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            member = archive.testzip()
-    except (OSError, zipfile.BadZipFile) as error:
-        return str(error)
-    return f"checksum of {member}" if member else None
+# What reading a damaged zip archive or pickle is known to raise (a flipped bit can turn up anywhere in it).
+_DAMAGE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    NotImplementedError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A checkpoint whose every checksum fits: those of the zip archive that `torch.save` writes."""
+    with zipfile.ZipFile(path) as archive:
+        if member := archive.testzip():
+            raise ValueError(f"checksum of {member}")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or "images_seen" not in state:
+        raise ValueError("not a checkpoint")
+    return state

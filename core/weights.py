@@ -48,7 +48,10 @@ def save_model(path: str | Path, model: nn.Module, recipe: dict[str, Any], info:
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     metadata = {"format": FORMAT, "recipe": json.dumps(recipe), "info": json.dumps(info)}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(f"{error}; is the disk full?") from error
 
 
 def model_file(run_or_file: str | Path) -> Path:

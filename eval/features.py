@@ -130,7 +130,7 @@ class RandomFeatures:
 def feature_batches(features: Features, images: ImageSet, batch_size: int, label: str) -> Iterator[np.ndarray]:
     """Features of all images in order, (up to batch_size, D) at a time, under a progress bar named `label`."""
     with progress_bar() as bar:
-        task = bar.add_task(label, total=len(images), status="")
+        task = bar.add_task(label, total=len(images))
         for start in range(0, len(images), batch_size):
             pixels = images.read(start, min(start + batch_size, len(images)))
             yield features(pixels)

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from core.config import config_command
 from core.console import say, warn
 from core.errors import UserError
 from core.files import write_json
-from core.runtime import share_cores
+from core.runtime import pick_device, share_cores
 from eval.features import (
     PUBLISHED_SHA256_PREFIX,
     Features,
@@ -113,23 +112,12 @@ def make_features(name: str, inception: FidSection, device: str) -> Features:
     Raises:
         UserError: unknown name, device or dims; weights that cannot be had.
     """
-    place = _device(device)
+    place = pick_device(device)
     if name == "random":
         return RandomFeatures(place)
     if name != "inception":
         raise UserError(f"features={name}: use inception, or random for the fd_random substitute")
     return InceptionFeatures(inception.dims, find_weights(inception.weights), place)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={name} is not usable here: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def _check(config: FidConfig) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from core.blocks import ConvBlock, UpBlock, doublings, norm_layer
+from core.blocks import ConvBlock, UpBlock, doublings, norm_layer, require_positive
 
 LeakyReLU = partial(nn.LeakyReLU, 0.2, inplace=True)
 ReLU = partial(nn.ReLU, inplace=True)
@@ -30,7 +30,7 @@ class Generator(nn.Module):
         norm: `batch` as in the paper, or `none`.
 
     Raises:
-        UserError: impossible image size or unknown norm.
+        UserError: impossible image size, width or latent dimension, unknown norm.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class Generator(nn.Module):
         norm: Literal["batch", "none"] = "batch",
     ) -> None:
         super().__init__()
+        require_positive(latent_dim=latent_dim, width=width, channels=channels)
         self.image_size, self.latent_dim = image_size, latent_dim
         widths = [width << level for level in reversed(range(doublings(image_size)))]
         block = partial(UpBlock, norm=norm_layer(norm), activation=ReLU)
@@ -71,6 +72,7 @@ class Discriminator(nn.Module):
         norm: Literal["batch", "none"] = "batch",
     ) -> None:
         super().__init__()
+        require_positive(width=width, channels=channels)
         widths = [width << level for level in range(doublings(image_size))]
         block = partial(ConvBlock, kernel=4, stride=2, padding=1, activation=LeakyReLU)
         self.layers = nn.Sequential(

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TRAINING_STREAM = 1  # keeps training latents apart from those of sampling and from the data order
+# Second entry of the seed. Streams may coincide here and there with those of sampling ([seed]) and of the data order
+# ([seed, epoch]), which does no harm: what is read from them differs.
+TRAINING_STREAM = 1
 
 
 def training_latents(seed: int, images_seen: int, count: int, latent_dim: int) -> Tensor:

@@ -16,26 +16,13 @@ from torch import Tensor, nn
 from core.console import progress_bar
 from core.errors import CommandParser, UserError, reports_errors
 from core.images import make_grid, png_bytes, to_uint8, write_png
-from core.runtime import full_precision, share_cores
+from core.runtime import full_precision, pick_device, share_cores
 from core.weights import load_model
 from gen.latents import sample_latents
 
 BATCH_SIZE = 64
 GRID_SAMPLES = 64
 INTERPOLATION_ROWS, INTERPOLATION_STEPS = 8, 10
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """The device that `auto`, `cpu` or `cuda` stands for.
-
-    Raises:
-        UserError: a GPU is asked for and there is none.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device {name}: this machine has no usable CUDA GPU; use --device cpu")
-    return torch.device(name)
 
 
 def load_generator(run_or_file: str | Path, device: str) -> tuple[nn.Module, int]:
@@ -144,7 +131,7 @@ def write_samples(batches: Iterable[np.ndarray], count: int, out: Path) -> np.nd
     try:
         part.mkdir(parents=True)
         with progress_bar() as bar:
-            task = bar.add_task(f"sampling to {out}", total=count, status="")
+            task = bar.add_task(f"sampling to {out}", total=count)
             index = 0
             for pixels in batches:
                 for picture in pixels:
@@ -196,13 +183,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Command line entry."""
     options = parse()
-    out: Path = options.out
+    out: Path = options.out.resolve()  # `.` and links have no name of their own to put a temporary one beside
     check_target(out, options.overwrite)
     share_cores()
     seeds = range(options.seed, options.seed + options.n)
     batches = generate_batches(options.source, seeds, options.truncation, options.batch_size, options.device)
     first = write_samples(batches, options.n, out)
-    print(f"{options.n} samples (seeds {seeds[0]}-{seeds[-1]}): {out}")
+    print(f"{options.n} samples (seeds {seeds[0]}-{seeds[-1]}): {options.out}")
     if options.grid:
         write_png(path := out.with_name(f"{out.name}.grid.png"), make_grid(first))
         print(f"grid of the first {len(first)}: {path}")

@@ -1,4 +1,4 @@
-"""Train a GAN on a prepared data set: `accelerate launch -m gen.train data=data/celeba name=first`.
+"""Train a GAN on a prepared data set: `accelerate launch --quiet -m gen.train data=data/celeba name=first`.
 
 validate, build, load, then: step / statistics / samples / checkpoint, until `images` have been seen.
 """
@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from hydra.errors import HydraException
 from hydra.utils import instantiate
-from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 
 from core.bank import ImageBank
 from core.blocks import init_normal
 from core.config import as_dict, config_command
-from core.console import console, progress_bar, say, warn
+from core.console import StatusProgress, console, progress_bar, say, warn
 from core.data import PreparedData
 from core.ema import ExponentialAverage
 from core.errors import Interrupted, UserError
@@ -35,7 +35,8 @@ from gen.steps import STATISTICS, discriminator_step, generator_step
 
 GRID_SAMPLES = 64
 # Settings that leave every step as it is, so a run may go on with other values.
-CHANGEABLE = ("images", "grid_every", "save_every", "tracker", "data")
+CHANGEABLE = ("name", "runs", "images", "grid_every", "save_every", "tracker", "data")
+VOTE_EVERY = 10  # steps between the moments at which several processes agree to stop
 
 
 @dataclass
@@ -77,12 +78,29 @@ def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
             f"batch_size={config.batch_size} is the global batch and must give each of {processes} processes "
             "the same number of images, at least 2 (batch norm needs them)"
         )
+    for key in ("generator", "discriminator"):
+        if not isinstance(config.model.get(key), dict):
+            raise UserError(f"model.{key} is missing: see conf/model/dcgan.yaml for what a model needs")
     size = config.model["generator"].get("image_size")
     if size != data.image_size:
         raise UserError(
             f"model.image_size={size}, but {data.path} holds {data.image_size}-pixel images: "
             f"set model.image_size={data.image_size} or prepare with --size {size}"
         )
+
+
+def make_optimizer(recipe: dict[str, Any], network: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser that conf/optim describes, for the parameters of `network`.
+
+    Raises:
+        UserError: no such class, or settings it refuses.
+    """
+    try:
+        optimizer = instantiate(recipe)(network.parameters())
+    except (HydraException, TypeError, ValueError) as error:
+        raise UserError(f"optim: {' '.join(str(error).split())}") from error
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    return optimizer
 
 
 class Trainer:
@@ -94,9 +112,8 @@ class Trainer:
         self.bank = ImageBank(data.images, data.indices(config.split), accelerator.device, config.seed, config.flip)
         self.generator, self.discriminator = self._networks()
         self.ema = ExponentialAverage(self.generator, config.ema_half_life)
-        make_optimizer = instantiate(config.optim)
-        self.g_optimizer = make_optimizer(self.generator.parameters())
-        self.d_optimizer = make_optimizer(self.discriminator.parameters())
+        self.g_optimizer = make_optimizer(config.optim, self.generator)
+        self.d_optimizer = make_optimizer(config.optim, self.discriminator)
         self.checkpoints = Checkpoints(run.state)
         self.meter, self.monitor = MeanMeter(STATISTICS), CollapseMonitor()
         self.images_seen = 0
@@ -137,8 +154,16 @@ class Trainer:
             say(f"continuing {self.run.path} at {self.images_seen:,} images")
 
     def save(self) -> None:
-        """Write a checkpoint and the sampling weights (process 0; every process must call it)."""
+        """Write a checkpoint and the sampling weights (process 0; every process must call it).
+
+        Raises:
+            UserError: training has diverged, or the disk is full; what was saved before stays.
+        """
         self.fold()
+        # Losses are taken before an update: one whose gradients overflowed shows in the weights alone so far.
+        for name in ("generator", "discriminator", "ema"):
+            if not all(value.isfinite().all() for value in self._parts()[name].state_dict().values()):
+                raise self.diverged(f"weights of the {name} are not finite", self.images_seen)
         if self.accelerator.is_main_process:
             state = {name: part.state_dict() for name, part in self._parts().items()}
             self.checkpoints.save(self.images_seen, state | {"images_seen": self.images_seen})
@@ -157,15 +182,16 @@ class Trainer:
         try:
             self.meter.fold(self.accelerator)
         except NonFiniteError as error:
-            at = first + (error.step + 1) * self.config.batch_size
-            saved = [path.name for path in self.checkpoints.files()]
-            good = (
-                f"the last good checkpoint is {self.run.state / saved[-1]}" if saved else "no checkpoint was saved yet"
-            )
-            raise UserError(
-                f"training diverged: {error} in the step that ended at {at:,} images; {good}. Try a lower "
-                "learning rate (optim.lr=1e-4) or mixed_precision=fp32 under a new name=..."
-            ) from error
+            raise self.diverged(str(error), first + (error.step + 1) * self.config.batch_size) from error
+
+    def diverged(self, what: str, images: int) -> UserError:
+        """The error for numbers that are no longer finite after `images`: where it stands and what to try."""
+        saved = self.checkpoints.files()
+        good = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was saved yet"
+        return UserError(
+            f"training diverged: {what} in the step that ended at {images:,} images; {good}. Try a lower "
+            "learning rate (optim.lr=1e-4) or mixed_precision=fp32 under a new name=..."
+        )
 
     def step(self) -> None:
         """One step of D and one of G on the next global batch; G's images serve both."""
@@ -217,29 +243,26 @@ class Trainer:
         """
         config, main = self.config, self.accelerator.is_main_process
         with progress_bar(quiet=not main) as bar:
-            task = bar.add_task(
-                config.name, total=config.images, completed=min(self.images_seen, config.images), status=""
-            )
+            task = bar.add_task(config.name, total=config.images, completed=min(self.images_seen, config.images))
             started, first, told = time.perf_counter(), self.images_seen, time.perf_counter()
             while self.images_seen < config.images:
                 before = self.images_seen
                 self.step()
                 bar.update(task, completed=min(self.images_seen, config.images))
-                logged = crossed(before, self.images_seen, config.log_every)
-                if logged:
-                    told = self.show(bar, task, self.log(started, first), told)
+                if crossed(before, self.images_seen, config.log_every):
+                    told = self.show(bar, self.log(started, first), told)
                 if main and crossed(before, self.images_seen, config.grid_every):
                     self.grid()
                 if crossed(before, self.images_seen, config.save_every):
                     self.save()
-                if self.stop_agreed(stop, logged):
+                if self.stop_agreed(stop):
                     self.save()
                     raise Interrupted(f"saved at {self.images_seen:,} images; the same command continues")
         self.save()
 
-    def show(self, bar: Progress, task: TaskID, status: str, told: float) -> float:
+    def show(self, bar: StatusProgress, status: str, told: float) -> float:
         """Update the bar; where none can be drawn (a log file) print a line every half minute instead."""
-        bar.update(task, status=status)
+        bar.status = status
         now = time.perf_counter()
         if console.is_terminal or not self.accelerator.is_main_process or now - told < 30:
             return told
@@ -247,11 +270,11 @@ class Trainer:
         say(f"{self.config.name}: {self.images_seen:,} of {self.config.images:,} images, {speed:.1f}/s, {status}")
         return now
 
-    def stop_agreed(self, stop: StopRequest, logged: bool) -> bool:
-        """Whether all processes stop here; several agree only where they meet anyway, at the end of an interval."""
+    def stop_agreed(self, stop: StopRequest) -> bool:
+        """Whether all processes stop here: a signal reaches them at different steps, so several take a vote."""
         if self.accelerator.num_processes == 1:
             return stop.received
-        if not logged:
+        if self.images_seen // self.config.batch_size % VOTE_EVERY:
             return False
         votes = torch.tensor([float(stop.received)], device=self.accelerator.device)
         return bool(self.accelerator.reduce(votes, reduction="sum").item() > 0)
@@ -277,7 +300,7 @@ def run_training(config: TrainConfig) -> RunFolder:
         trainer.checkpoints.remove_leftovers()
         say(describe(trainer))
     if config.tracker:
-        accelerator.init_trackers("tensorboard")
+        accelerator.init_trackers("curves")
     with StopRequest().listening() as stop:
         try:
             trainer.train(stop)

@@ -17,9 +17,9 @@ from rich.table import Table
 
 from core.console import say
 from core.data import PreparedData
-from core.errors import CommandParser, UserError, reports_errors
+from core.errors import EXIT_INTERRUPTED, CommandParser, UserError, reports_errors
 from core.images import make_grid, write_png
-from core.rundir import RunFolder
+from core.weights import load_model
 from eval.features import find_weights
 
 STUDENT_NUMBER = "20231234"
@@ -42,6 +42,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.faces < 1000:
         raise UserError("--faces must be at least 1000: the score compares 1,000 samples with them")
+    data = options.out / "data"
+    if data.exists() and len(PreparedData.open(data)) != options.faces:
+        raise UserError(f"{data} holds another number of faces than --faces {options.faces}: give another --out")
     return options
 
 
@@ -54,8 +57,13 @@ def step(title: str, module: str, *words: object) -> float:
     command = ["-m", module, *map(str, words)]
     say(f"\n{title}\n$ python {' '.join(command)}", style="bold")
     start = time.perf_counter()
-    code = subprocess.run([sys.executable, *command]).returncode
-    if code == 130:
+    process = subprocess.Popen([sys.executable, *command])
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # it has had the Ctrl-C as well, and saves what it has
+        raise
+    if code == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
     if code:
         raise UserError(f"the step `python {' '.join(command)}` failed (exit code {code}), see above")
@@ -112,13 +120,13 @@ def picture(out: Path) -> Path:
 def summary(out: Path, seconds: dict[str, float]) -> Table:
     """What lies where, and what it took."""
     score = json.loads((out / "score.json").read_text(encoding="utf-8"))
-    last = [row for row in RunFolder(out / "run").read_stats() if "d_loss" in row][-1]
+    _, model = load_model(out / "run")
     table = Table(title="Facet demo", title_justify="left")
     for name in ("step", "seconds", "result", "where"):
         table.add_column(name, justify="right" if name == "seconds" else "left", overflow="fold")
     rows = [
         ("draw", "faces with masks, 64x64", out / "data"),
-        ("train", f"{last['images']:,} images, D {last['d_loss']:.2f}, G {last['g_loss']:.2f}", out / "run"),
+        ("train", f"DCGAN, {model['images_seen']:,} images", out / "run"),
         ("sample", "1,000 PNGs", out / "samples"),
         ("score", f"{score['metric']} {score['mean']:.3g} against {score['reference']['count']:,}", out / "score.json"),
         ("pack", "submission", out / f"{STUDENT_NUMBER}.tar.gz"),

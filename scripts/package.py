@@ -46,6 +46,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     packing = [options.source, options.student_number, options.out, options.seed]
     if options.check is None and None in packing[:2]:
         parser.error("give SOURCE and --student-number to pack, or --check ARCHIVE")
+    if options.seed is not None and options.seed < 0:
+        parser.error("--seed must not be negative")
     if options.check is not None and (options.force or any(value is not None for value in packing)):
         parser.error("--check ARCHIVE goes with no other argument")
     return options
@@ -65,7 +67,7 @@ def sampled(source: Path, first_seed: int) -> list[tuple[str, bytes]]:
     batches = generate_batches(model_file(source), range(first_seed, first_seed + EXPECTED_COUNT))
     files: list[tuple[str, bytes]] = []
     with progress_bar() as bar:
-        task = bar.add_task("sampling", total=EXPECTED_COUNT, status="")
+        task = bar.add_task("sampling", total=EXPECTED_COUNT)
         for batch in batches:
             files += [(f"image_{number:04d}.png", png_bytes(pixels)) for number, pixels in enumerate(batch, len(files))]
             bar.update(task, completed=len(files))
@@ -79,7 +81,7 @@ def gathered(source: Path) -> tuple[list[tuple[str, bytes]], list[str]]:
         UserError: it cannot be read.
     """
     with progress_bar("files") as bar:
-        task = bar.add_task("reading", total=None, status="")
+        task = bar.add_task("reading", total=None)
         folder = read_folder(source, lambda done, total: bar.update(task, completed=done, total=total))
     if folder.left_out:
         print(f"left out, as no images: {listed([shown(name) for name in folder.left_out])}", file=sys.stderr)

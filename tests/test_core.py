@@ -140,10 +140,30 @@ def test_newest_intact_checkpoint_wins(tmp_path, capsys):
     newest.write_bytes(content)
     assert checkpoints.load_newest()["images_seen"] == 200
     assert "000000001000.pt is damaged" in capsys.readouterr().err
+    rng = np.random.default_rng(0)
+    for place in rng.integers(0, len(content), 60):  # anywhere, the zip directory included
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        newest.write_bytes(flipped)
+        assert checkpoints.load_newest()["images_seen"] in (200, 1_000)
     for path in checkpoints.files():
         path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="no checkpoint"):
         checkpoints.load_newest()
+
+
+def test_a_full_disk_costs_nothing_that_was_saved(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "state")
+    checkpoints.save(100, {"images_seen": 100})
+
+    def full(state, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc] PytorchStreamWriter failed writing file")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="is the disk full"):
+        checkpoints.save(200, {"images_seen": 200})
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["000000000100.pt"]
 
 
 # -- model files

@@ -77,6 +77,26 @@ def test_every_shipped_model_steps_and_samples(prepared, tmp_path, model, precis
     assert generator(torch.zeros(1, generator.latent_dim)).shape == (1, 3, 32, 32)
 
 
+def test_bf16_reaches_both_networks_and_leaves_the_weights_alone(prepared, tmp_path, monkeypatch):
+    seen = []
+
+    def build(recipe):
+        network = original(recipe)
+        network.layers[0][0].register_forward_hook(
+            lambda layer, _, output: seen.append((type(layer).__name__, output.dtype))
+        )
+        return network
+
+    original = train.build_model
+    monkeypatch.setattr(train, "build_model", build)
+    folder = run(prepared, tmp_path, mixed_precision="bf16", images=8)
+    # G once; D on real, on fake and in G's step
+    assert seen == [("ConvTranspose2d", torch.bfloat16)] + 3 * [("Conv2d", torch.bfloat16)]
+    state = Checkpoints(folder.state).load_newest()
+    values = [value for part in ("generator", "discriminator", "ema") for value in state[part].values()]
+    assert {value.dtype for value in values if value.is_floating_point()} == {torch.float32}
+
+
 @pytest.mark.parametrize(
     "group", [*(f"optim={name}" for name in OPTIMISERS), *(f"experiment={e}" for e in EXPERIMENTS)]
 )
@@ -173,6 +193,23 @@ def test_two_ranks_follow_one(prepared, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_ranks_stop_together_and_save(prepared, tmp_path):
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--multi_gpu", "--num_processes", "2"]
+    command = [*launcher, "-m", "gen.train", *overrides(prepared, tmp_path, images=10**7)]
+    stats = tmp_path / "t" / "stats.jsonl"
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    while not stats.exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert errors.count("interrupted: saved at") == 1, errors
+    state = Checkpoints(tmp_path / "t" / "state").load_newest()
+    assert state["images_seen"] >= json.loads(stats.read_text().splitlines()[-1])["images"]
+
+
+@pytest.mark.slow
 def test_an_error_on_two_ranks_is_told_once(prepared, tmp_path):
     done = launch(2, prepared, tmp_path, images=48, batch_size=9)
     assert done.returncode == 1
@@ -191,6 +228,25 @@ def test_diverged_training_stops_with_step_checkpoint_and_advice(prepared, tmp_p
     assert [path.name for path in Checkpoints(tmp_path / "t" / "state").files()] == ["000000000016.pt"]
 
 
+def test_overflowed_weights_are_never_saved(prepared, tmp_path, monkeypatch):
+    """The loss of the last step is taken before its update: only the weights tell."""
+    real_step = train.generator_step
+
+    def poisoned(discriminator, optimizer, fake):
+        result = real_step(discriminator, optimizer, fake)
+        optimizer.param_groups[0]["params"][0].data[0] = float("inf")
+        return result
+
+    run(prepared, tmp_path, images=16)
+    monkeypatch.setattr(train, "generator_step", poisoned)
+    with pytest.raises(UserError, match="weights of the generator are not finite") as caught:
+        run(prepared, tmp_path, images=24)
+    assert "000000000016.pt" in str(caught.value)
+    assert len(Checkpoints(tmp_path / "t" / "state").files()) == 1
+    generator, _ = load_model(tmp_path / "t")
+    assert all(value.isfinite().all() for value in generator.state_dict().values())
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -201,7 +257,13 @@ def test_diverged_training_stops_with_step_checkpoint_and_advice(prepared, tmp_p
         ({"model.norm": "bach"}, "norm='bach'"),
         ({"split": "valid"}, "no train/valid/test split"),
         ({"mixed_precision": "half"}, "use fp32 or bf16"),
-        ({"tracker": "nothing"}, "tracker"),
+        ({"tracker": "nothing"}, "tracker='nothing' is unknown: use tensorboard"),
+        ({"optim.lr": -1}, "optim: Invalid learning rate"),
+        ({"optim.lr": "abc"}, "optim: "),
+        ({"optim._target_": "torch.optim.Adom"}, "optim: .*Adom"),
+        ({"model.width": 0}, "width=0 must be a whole number"),
+        ({"model.generator.latent_dim": 0}, "latent_dim=0"),
+        ({"model.generator": "null"}, "model.generator is missing"),
         ({"data": "nowhere"}, "no prepared data set at nowhere"),
     ],
 )
@@ -243,7 +305,7 @@ def test_help_shows_examples(monkeypatch, capsys):
         train.main()
     assert stop.value.code in (0, None)
     text = capsys.readouterr().out
-    assert "accelerate launch -m gen.train data=data/celeba" in text and "batch_size" in text
+    assert "accelerate launch --quiet -m gen.train data=data/celeba" in text and "batch_size" in text
 
 
 def test_the_command_trains(prepared, tmp_path, monkeypatch, capsys):
