@@ -1,0 +1,136 @@
+"""The demo: every command it would run is a valid one, it reports what they left, and stops where they fail."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from core.config import compose, typed
+from core.errors import UserError
+from core.files import sha256_of, write_json
+from core.images import write_png
+from core.weights import build_model, save_model
+from eval.fid import FidConfig
+from gen import sample
+from gen.train import TrainConfig
+from scripts import demo, package, prepare
+
+RECIPE = {"_target_": "gen.dcgan.Generator", "image_size": 32, "latent_dim": 6, "width": 4}
+READERS = {
+    "scripts.prepare": prepare.parse,
+    "gen.train": lambda words: typed(compose("gen", words), TrainConfig),
+    "gen.sample": sample.parse,
+    "eval.fid": lambda words: typed(compose("fid", words), FidConfig),
+    "scripts.package": package.parse,
+}
+
+
+class Pipeline:
+    """Stands for the commands: reads each one as the real command would and leaves a small result."""
+
+    def __init__(self, out):
+        self.out, self.read = out, []
+
+    def __call__(self, title, module, *words):
+        self.read.append((module, READERS[module]([str(word) for word in words])))
+        if module == "scripts.prepare":
+            self.draw(1000)
+        elif module == "gen.train":
+            save_model(self.out / "run" / "model.safetensors", build_model(RECIPE), RECIPE, {"images_seen": 77})
+        elif module == "gen.sample":
+            for index in range(70):
+                write_png(self.out / "samples" / f"image_{index:04d}.png", np.full((32, 32, 3), index, np.uint8))
+        elif module == "eval.fid":
+            score = {"metric": "fd_random", "mean": 1.25, "reference": {"count": 1000}, "floor": {"mean": 0.01}}
+            write_json(self.out / "score.json", score)
+        return 1.0
+
+    def draw(self, count):
+        folder = self.out / "data"
+        folder.mkdir(parents=True)
+        np.save(folder / "images.npy", np.zeros((count, 32, 32, 3), np.uint8))
+        meta = {
+            "format": 1,
+            "source": "drawn",
+            "count": count,
+            "sha256": {"images.npy": sha256_of(folder / "images.npy")},
+        }
+        write_json(folder / "meta.json", meta)
+
+
+def run(monkeypatch, out, *words):
+    monkeypatch.setattr(sys, "argv", ["scripts.demo", "--out", str(out), *words])
+    demo.main()
+
+
+def test_every_command_is_valid_and_they_fit_together(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "demo"
+    pipeline = Pipeline(out)
+    monkeypatch.setattr(demo, "step", pipeline)
+    run(monkeypatch, out, "--faces", "1000", "--features", "random")
+    drawn, trained, sampled, scored, packed, checked = [settings for _, settings in pipeline.read]
+    assert drawn.out == out / "data" and drawn.count == 1000 and drawn.source == "drawn"
+    assert trained.data == str(out / "data") and f"{trained.runs}/{trained.name}" == str(sampled.source)
+    assert sampled.n == 1000 and str(sampled.out) == scored.source == str(packed.source)
+    assert scored.data == str(out / "data") and scored.features == "random" and scored.floor
+    assert checked.check == out / f"{packed.student_number}.tar.gz"
+    shown = capsys.readouterr().out
+    assert "77 images" in shown and "fd_random 1.25" in shown
+    page = np.asarray(Image.open(out / "demo.png"))
+    side = 8 * 34 + 2
+    assert page.shape == (side, 2 * side + 16, 3)
+    assert page[4, 4, 0] == 0 and page[4, side + 16 + 4 + 34, 0] == 1  # drawn left, sample number 1 right
+
+
+def test_another_number_of_faces_needs_another_folder(tmp_path, monkeypatch, capsys):
+    Pipeline(tmp_path).draw(1000)
+    for words, message in ((["--faces", "1500"], "give another --out"), (["--faces", "10"], "at least 1000")):
+        with pytest.raises(SystemExit) as stop:
+            run(monkeypatch, tmp_path, *words)
+        assert stop.value.code == 1 and message in capsys.readouterr().err
+
+
+def test_it_says_why_it_reports_the_substitute(monkeypatch, capsys):
+    def refuse(given):
+        raise UserError("no Inception weights: put them there")
+
+    monkeypatch.setattr(demo, "find_weights", refuse)
+    assert demo.choose_features("auto")[0] == "features=random"
+    assert "fd_random instead of FID: no Inception weights" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no Inception weights"):
+        demo.choose_features("inception")
+    monkeypatch.setattr(demo, "find_weights", lambda given: "w.pth")
+    assert "fid.weights=w.pth" in demo.choose_features("auto")
+
+
+class Finished:
+    def __init__(self, code):
+        self.code = code
+
+    def wait(self):
+        return self.code
+
+
+@pytest.mark.parametrize(("code", "expected"), [(0, None), (1, UserError), (130, KeyboardInterrupt)])
+def test_a_failed_or_interrupted_step_ends_the_demo(monkeypatch, code, expected):
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command: started.append(command) or Finished(code))
+    if expected is None:
+        assert demo.step("Draw", "scripts.prepare", "drawn", "--count", 5) >= 0
+    else:
+        with pytest.raises(expected):
+            demo.step("Draw", "scripts.prepare", "drawn", "--count", 5)
+    assert started == [[sys.executable, "-m", "scripts.prepare", "drawn", "--count", "5"]]
+
+
+def test_readme_links_and_commands_exist():
+    root = Path(__file__).resolve().parent.parent
+    text = (root / "README.md").read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (root / link).exists(), link
+    for module in set(re.findall(r"-m ((?:scripts|gen|eval|seg)\.\w+)", text)):
+        assert (root / f"{module.replace('.', '/')}.py").exists(), module
