@@ -85,7 +85,7 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name} is not usable here: {str(error).splitlines()[0]}") from error
+        raise UserError(f"device={name} is not usable here: {str(error).splitlines()[0]}") from error
     return device
 
 
