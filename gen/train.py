@@ -67,6 +67,8 @@ def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
     Raises:
         UserError: naming the key.
     """
+    if config.name in ("", ".", "..") or Path(config.name).name != config.name:
+        raise UserError(f"name={config.name!r} must be a plain folder name; runs=... says where the folder goes")
     for key in ("images", "batch_size", "log_every"):
         if getattr(config, key) < 1:
             raise UserError(f"{key}={getattr(config, key)} must be at least 1")

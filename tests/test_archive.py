@@ -104,7 +104,7 @@ HAZARDS: dict[str, tuple[tuple[tarfile.TarInfo, bytes], str]] = {
     "pipe": (member(f"{NUMBER}/p.png", type=tarfile.FIFOTYPE), "device or pipe"),
     "unknown type": (member(f"{NUMBER}/u.png", type=b"Z"), "special member"),
     "parent": (member(f"{NUMBER}/../x.png", ONE), "leads out of the folder"),
-    "absolute": (member("/tmp/x.png", ONE), "absolute name"),
+    "absolute": (member("/etc/x.png", ONE), "absolute name"),
     "drive": (member("C:/x.png", ONE), "absolute name"),
     "backslash": (member(f"{NUMBER}\\x.png", ONE), "backslash"),
     "too large": (member(f"{NUMBER}/x.png", bytes(2 << 20)), "larger than 1 MiB"),

@@ -251,6 +251,8 @@ def test_overflowed_weights_are_never_saved(prepared, tmp_path, monkeypatch):
     ("settings", "message"),
     [
         ({"images": 0}, "images=0"),
+        ({"name": "../up"}, "plain folder name"),
+        ({"name": ""}, "plain folder name"),
         ({"seed": -1}, "seed=-1"),
         ({"batch_size": 1}, "batch_size=1"),
         ({"model.image_size": 64}, "prepare with --size 64"),
