@@ -351,6 +351,7 @@ def test_only_help_that_is_no_text_escapes_argparses_check(monkeypatch):
     ],
 )
 def test_exit_codes(body, code, line):
-    program = f"from core.errors import Interrupted, UserError, reports_errors\n@reports_errors\ndef main():\n    {body}\nmain()"
+    imports = "from core.errors import Interrupted, UserError, reports_errors"
+    program = f"{imports}\n@reports_errors\ndef main():\n    {body}\nmain()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == code and done.stderr.strip() == line
