@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from core.errors import UserError
 
+Norm = Literal["batch", "instance", "group", "layer", "none"]
+Upsampling = Literal["transposed", "nearest", "bilinear", "bicubic"]
 NormLayer = Callable[[int], nn.Module]  # channels -> layer, such as nn.BatchNorm2d
 Activation = Callable[[], nn.Module]  # nothing -> layer, such as nn.ReLU
 
@@ -131,16 +133,116 @@ def _with_norm_and_activation(
     return layers
 
 
-def norm_layer(name: Literal["batch", "none"]) -> NormLayer | None:
-    """The normalisation that a configuration names.
+class ResizeBlock(nn.Sequential):
+    """Doubling by interpolation, then a padded 3x3 `ConvBlock`: (N, in, H, W) -> (N, out, 2H, 2W).
+
+    The alternative to a transposed convolution that leaves no checkerboard (Odena et al. 2016).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        mode: Literal["nearest", "bilinear", "bicubic"],
+        norm: NormLayer | None = nn.BatchNorm2d,
+        activation: Activation | None = nn.ReLU,
+    ) -> None:
+        enlarge = nn.Upsample(scale_factor=2, mode=mode, align_corners=None if mode == "nearest" else False)
+        super().__init__(enlarge, ConvBlock(in_channels, out_channels, padding=1, norm=norm, activation=activation))
+
+
+def doubling_block(up: Upsampling, in_channels: int, out_channels: int) -> nn.Module:
+    """The linear block that doubles height and width in a U-Net's decoder: the "up-convolution" of the paper
+    (transposed, 2x2, stride 2), or an interpolation with a 3x3 convolution.
 
     Raises:
         UserError: unknown name.
     """
-    layers: dict[str, NormLayer | None] = {"batch": nn.BatchNorm2d, "none": None}
+    if up == "transposed":
+        return UpBlock(in_channels, out_channels, kernel=2, stride=2, padding=0, norm=None, activation=None)
+    if up not in get_args(Upsampling):
+        raise UserError(f"up={up!r} is unknown: use one of {', '.join(get_args(Upsampling))}")
+    return ResizeBlock(in_channels, out_channels, up, norm=None, activation=None)
+
+
+class DoubleConv(nn.Sequential):
+    """Two 3x3 `ConvBlock`s, a level of the U-Net: (N, in, H, W) -> (N, out, H', W').
+
+    `padding` 1 keeps the size, 0 takes two pixels from every side.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, padding: int = 1, norm: NormLayer | None = None) -> None:
+        super().__init__(
+            ConvBlock(in_channels, out_channels, padding=padding, norm=norm),
+            ConvBlock(out_channels, out_channels, padding=padding, norm=norm),
+        )
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut around them, activated after the sum (He et al. 2016, figure 2).
+
+    Shapes as for `DoubleConv`; where the channels change, the shortcut is a 1x1 convolution (option B of the paper),
+    and without padding it is cropped to the middle.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, padding: int = 1, norm: NormLayer | None = None) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            ConvBlock(in_channels, out_channels, padding=padding, norm=norm),
+            ConvBlock(out_channels, out_channels, padding=padding, norm=norm, activation=None),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.shortcut = ConvBlock(in_channels, out_channels, kernel=1, norm=norm, activation=None)
+        self.activation = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The activated sum of both ways."""
+        long = self.body(x)
+        return self.activation(long + center_crop(self.shortcut(x), long.shape[2], long.shape[3]))
+
+
+def center_crop(x: Tensor, height: int, width: int) -> Tensor:
+    """The middle (N, C, height, width) of a map that is larger by an even number of pixels."""
+    top, left = (x.shape[2] - height) // 2, (x.shape[3] - width) // 2
+    return x[:, :, top : top + height, left : left + width]
+
+
+GROUP_CHANNELS = 16  # channels that are normalised together; as good as 32 groups in Wu & He 2018, table 3
+
+
+def _group_norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(channels // GROUP_CHANNELS if channels % GROUP_CHANNELS == 0 else 1, channels)
+
+
+def _layer_norm(channels: int) -> nn.Module:
+    # Over channels and pixels of each image: layer normalisation of a convolution (Wu & He 2018, section 3.1).
+    return nn.GroupNorm(1, channels)
+
+
+def _instance_norm(channels: int) -> nn.Module:
+    return nn.InstanceNorm2d(channels, affine=True)
+
+
+def norm_layer(name: Norm) -> NormLayer | None:
+    """The normalisation that a configuration names: batch, instance, group (of 16 channels), layer or none.
+
+    Raises:
+        UserError: unknown name.
+    """
+    layers: dict[str, NormLayer | None] = {
+        "batch": nn.BatchNorm2d,
+        "instance": _instance_norm,
+        "group": _group_norm,
+        "layer": _layer_norm,
+        "none": None,
+    }
     if name not in layers:
         raise UserError(f"norm={name!r} is unknown: use one of {', '.join(layers)}")
     return layers[name]
+
+
+_NORMS = (nn.BatchNorm2d, nn.InstanceNorm2d, nn.GroupNorm)
 
 
 @torch.no_grad()
@@ -153,8 +255,30 @@ def init_normal(module: nn.Module, std: float = 0.02, seed: int = 0) -> None:
     for layer in module.modules():
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             layer.weight.normal_(0.0, std, generator=generator)
-        elif isinstance(layer, nn.BatchNorm2d):
+        elif isinstance(layer, _NORMS):
             layer.weight.normal_(1.0, std, generator=generator)
+        else:
+            continue
+        if isinstance(layer.bias, Tensor):
+            layer.bias.zero_()
+
+
+@torch.no_grad()
+def init_he(module: nn.Module, seed: int = 0) -> None:
+    """He initialisation (He et al. 2015; Ronneberger et al. 2015, section 3): weights N(0, sqrt(2 / N)), biases 0.
+
+    N is the number of inputs that reach one output: in a transposed convolution with stride s only one weight in s^2
+    meets an output. Norm gains are 1. Drawn from a generator of its own, as in `init_normal`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+            inputs = layer.in_channels / layer.groups * math.prod(layer.kernel_size)
+            if isinstance(layer, nn.ConvTranspose2d):
+                inputs /= math.prod(layer.stride)
+            layer.weight.normal_(0.0, math.sqrt(2.0 / inputs), generator=generator)
+        elif isinstance(layer, _NORMS):
+            layer.weight.fill_(1.0)
         else:
             continue
         if isinstance(layer.bias, Tensor):
