@@ -1,4 +1,4 @@
-"""ImageBank: prepared uint8 pictures, on the device when they fit, in an order that is a function of (seed, step)."""
+"""Training order as a function of (seed, step), and ImageBank: prepared uint8 pictures, on the device when they fit."""
 
 from __future__ import annotations
 
@@ -10,59 +10,25 @@ from core.errors import UserError
 from core.images import to_float
 
 
-class ImageBank:
-    """Batches of training images whose content depends on (seed, images seen) alone.
-
-    Every epoch is a fresh permutation with fresh horizontal flips, both drawn from (seed, epoch). A batch is a window
-    of this endless sequence, and a rank takes its slice of the window: resuming needs no sampler state, nothing is
-    dropped at the end of an epoch, and any number of ranks sees the same global batches.
+class EndlessOrder:
+    """An endless sequence of rows: every epoch is a fresh permutation with fresh flips, drawn from (seed, epoch).
 
     Args:
-        images: uint8 (N, H, W, 3), a memory map or an array.
-        indices: positions in `images` to train on.
-        device: where the batches are wanted. On a CUDA device the pictures are copied there at once if they fit into
-            half of its free memory; otherwise each batch is gathered from the memory map.
-        flip: mirror each picture with probability 1/2.
+        indices: the rows of an epoch, not empty.
+        flip: mirror each picture with probability 1/2; without it all flips are False.
     """
 
-    def __init__(
-        self, images: np.ndarray, indices: np.ndarray, device: torch.device, seed: int = 0, flip: bool = True
-    ) -> None:
+    def __init__(self, indices: np.ndarray, seed: int = 0, flip: bool = False) -> None:
         if not len(indices):
             raise UserError("the data set is empty: nothing to train on")
-        self.images, self.indices, self.device = images, indices, device
-        self.seed, self.flip = seed, flip
-        self.resident = self._copy_to_device() if device.type == "cuda" else None
+        self.indices, self.seed, self.flip = indices, seed, flip
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-
-    def _copy_to_device(self) -> Tensor | None:
-        with torch.cuda.device(self.device):
-            free, _ = torch.cuda.mem_get_info()
-        if self.images.nbytes > free // 2:
-            return None
-        return torch.from_numpy(np.array(self.images)).to(self.device)
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def batch(self, images_seen: int, batch_size: int, rank: int = 0, ranks: int = 1) -> Tensor:
-        """The part of `rank` of the global batch that follows `images_seen`.
-
-        Returns:
-            float (batch_size / ranks, 3, H, W) in [-1, 1] on the device.
-        """
-        share = batch_size // ranks
-        rows, flips = self.window(images_seen + rank * share, share)
-        mirrored = torch.from_numpy(flips).to(self.device, non_blocking=True)
-        if self.resident is not None:
-            pixels = self.resident[torch.from_numpy(rows).to(self.device, non_blocking=True)]
-        else:
-            pixels = torch.from_numpy(self.images[rows]).to(self.device, non_blocking=True)
-        pixels = torch.where(mirrored[:, None, None, None], pixels.flip(2), pixels)
-        return to_float(pixels)
-
     def window(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of `images` (int64) and flips (bool) at positions start..start+count-1 of the endless sequence."""
+        """Rows (int64) and flips (bool) at positions start..start+count-1 of the sequence."""
         rows, flips = [], []
         while count:
             epoch, offset = divmod(start, len(self))
@@ -81,3 +47,48 @@ class ImageBank:
             self._epochs = {key: value for key, value in self._epochs.items() if key == epoch - 1}
             self._epochs[epoch] = order, flips
         return self._epochs[epoch]
+
+
+class ImageBank(EndlessOrder):
+    """Batches of training images whose content depends on (seed, images seen) alone.
+
+    A batch is a window of the endless sequence, and a rank takes its slice of the window: resuming needs no sampler
+    state, nothing is dropped at the end of an epoch, and any number of ranks sees the same global batches.
+
+    Args:
+        images: uint8 (N, H, W, 3), a memory map or an array.
+        indices: positions in `images` to train on.
+        device: where the batches are wanted. On a CUDA device the pictures are copied there at once if they fit into
+            half of its free memory; otherwise each batch is gathered from the memory map.
+        flip: mirror each picture with probability 1/2.
+    """
+
+    def __init__(
+        self, images: np.ndarray, indices: np.ndarray, device: torch.device, seed: int = 0, flip: bool = True
+    ) -> None:
+        super().__init__(indices, seed, flip)
+        self.images, self.device = images, device
+        self.resident = self._copy_to_device() if device.type == "cuda" else None
+
+    def _copy_to_device(self) -> Tensor | None:
+        with torch.cuda.device(self.device):
+            free, _ = torch.cuda.mem_get_info()
+        if self.images.nbytes > free // 2:
+            return None
+        return torch.from_numpy(np.array(self.images)).to(self.device)
+
+    def batch(self, images_seen: int, batch_size: int, rank: int = 0, ranks: int = 1) -> Tensor:
+        """The part of `rank` of the global batch that follows `images_seen`.
+
+        Returns:
+            float (batch_size / ranks, 3, H, W) in [-1, 1] on the device.
+        """
+        share = batch_size // ranks
+        rows, flips = self.window(images_seen + rank * share, share)
+        mirrored = torch.from_numpy(flips).to(self.device, non_blocking=True)
+        if self.resident is not None:
+            pixels = self.resident[torch.from_numpy(rows).to(self.device, non_blocking=True)]
+        else:
+            pixels = torch.from_numpy(self.images[rows]).to(self.device, non_blocking=True)
+        pixels = torch.where(mirrored[:, None, None, None], pixels.flip(2), pixels)
+        return to_float(pixels)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
+Model = TypeVar("Model", bound=nn.Module)
 
-class ExponentialAverage:
+
+class ExponentialAverage(Generic[Model]):
     """Average of the weights over training, with a half-life counted in images (Karras et al. 2018, section 4.3).
 
     The half-life grows with the images seen (a tenth of them, up to `half_life`), so that the random initial weights
@@ -22,8 +25,8 @@ class ExponentialAverage:
 
     RAMP_UP = 0.1  # half-life as a share of the images seen, until it reaches `half_life`
 
-    def __init__(self, model: nn.Module, half_life: int) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+    def __init__(self, model: Model, half_life: int) -> None:
+        self.model: Model = copy.deepcopy(model).eval().requires_grad_(False)
         self.half_life = half_life
 
     def decay(self, images_seen: int, batch_size: int) -> float:

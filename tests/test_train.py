@@ -25,9 +25,9 @@ from gen.monitor import PATIENCE, CollapseMonitor, identical_samples
 from gen.train import TrainConfig, run_training
 
 ROOT = Path(__file__).resolve().parent.parent
-MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
+MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml") if "generator:" in path.read_text())
 OPTIMISERS = sorted(path.stem for path in (ROOT / "conf" / "optim").glob("*.yaml"))
-EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml") if "unet" not in path.stem)
 SMALL = ["model.image_size=32", "model.width=4", "batch_size=8", "log_every=24", "save_every=0", "grid_every=0"]
 
 

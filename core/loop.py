@@ -1,0 +1,306 @@
+"""What every training command does around its steps: resume, progress, statistics, checkpoints, stopping."""
+
+from __future__ import annotations
+
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from torch import nn
+
+from core.config import as_dict
+from core.console import StatusProgress, console, progress_bar, say, warn
+from core.errors import Interrupted, UserError
+from core.rundir import RunFolder
+from core.runtime import MeanMeter, NonFiniteError, StopRequest, crossed, start_accelerator
+from core.state import Checkpoints
+
+VOTE_EVERY = 10  # steps between the moments at which several processes agree to stop
+# Settings that leave every step as it is, so a run may go on with other values.
+CHANGEABLE = ("name", "runs", "images", "save_every", "tracker", "data")
+
+
+@dataclass
+class LoopConfig:
+    """The settings that all training commands have; conf/gen.yaml and conf/seg.yaml explain each key."""
+
+    data: str
+    name: str
+    runs: str
+    split: str
+    seed: int
+    images: int
+    batch_size: int
+    mixed_precision: str
+    ema_half_life: int
+    log_every: int
+    save_every: int
+    tracker: str | None
+    model: dict[str, Any]
+    optim: dict[str, Any]
+
+
+def check_common(config: LoopConfig, processes: int) -> None:
+    """Refuse settings that cannot work in any training command.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if config.name in ("", ".", "..") or Path(config.name).name != config.name:
+        raise UserError(f"name={config.name!r} must be a plain folder name; runs=... says where the folder goes")
+    check_least(config, 1, "images", "batch_size", "log_every")
+    check_least(config, 0, "ema_half_life", "save_every", "seed")
+    if config.batch_size % processes or config.batch_size // processes < 2:
+        raise UserError(
+            f"batch_size={config.batch_size} is the global batch and must give each of {processes} processes "
+            "the same number of images, at least 2 (batch norm needs them)"
+        )
+
+
+def check_least(config: LoopConfig, least: int, *keys: str) -> None:
+    """Refuse numbers below `least`.
+
+    Raises:
+        UserError: naming the key.
+    """
+    for key in keys:
+        if getattr(config, key) < least:
+            needed = f"be at least {least}" if least else "not be negative"
+            raise UserError(f"{key}={getattr(config, key)} must {needed}")
+
+
+def make_optimizer(recipe: dict[str, Any], network: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser that conf/optim describes, for the parameters of `network`.
+
+    Raises:
+        UserError: no such class, or settings it refuses.
+    """
+    try:
+        optimizer = instantiate(recipe)(network.parameters())
+    except (HydraException, TypeError, ValueError) as error:
+        raise UserError(f"optim: {' '.join(str(error).split())}") from error
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    return optimizer
+
+
+class TrainingLoop(ABC):
+    """One training run: its state on disk, what is shown, and the steps, which a subclass defines.
+
+    Args:
+        statistics: names of the scalars that `step` notes in `meter`.
+    """
+
+    def __init__(
+        self, config: LoopConfig, accelerator: Accelerator, run: RunFolder, statistics: tuple[str, ...]
+    ) -> None:
+        self.settings, self.accelerator, self.run = config, accelerator, run
+        self.checkpoints, self.meter = Checkpoints(run.state), MeanMeter(statistics)
+        self.images_seen = 0
+
+    @abstractmethod
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint holds besides `meter`: name -> anything with `state_dict` and `load_state_dict`."""
+
+    @abstractmethod
+    def step(self) -> None:
+        """Train on the next global batch: update the networks, `meter` and `images_seen`."""
+
+    @abstractmethod
+    def export(self) -> None:
+        """Write the model files (called on process 0 after each checkpoint)."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One line about what is about to run."""
+
+    @abstractmethod
+    def status(self, means: dict[str, float]) -> str:
+        """Mean statistics of an interval in words, for the progress bar."""
+
+    def warnings(self, means: dict[str, float]) -> list[str]:
+        """What is worth a warning after an interval with these mean statistics."""
+        return []
+
+    @abstractmethod
+    def after_step(self, before: int, last: bool) -> None:
+        """Whatever is due now that the images seen went from `before` to `images_seen`; `last`: no step follows."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether no step remains."""
+        return self.images_seen >= self.settings.images
+
+    # -- state on disk
+
+    def _all_parts(self) -> dict[str, Any]:
+        return self.parts() | {"meter": self.meter}
+
+    def load(self) -> None:
+        """Continue from the newest intact checkpoint, if there is one."""
+        state = self.checkpoints.load_newest()
+        if state is None:
+            return
+        for name, part in self._all_parts().items():
+            part.load_state_dict(state[name])
+        self.images_seen = int(state["images_seen"])
+        if self.accelerator.is_main_process:
+            say(f"continuing {self.run.path} at {self.images_seen:,} images")
+
+    def save(self) -> None:
+        """Write a checkpoint and the model files (process 0; every process must call it).
+
+        Raises:
+            UserError: training has diverged, or the disk is full; what was saved before stays.
+        """
+        self.fold()
+        # Losses are taken before an update: one whose gradients overflowed shows in the weights alone so far.
+        for name, part in self.parts().items():
+            if isinstance(part, nn.Module) and not all(value.isfinite().all() for value in part.state_dict().values()):
+                raise self.diverged(f"weights of the {name} are not finite", self.images_seen)
+        if self.accelerator.is_main_process:
+            state = {name: part.state_dict() for name, part in self._all_parts().items()}
+            self.checkpoints.save(self.images_seen, state | {"images_seen": self.images_seen})
+            self.export()
+
+    # -- training
+
+    def fold(self) -> None:
+        """Collect the statistics of the last steps.
+
+        Raises:
+            UserError: a loss is not finite; names the step, the last good checkpoint and what to try.
+        """
+        first = self.images_seen - len(self.meter.pending) * self.settings.batch_size
+        try:
+            self.meter.fold(self.accelerator)
+        except NonFiniteError as error:
+            raise self.diverged(str(error), first + (error.step + 1) * self.settings.batch_size) from error
+
+    def diverged(self, what: str, images: int) -> UserError:
+        """The error for numbers that are no longer finite after `images`: where it stands and what to try."""
+        saved = self.checkpoints.files()
+        good = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was saved yet"
+        return UserError(
+            f"training diverged: {what} in the step that ended at {images:,} images; {good}. Try a lower "
+            "learning rate (optim.lr=1e-4) or mixed_precision=fp32 under a new name=..."
+        )
+
+    def log(self, started: float, first: int) -> str:
+        """Close a statistics interval: fold, write a row, warn; returns the status for the progress bar."""
+        self.fold()
+        means = self.meter.means()
+        self.meter.reset()
+        warnings = self.warnings(means)
+        if self.accelerator.is_main_process:
+            rate = (self.images_seen - first) / (time.perf_counter() - started)
+            self.run.append_stats({"images": self.images_seen, **means, "images_per_s": rate})
+            self.accelerator.log(means, step=self.images_seen)
+            for warning in warnings:
+                self.warn(warning)
+        return self.status(means)
+
+    def warn(self, text: str) -> None:
+        """Show a warning and keep it with the statistics."""
+        warn(text)
+        self.run.append_stats({"images": self.images_seen, "warning": text})
+
+    def train(self, stop: StopRequest) -> None:
+        """Step until all images have been seen.
+
+        Raises:
+            Interrupted: stopped on request, after saving.
+        """
+        config, main = self.settings, self.accelerator.is_main_process
+        with progress_bar(quiet=not main) as bar:
+            task = bar.add_task(config.name, total=config.images, completed=min(self.images_seen, config.images))
+            started, first, told = time.perf_counter(), self.images_seen, time.perf_counter()
+            while not self.finished:
+                before = self.images_seen
+                self.step()
+                bar.update(task, completed=min(self.images_seen, config.images))
+                if crossed(before, self.images_seen, config.log_every):
+                    told = self.show(bar, self.log(started, first), told)
+                self.after_step(before, last=self.images_seen >= config.images)
+                if crossed(before, self.images_seen, config.save_every):
+                    self.save()
+                if self.stop_agreed(stop):
+                    self.save()
+                    raise Interrupted(f"saved at {self.images_seen:,} images; the same command continues")
+        self.save()
+
+    def show(self, bar: StatusProgress, status: str, told: float) -> float:
+        """Update the bar; where none can be drawn (a log file) print a line every half minute instead."""
+        bar.status = status
+        now = time.perf_counter()
+        if console.is_terminal or not self.accelerator.is_main_process or now - told < 30:
+            return told
+        speed = bar.tasks[0].speed or 0.0
+        config = self.settings
+        say(f"{config.name}: {self.images_seen:,} of {config.images:,} images, {speed:.1f}/s, {status}")
+        return now
+
+    def stop_agreed(self, stop: StopRequest) -> bool:
+        """Whether all processes stop here: a signal reaches them at different steps, so several take a vote."""
+        if self.accelerator.num_processes == 1:
+            return stop.received
+        if self.images_seen // self.settings.batch_size % VOTE_EVERY:
+            return False
+        votes = torch.tensor([float(stop.received)], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(votes, reduction="sum").item() > 0)
+
+
+def process_count() -> int:
+    """Processes that `accelerate launch` started, known before any of them is set up."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def run_loop(
+    config: LoopConfig,
+    build: Callable[[Accelerator, RunFolder], TrainingLoop],
+    identity: dict[str, str],
+    changeable: Collection[str],
+) -> RunFolder:
+    """Train from the start or from where the run stands, and return its folder.
+
+    Args:
+        config: checked settings.
+        build: makes the loop, its state loaded.
+        identity: what else must not change between two parts of a run, such as hashes of the data.
+        changeable: keys that may.
+
+    Raises:
+        UserError: a run folder of other settings, divergence, or a full disk.
+        Interrupted: stopped on request, after saving.
+    """
+    run = RunFolder(Path(config.runs) / config.name)
+    resolved = as_dict(config) | identity
+    run.check_config(resolved, changeable)
+    accelerator = start_accelerator(config.mixed_precision, config.tracker, run.path)
+    loop = build(accelerator, run)
+    if accelerator.is_main_process:
+        run.write_config(resolved)
+        run.rewind_stats(loop.images_seen)
+        loop.checkpoints.remove_leftovers()
+        say(loop.describe())
+    if config.tracker:
+        accelerator.init_trackers("curves")
+    with StopRequest().listening() as stop:
+        try:
+            loop.train(stop)
+        finally:
+            accelerator.end_training()
+    return run
+
+
+def describe_machine(accelerator: Accelerator, precision: str) -> str:
+    """Processes, device, threads and precision in words."""
+    place = f"{accelerator.num_processes} x {accelerator.device.type}"
+    return f"{place}, {torch.get_num_threads()} threads, {precision}"
