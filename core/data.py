@@ -24,7 +24,8 @@ class PreparedData:
         images: uint8 (N, H, W, 3), RGB.
         masks: uint8 (N, H, W) of class indices with 255 = ignore, or None.
         split: uint8 (N,), an index into `SPLITS`, or None when the source has no split.
-        meta: the content of meta.json (source, count, image_size, transform, classes, palette, skipped, sha256).
+        meta: the content of meta.json (source, count, image_size, transform, resized, classes, palette, skipped,
+            sha256).
     """
 
     path: Path
@@ -68,6 +69,39 @@ class PreparedData:
         """SHA-256 of images.npy as recorded when it was written: names the content in configs and results."""
         return str(self.meta["sha256"]["images.npy"])
 
+    @property
+    def classes(self) -> list[str]:
+        """Class names in the order of mask values.
+
+        Raises:
+            UserError: there are no masks.
+        """
+        return [str(name) for name in self._of_masks("classes")]
+
+    @property
+    def palette(self) -> list[list[int]]:
+        """One RGB colour, 0..255, for each class.
+
+        Raises:
+            UserError: there are no masks.
+        """
+        return [[int(value) for value in colour] for colour in self._of_masks("palette")]
+
+    def _of_masks(self, key: str) -> list[Any]:
+        if self.masks is None:
+            raise UserError(f"{self.path} has no masks: prepare a source that has them")
+        return list(self.meta[key])
+
+    @property
+    def resized(self) -> bool:
+        """False if every picture had `image_size` as its width and height from the start."""
+        return bool(self.meta.get("resized", True))
+
+    @property
+    def fit(self) -> str:
+        """How pictures became square; one of `core.pictures.FITS`."""
+        return str(self.meta.get("fit", "crop"))
+
     def indices(self, split: str = "all") -> np.ndarray:
         """Positions of the pictures of one split, ascending: `all`, `train`, `valid` or `test`.
 
@@ -80,7 +114,8 @@ class PreparedData:
             raise UserError(f"unknown split {split!r}: use all, {', '.join(SPLITS)}")
         if self.split is None:
             raise UserError(
-                f"{self.path} has no train/valid/test split (its source had no partition file): use split=all"
+                f"{self.path} has no train/valid/test split (its source had neither masks nor a partition file): "
+                "use split=all"
             )
         chosen = np.flatnonzero(self.split == SPLITS.index(split))
         if not len(chosen):

@@ -8,37 +8,27 @@ interrupted run continues, and a chunk whose bytes never reached the disk is not
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
 import json
 import math
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import threading
 import time
-import warnings
-import zlib
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL
 from numpy.lib import format as npy
-from PIL import Image
 
 from core.console import progress_bar
 from core.data import FORMAT, PreparedData
 from core.errors import Interrupted, UserError
 from core.files import read_json, sha256_of, write_json
-from core.sources import Source, reason_of, resize_crop, transform_name
+from core.filling import Done, Plan, checksum, create_array, open_arrays, running
+from core.pictures import Source, transform_name
 
 BAD_LIMIT = 0.01  # more unreadable images than this share mean a broken download rather than a few broken files
 LOCK_WAIT = 5.0  # seconds; workers of a killed run need a moment to notice and let go
@@ -54,50 +44,12 @@ class Prepared:
     seconds: float
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """One preparation: the source, how many of its images, their side in pixels, and the folder of unfinished work."""
-
-    source: Source
-    count: int
-    size: int
-    folder: Path
-
-    @property
-    def key(self) -> str:
-        """Names source content and settings: two plans of equal keys want the same data set."""
-        settings = [FORMAT, self.source.identity, self.count, self.size]
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Arrays to write and their shapes before unreadable images are dropped."""
-        flat = (self.count, self.size, self.size)
-        return {"images.npy": (*flat, 3)} | ({"masks.npy": flat} if self.source.classes else {})
-
-    def rows(self, chunk: int) -> range:
-        """Positions of the images of one chunk."""
-        return range(self.count)[chunk * self.source.chunk : (chunk + 1) * self.source.chunk]
-
-    def images_in(self, chunks: dict[int, _Done]) -> int:
-        """Number of images in some chunks, unreadable ones included."""
-        return sum(len(self.rows(chunk)) for chunk in chunks)
-
-
-@dataclass(frozen=True)
-class _Done:
-    """A finished chunk: its checksum over all arrays, and (position, reason) of each unreadable image."""
-
-    chunk: int
-    crc: int
-    bad: list[tuple[int, str]]
-
-
 def prepare(
     source: Source,
     out: str | Path,
     *,
     size: int = 64,
+    fit: str = "crop",
     limit: int | None = None,
     workers: int = 1,
     force: bool = False,
@@ -105,11 +57,12 @@ def prepare(
 ) -> Prepared:
     """Write the prepared data set `out` from the first `limit` images (default all) of `source`.
 
-    An image whose shorter side is below half of `size` would be enlarged more than twofold: it is skipped as tiny, like
-    a corrupt one. An interrupted call continues when repeated; `out` of the same source and settings is left as it is.
+    An image that would be enlarged more than twofold is skipped as tiny, like a corrupt one. An interrupted call
+    continues when repeated; `out` of the same source and settings is left as it is.
 
     Args:
         size: side in pixels.
+        fit: "crop" or "pad", see `core.pictures.squared`.
         workers: processes; 1 works in this process.
         force: replace a prepared data set of another source or other settings.
 
@@ -120,8 +73,8 @@ def prepare(
     started = time.monotonic()
     out = Path(out)
     target = out.resolve()  # a link to a folder on a larger disk keeps pointing there
-    plan = _Plan(source, min(limit or len(source.names), len(source.names)), size, Path(f"{target}.part"))
-    done: dict[int, _Done] = {}
+    plan = Plan(source, min(limit or len(source.names), len(source.names)), size, fit, Path(f"{target}.part"))
+    done: dict[int, Done] = {}
     try:
         if _is_prepared(out, plan, force):
             return Prepared(PreparedData.open(out), 0, 0.0)
@@ -139,7 +92,7 @@ def prepare(
     return Prepared(PreparedData.open(out), resumed, time.monotonic() - started)
 
 
-def _is_prepared(out: Path, plan: _Plan, force: bool) -> bool:
+def _is_prepared(out: Path, plan: Plan, force: bool) -> bool:
     """Whether `out` is the data set asked for; False when the way is free.
 
     Raises:
@@ -191,7 +144,7 @@ def _sole_writer(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _resume(plan: _Plan) -> dict[int, _Done]:
+def _resume(plan: Plan) -> dict[int, Done]:
     """Finished chunks of an interrupted run under the same heading; else none, and fresh arrays on disk."""
     journal = plan.folder / JOURNAL
     heading = {"key": plan.key, "chunk": plan.source.chunk, "pillow": PIL.__version__}
@@ -201,119 +154,20 @@ def _resume(plan: _Plan) -> dict[int, _Done]:
         lines.extend(json.loads(line) for line in journal.read_text("utf-8").splitlines())
     if lines and lines[0] == heading:
         with contextlib.suppress(OSError, ValueError):
-            arrays = _open_arrays(plan)
-            entries = [_Done(line["chunk"], line["crc"], [tuple(item) for item in line["bad"]]) for line in lines[1:]]
-            done = {entry.chunk: entry for entry in entries if entry.crc == _checksum(arrays, plan.rows(entry.chunk))}
+            arrays = open_arrays(plan)
+            entries = [Done(line["chunk"], line["crc"], [tuple(item) for item in line["bad"]]) for line in lines[1:]]
+            done = {entry.chunk: entry for entry in entries if entry.crc == checksum(arrays, plan.rows(entry.chunk))}
             journal.write_text("".join(json.dumps(line) + "\n" for line in (heading, *map(vars, done.values()))))
             return done
     for leftover in plan.folder.iterdir():
         leftover.unlink()
     for name, shape in plan.shapes.items():
-        _create_array(plan.folder / name, shape)
+        create_array(plan.folder / name, shape)
     journal.write_text(json.dumps(heading) + "\n")
     return {}
 
 
-def _create_array(path: Path, shape: tuple[int, ...]) -> None:
-    """A .npy file of zeros with its space reserved: a disk that fills up later would kill whoever writes to a map."""
-    array = npy.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    total = array.offset + array.nbytes
-    del array
-    try:
-        if hasattr(os, "posix_fallocate"):
-            with path.open("r+b") as handle:
-                os.posix_fallocate(handle.fileno(), 0, total)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # these: the file system cannot reserve
-            shutil.rmtree(path.parent)
-            raise UserError(f"cannot write {path}: {error.strerror} ({total / 1e9:.1f} GB needed)") from error
-
-
-def _open_arrays(plan: _Plan) -> list[np.memmap]:
-    """The arrays in `<out>.part`, writable; OSError or ValueError when missing or not of the planned shape."""
-    arrays = [npy.open_memmap(plan.folder / name, mode="r+") for name in plan.shapes]
-    if [array.shape for array in arrays] != list(plan.shapes.values()):
-        raise ValueError("arrays of another shape")
-    return arrays
-
-
-def _checksum(arrays: list[np.memmap], rows: range) -> int:
-    crc = 0
-    for array in arrays:
-        crc = zlib.crc32(np.ascontiguousarray(array[rows.start : rows.stop]).data, crc)
-    return crc
-
-
-class _Worker:
-    """Fills chunks; one per process, so that archive and arrays are opened once."""
-
-    current: _Worker
-
-    def __init__(self, plan: _Plan) -> None:
-        self.plan = plan
-        self.arrays = _open_arrays(plan)
-
-    def fill(self, chunk: int) -> _Done:
-        """Decode, resize and store the images of one chunk."""
-        rows = self.plan.rows(chunk)
-        bad: list[tuple[int, str]] = []
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks on odd palettes and EXIF blocks
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            for row in rows:
-                try:
-                    for array, picture in zip(self.arrays, self._pictures(row), strict=True):
-                        array[row] = picture
-                except Exception as error:  # decoders answer damaged files with nearly any exception
-                    bad.append((row, reason_of(error)))
-        return _Done(chunk, _checksum(self.arrays, rows), bad)
-
-    def _pictures(self, row: int) -> list[Image.Image]:
-        size = self.plan.size
-        picture, mask = self.plan.source.load(row)
-        if 2 * min(picture.size) < size:
-            raise ValueError(f"tiny: {picture.width}x{picture.height}")
-        cut = [resize_crop(picture, size)]
-        return cut if mask is None else [*cut, resize_crop(mask, size, Image.Resampling.NEAREST)]
-
-
-def _start_worker(plan: _Plan) -> None:
-    """Set up a worker process: Ctrl-C is the parent's business, and a parent that was killed ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-    _Worker.current = _Worker(plan)
-
-
-def _leave_with(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
-
-
-def _fill(chunk: int) -> _Done:
-    return _Worker.current.fill(chunk)
-
-
-@contextlib.contextmanager
-def _running(plan: _Plan, todo: list[int], workers: int) -> Iterator[Iterator[_Done]]:
-    """Chunks as they get finished, by worker processes when there is more than one chunk and `workers` > 1."""
-    workers = min(workers, len(todo))
-    if workers <= 1:
-        yield map(_Worker(plan).fill, todo)
-        return
-    method = "fork" if sys.platform == "linux" else "spawn"  # fork starts at once but is unsafe on macOS
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method), _start_worker, (plan,))
-    try:
-        futures = [pool.submit(_fill, chunk) for chunk in todo]
-        yield (future.result() for future in as_completed(futures))
-    except BrokenProcessPool as error:
-        raise UserError("a worker process was ended (out of memory or disk?): run again to continue") from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _work(plan: _Plan, done: dict[int, _Done], workers: int, quiet: bool) -> None:
+def _work(plan: Plan, done: dict[int, Done], workers: int, quiet: bool) -> None:
     """Fill the chunks that are not in `done`, journal each and add it there.
 
     Raises:
@@ -324,7 +178,7 @@ def _work(plan: _Plan, done: dict[int, _Done], workers: int, quiet: bool) -> Non
     bar = progress_bar(quiet=quiet)
     task = bar.add_task("prepare", total=plan.count, completed=plan.images_in(done))
     # The workers start first: forking beside the bar's thread could copy a lock it holds.
-    with (plan.folder / JOURNAL).open("a", encoding="utf-8") as journal, _running(plan, todo, workers) as finished, bar:
+    with (plan.folder / JOURNAL).open("a", encoding="utf-8") as journal, running(plan, todo, workers) as finished, bar:
         for entry in finished:
             journal.write(json.dumps(vars(entry)) + "\n")
             journal.flush()
@@ -342,7 +196,7 @@ def _work(plan: _Plan, done: dict[int, _Done], workers: int, quiet: bool) -> Non
         raise UserError(f"{seen}, more than 1% of all {plan.count:,} ({names})")
 
 
-def _finish(plan: _Plan, bad: list[tuple[int, str]]) -> None:
+def _finish(plan: Plan, bad: list[tuple[int, str]]) -> None:
     """Close the gaps of unreadable images, write the small files and meta.json, and flush everything to disk."""
     folder, source = plan.folder, plan.source
     keep = np.ones(plan.count, dtype=bool)
@@ -360,7 +214,9 @@ def _finish(plan: _Plan, bad: list[tuple[int, str]]) -> None:
         "source": source.label,
         "count": len(names),
         "image_size": plan.size,
-        "transform": transform_name(plan.size),
+        "transform": transform_name(plan.size, plan.fit),
+        "fit": plan.fit,
+        "resized": source.native_side != plan.size,
         "classes": source.classes,
         "palette": source.palette,
         "skipped": [{"name": source.names[row], "reason": reason} for row, reason in bad],

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
+from core.classes import read_classes
 from core.data import SPLITS
 from core.errors import CommandParser, UserError, reports_errors
+from core.pairs import PairOptions
+from core.pets import download_pets
+from core.pictures import FITS, Source
 from core.prepare import Prepared, prepare
-from core.sources import Source, download_celeba, drawn_source, open_source
+from core.sources import download_celeba, drawn_source, open_source
 
-SIZES = (32, 64, 128, 256)
+SIZES = range(16, 2049, 8)
 DRAWN_COUNT = 10_000
 
 EXAMPLES = """
@@ -25,38 +29,62 @@ sources:
   celeba --download       CelebA through torchvision (needs gdown; Google Drive often refuses)
   (a folder that is itself called drawn: write ./drawn)
 
+sources with masks, folder or zip:
+  images/ beside masks/   pairs of the same file stem; also image(s), img(s), JPEGImages beside mask(s), label(s),
+                          annotations, SegmentationClass, gt, inside or around folders train, valid, test (a split)
+  CelebAMask-HQ.zip       as downloaded; the files of each picture's parts are merged
+  oxford-iiit-pet         Oxford-IIIT Pet, unpacked; pet --download fetches it through torchvision
+
 examples:
   python -m scripts.prepare archive.zip --out data/celeba
   python -m scripts.prepare drawn --count 10000 --seed 0 --out data/drawn
   python -m scripts.prepare celeba --download --root data/raw --out data/celeba
   python -m scripts.prepare photos/ --out data/photos --size 128 --limit 500
+  python -m scripts.prepare isbi2012.zip --out data/isbi --size 512 --classes membrane,cell --valid 5
+  python -m scripts.prepare cells/ --out data/cells --size 256 --fit pad --classes cells.csv
+  python -m scripts.prepare CelebAMask-HQ.zip --out data/faceparse --size 128
+  python -m scripts.prepare pet --download --root data/raw --out data/pets --size 128
 
-Each picture goes through exactly torchvision's Resize(SIZE) and CenterCrop(SIZE), as in the course. EXIF rotation is
-not applied and transparency is dropped, as torchvision's loaders do. Unreadable pictures and those whose shorter side
-is under half of SIZE are skipped and listed in meta.json; more than 1% of them is an error. Interrupted, the same
-command continues.
+Each picture goes through exactly torchvision's Resize(SIZE) and CenterCrop(SIZE), as in the course; with --fit pad the
+longer side becomes SIZE and the rest is black, and ignored in masks. EXIF rotation is not applied and transparency is
+dropped, as torchvision's loaders do. Unreadable pictures and those that would be enlarged more than twofold are skipped
+and listed in meta.json; more than 1% of them is an error. Interrupted, the same command continues.
+
+Masks of one bit, or of 0 and 255 alone, have two classes; other masks of one channel or with a palette hold class
+indices, 255 is ignored; colour masks need a class table with colours. A class table is a text file with a line for each
+class, `name` or `name,r,g,b`, in the order of the indices. Pairs without a split of their own: one tenth validates,
+chosen by a hash of the file stem, or the last N by name (2.png before 10.png) with --valid N.
 """
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line (default: sys.argv)."""
     parser = CommandParser(prog="python -m scripts.prepare", description=__doc__, epilog=EXAMPLES)
-    parser.add_argument("source", help="a zip, a folder, `drawn`, or `celeba` with --download")
+    parser.add_argument("source", help="a zip, a folder, `drawn`, or `celeba` or `pet` with --download")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, e.g. data/celeba")
-    parser.add_argument("--size", type=int, choices=SIZES, default=64, help="side in pixels (default 64)")
+    parser.add_argument("--size", type=_size, default=64, help="side in pixels, a multiple of 8 (default 64)")
+    parser.add_argument("--fit", choices=FITS, default="crop", help="how pictures become square (default crop)")
+    parser.add_argument("--classes", help="masks: a table file, names as in membrane,cell, or celebamask-hq")
+    parser.add_argument("--valid", type=_positive, help="masks: hold out the last VALID pairs for validation")
     parser.add_argument("--limit", type=_positive, help="only the first LIMIT images, for a quick try")
     parser.add_argument("--workers", type=_positive, help="processes (default: one per core)")
     parser.add_argument("--force", action="store_true", help="replace a prepared data set at --out")
     parser.add_argument("--count", type=_positive, help=f"drawn: number of faces (default {DRAWN_COUNT:,})")
     parser.add_argument("--seed", type=_natural, help="drawn: which faces (default 0)")
-    parser.add_argument("--download", action="store_true", help="celeba: fetch it from the net")
-    parser.add_argument("--root", type=Path, help="celeba: folder for the download (default data/raw)")
+    parser.add_argument("--download", action="store_true", help="celeba, pet: fetch it from the net")
+    parser.add_argument("--root", type=Path, help="celeba, pet: folder for the download (default data/raw)")
     return parser.parse_args(arguments)
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _size(text: str) -> int:
+    if not text.isdecimal() or int(text) not in SIZES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a multiple of 8 from {SIZES[0]} to {SIZES[-1]}")
     return int(text)
 
 
@@ -77,14 +105,23 @@ def source_of(options: argparse.Namespace) -> Source:
     Raises:
         UserError: it cannot be read, or an option belongs to another kind of source.
     """
-    drawn, download = options.source == "drawn", options.source == "celeba" and options.download
+    drawn, download = options.source == "drawn", options.source in ("celeba", "pet") and options.download
     if not drawn and (options.count is not None or options.seed is not None):
         raise UserError("--count and --seed are for the source `drawn`; to take fewer images use --limit")
     if not download and (options.download or options.root is not None):
-        raise UserError("--download and --root are for the source `celeba`: celeba --download [--root FOLDER]")
+        raise UserError("--download and --root are for the sources `celeba` and `pet`: pet --download [--root FOLDER]")
+    classes = read_classes(options.classes) if options.classes is not None else None
+    pairs = PairOptions(classes, options.valid, options.limit)
     if drawn:
+        pairs.refuse("drawn", classes="has classes of its own", valid="has a split of its own")
         return drawn_source(options.count or DRAWN_COUNT, options.seed or 0)
-    return download_celeba(options.root or Path("data/raw")) if download else open_source(options.source)
+    if not download:
+        return open_source(options.source, pairs)
+    root = options.root or Path("data/raw")
+    if options.source == "pet":
+        return download_pets(root, pairs)
+    pairs.refuse("celeba", classes="has no masks", valid="has no masks")
+    return download_celeba(root)
 
 
 def report(result: Prepared) -> str:
@@ -97,7 +134,7 @@ def report(result: Prepared) -> str:
         + (f", masks with {len(data.meta['classes'])} classes" if data.masks is not None else ""),
         "split: " + ", ".join(f"{name} {number:,}" for name, number in zip(SPLITS, counts, strict=True))
         if counts is not None
-        else "split: none (no list_eval_partition file found): train on split=all",
+        else "split: none (neither masks nor a list_eval_partition file found): train on split=all",
         f"skipped: {len(data.meta['skipped'])}" + (" (listed in meta.json)" if data.meta["skipped"] else ""),
         f"{result.seconds:.1f} s, {fresh / result.seconds:,.0f} images/s"
         + (f" ({result.resumed:,} were done before)" if result.resumed else "")
@@ -117,6 +154,7 @@ def main() -> None:
                 source_of(options),
                 options.out,
                 size=options.size,
+                fit=options.fit,
                 limit=options.limit,
                 workers=options.workers or cpu_cores(),
                 force=options.force,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import errno
 import io
 import multiprocessing
@@ -16,8 +17,9 @@ from PIL import Image
 
 import core.prepare
 from core.errors import Interrupted, UserError
+from core.pictures import ImageSource
 from core.prepare import prepare
-from core.sources import FolderSource, open_source
+from core.sources import open_source
 from scripts.prepare import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -138,7 +140,7 @@ def test_stopped_run_continues(
     assert content(out) == uninterrupted and not part.exists()
 
 
-class _Stopping(FolderSource):
+class _Stopping(ImageSource):
     """Ctrl-C arrives before image 300."""
 
     def load(self, index: int) -> tuple[Image.Image, None]:
@@ -147,10 +149,10 @@ class _Stopping(FolderSource):
         return super().load(index)
 
 
-def interrupted(tmp_path: Path) -> tuple[FolderSource, Path, Path]:
+def interrupted(tmp_path: Path) -> tuple[ImageSource, Path, Path]:
     source = open_source(write_folder(tmp_path / "in", faces(400)))
-    assert isinstance(source, FolderSource)
-    stopping = _Stopping(source.label, source.names, source.split, source.identity, files=source.files)
+    assert isinstance(source, ImageSource)
+    stopping = _Stopping(**{entry.name: getattr(source, entry.name) for entry in dataclasses.fields(source)})
     with pytest.raises(Interrupted, match="256 of 400"):
         prepare(stopping, tmp_path / "out", quiet=True)
     return source, tmp_path / "out", tmp_path / "out.part"
@@ -192,7 +194,7 @@ def test_two_processes_do_not_write_the_same_folder(tmp_path: Path, monkeypatch:
     assert len(prepare(source, tmp_path / "out", quiet=True).data) == 2
 
 
-class _Dying(FolderSource):
+class _Dying(ImageSource):
     """The system kills the worker at image 200."""
 
     def load(self, index: int) -> tuple[Image.Image, None]:
@@ -204,8 +206,8 @@ class _Dying(FolderSource):
 @needs_fork
 def test_a_killed_worker_is_reported(tmp_path: Path) -> None:
     source = open_source(write_folder(tmp_path / "in", faces(300)))
-    assert isinstance(source, FolderSource)
-    dying = _Dying(source.label, source.names, source.split, source.identity, files=source.files)
+    assert isinstance(source, ImageSource)
+    dying = _Dying(**{entry.name: getattr(source, entry.name) for entry in dataclasses.fields(source)})
     with pytest.raises(UserError, match="worker process was ended"):
         prepare(dying, tmp_path / "out", workers=2, quiet=True)
     assert len(prepare(source, tmp_path / "out", workers=2, quiet=True).data) == 300
@@ -288,11 +290,15 @@ MISTAKES = {
     "zip in a zip": (("outer.zip",), "unpack it and give img_align_celeba.zip"),
     "empty folder": (("empty",), "no images in"),
     "celeba": (("celeba",), "celeba --download"),
-    "bad size": (("good.zip", "--size", 63), "invalid choice: 63"),
+    "bad size": (("good.zip", "--size", 63), "'63' is not a multiple of 8 from 16 to 2048"),
+    "valid without masks": (("good.zip", "--valid", 1), "good.zip has no masks: leave out --valid"),
+    "classes without masks": (("good.zip", "--classes", "a,b"), "good.zip has no masks: leave out --classes"),
+    "drawn has a split": (("drawn", "--valid", 1), "drawn has a split of its own: leave out --valid"),
+    "no class table": (("good.zip", "--classes", "table.csv"), "no class table at table.csv"),
     "bad limit": (("good.zip", "--limit", 0), "'0' is not a whole number above 0"),
     "bad seed": (("drawn", "--seed", "x"), "'x' is not a whole number"),
     "count elsewhere": (("good.zip", "--count", 3), "use --limit"),
-    "download elsewhere": (("good.zip", "--download"), "are for the source `celeba`"),
+    "download elsewhere": (("good.zip", "--download"), "are for the sources `celeba` and `pet`"),
     "out is a file": (("good.zip", "--out", "text.zip"), "text.zip is a file"),
     "out below a file": (("good.zip", "--out", "text.zip/out"), "cannot write text.zip/out"),
 }

@@ -13,8 +13,9 @@ from PIL import Image
 import core.sources
 from core.errors import UserError
 from core.files import sha256_of
+from core.pictures import decode, resize_crop
 from core.prepare import prepare
-from core.sources import decode, drawn_source, open_source, resize_crop
+from core.sources import drawn_source, open_source
 
 # --- geometry ---------------------------------------------------------------------------------------------------------
 
@@ -35,16 +36,23 @@ def test_mask_geometry_follows_the_picture() -> None:
     assert set(np.unique(mask)) <= set(range(218))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "RGB"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "RGB"])
 def test_modes_become_rgb(tmp_path: Path, mode: str) -> None:
-    name = "x.tif" if mode in ("CMYK", "I;16") else "x.png"
+    name = "x.tif" if mode == "CMYK" else "x.png"
     grey = np.random.default_rng(0).integers(0, 256, (70, 90), np.uint8)
-    Image.fromarray(grey).convert("L" if mode == "I;16" else mode).convert(mode).save(tmp_path / name)
+    Image.fromarray(grey).convert(mode).save(tmp_path / name)
     with Image.open(tmp_path / name) as picture:
         assert picture.mode == mode
         expected = course(picture)
     data = prepare(open_source(tmp_path), tmp_path / "out", quiet=True).data
     assert np.array_equal(data.images[0], expected)
+
+
+def test_sixteen_bit_grey_keeps_its_range(tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (70, 90), np.uint8)
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "x.png")
+    data = prepare(open_source(tmp_path), tmp_path / "out", quiet=True).data
+    assert np.array_equal(data.images[0], course(Image.fromarray(grey)))
 
 
 def test_exif_rotation_is_not_applied() -> None:
