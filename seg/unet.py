@@ -68,7 +68,7 @@ class UNet(nn.Module):
         super().__init__()
         require_positive(channels=channels, classes=classes)
         _check(widths, padding, up, block, dropout)
-        self.classes, self.padding = classes, padding
+        self.channels, self.classes, self.padding = channels, classes, padding
         self.depth = len(widths) - 1
         self.multiple = 2**self.depth
         self.margin = _margin(self.depth, padding, up)

@@ -1,0 +1,32 @@
+"""Trained segmenters from their files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.errors import UserError
+from core.weights import load_model
+from seg.unet import UNet
+
+# What a segmenter's file says besides its weights: class names and RGB colours in index order; the side in pixels of
+# the pictures it was trained on, whether these were scaled to it, and which side was fitted (`core.pictures.FITS`).
+INFO_KEYS = ("classes", "palette", "image_size", "resized", "fit")
+
+
+def load_unet(run_or_file: str | Path, device: torch.device) -> tuple[UNet, dict[str, Any]]:
+    """A trained U-Net in eval mode on `device`, and the `info` it was saved with, which has `INFO_KEYS`.
+
+    Raises:
+        UserError: no model there, a damaged one, or one that is not a trained segmenter of RGB pictures.
+    """
+    model, info = load_model(run_or_file)
+    if not isinstance(model, UNet) or any(key not in info for key in INFO_KEYS):
+        raise UserError(f"{run_or_file} holds a {type(model).__name__} without classes, not a trained segmenter")
+    if not len(info["classes"]) == len(info["palette"]) == model.classes:
+        raise UserError(f"{run_or_file} names {len(info['classes'])} classes, its network has {model.classes}")
+    if model.channels != 3:
+        raise UserError(f"{run_or_file} takes {model.channels} channels; pictures are read as RGB, so it must take 3")
+    return model.to(device), info

@@ -1,0 +1,345 @@
+"""Segment pictures of any size with a trained U-Net: `python -m seg.predict runs/unet photos/ --out masks`."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from core.archive import listed, shown
+from core.classes import mirrored_classes
+from core.console import progress_bar, say, warn
+from core.errors import CommandParser, UserError, reports_errors
+from core.files import atomic_path
+from core.images import write_png
+from core.pictures import decode, reason_of
+from core.runtime import pick_device, share_cores
+from core.store import natural, open_store
+from seg.loading import load_unet
+from seg.tiling import segment
+from seg.unet import UNet
+
+TILE = 512
+MASK, OVERLAY, PROBABILITIES = ".png", ".overlay.png", ".npz"
+TINT, BACKGROUND_TINT = 0.55, 0.15  # how much of a class colour an overlay shows; class 0 hardly hides the picture
+MAX_SCALED_PIXELS = 1 << 27  # a picture of 1 x 10,000 pixels would have gigabytes once its shorter side is scaled up
+SHOWN_SHARES = 8
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A trained network and what a prediction needs besides it.
+
+    Attributes:
+        model: in eval mode, on its device.
+        classes, palette: names and RGB colours (0..255) in index order.
+        size: what a side of a picture is scaled to; None keeps pictures as they are.
+        longer: whether that is the longer side instead of the shorter one.
+        reason: the scale and where it comes from, for people.
+    """
+
+    model: UNet
+    classes: list[str]
+    palette: list[list[int]]
+    size: int | None
+    longer: bool
+    reason: str
+
+    def scaled(self, picture: Image.Image) -> Image.Image:
+        """The picture at the scale of the network.
+
+        Raises:
+            ValueError: it would not fit into memory.
+        """
+        if self.size is None:
+            return picture
+        return picture.resize(scaled_size(*picture.size, self.size, self.longer), Image.Resampling.BILINEAR)
+
+    def planes(self, scaled: Image.Image, width: int, height: int, tile: int, average: bool) -> Iterator[Tensor]:
+        """Class by class the probabilities of a picture at its scale, brought back to (height, width) bilinearly.
+
+        `tile` and `average` as in `seg.tiling.segment`; each plane is float32 (height, width) on the CPU.
+        """
+        for plane in segment(self.model, np.asarray(scaled), tile, average, mirrored_classes(self.classes)):
+            if plane.shape == (height, width):
+                yield plane
+            else:
+                yield F.interpolate(plane[None, None], (height, width), mode="bilinear", antialias=True)[0, 0]
+
+
+def scaled_size(width: int, height: int, size: int, longer: bool = False) -> tuple[int, int]:
+    """Width and height when the shorter (or the longer) of them becomes `size`, rounded as in preparation.
+
+    Raises:
+        ValueError: the picture is so long that it would not fit into memory.
+    """
+    if longer:
+        return max(1, size * width // max(width, height)), max(1, size * height // max(width, height))
+    long = int(size * max(width, height) / min(width, height))
+    if size * long > MAX_SCALED_PIXELS:
+        raise ValueError(f"{width}x{height} is too long to be scaled to a shorter side of {size}: use --size native")
+    return (size, long) if width <= height else (long, size)
+
+
+def load_segmenter(run_or_file: str | Path, device: str = "auto", size: int | str | None = None) -> Segmenter:
+    """The segmenter of a run folder or model file.
+
+    Args:
+        size: side in pixels, `native` for pictures as they are, or None for the scale of the training.
+
+    Raises:
+        UserError: no model, a damaged one, one that is no segmenter, or no such device.
+    """
+    model, info = load_unet(run_or_file, pick_device(device))
+    trained = info["image_size"] if info["resized"] else None
+    chosen, why = (trained, "as in training") if size is None else (size, f"as --size {size} says")
+    scale = None if chosen in (None, "native") else int(str(chosen))
+    side = "longer" if info["fit"] == "pad" else "shorter"
+    what = "pictures at their own scale" if scale is None else f"{side} side scaled to {scale} pixels"
+    return Segmenter(model, info["classes"], info["palette"], scale, side == "longer", f"scale: {what}, {why}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture, and the path of its results without their suffix."""
+
+    source: Path
+    stem: Path
+
+    def target(self, suffix: str) -> Path:
+        """Where the result with this suffix goes."""
+        return self.stem.with_name(self.stem.name + suffix)
+
+
+def find_pictures(inputs: Sequence[Path], out: Path) -> list[Job]:
+    """The pictures that the inputs name: files as given, and those in folders at any depth in natural order.
+
+    Hidden files are left out, and so is what lies in `out`: results are no input the next time.
+
+    Raises:
+        UserError: an input does not exist or cannot be read, is the folder of the results, or holds no picture.
+    """
+    jobs = []
+    own = out.resolve()
+    for place in inputs:
+        if place.is_dir():
+            if place.resolve() == own:
+                raise UserError(f"--out {out} is the folder of the pictures: choose another, or masks would mix in")
+            paths = [place / name for name in sorted(open_store(place).images, key=natural)]
+            found = [path for path in paths if own not in path.resolve().parents]
+            if not found:
+                raise UserError(f"no pictures in {place} besides the results in {out}")
+            jobs += [Job(path, out / path.relative_to(place).with_suffix("")) for path in found]
+        elif place.is_file():
+            jobs.append(Job(place, out / place.stem))
+        else:
+            raise UserError(f"no picture or folder at {place}")
+    return jobs
+
+
+def check_targets(jobs: Sequence[Job], suffixes: Sequence[str], overwrite: bool) -> None:
+    """Refuse whatever would lose a file, before anything is written.
+
+    Raises:
+        UserError: two pictures have the same result, a result would replace a picture, or exists already.
+    """
+    writers: dict[Path, Path] = {}
+    for job in jobs:
+        for suffix in suffixes:
+            other = writers.setdefault(job.target(suffix), job.source)
+            if other is not job.source:
+                raise UserError(
+                    f"{other} and {job.source} would both be written to {job.target(suffix)}: give each picture once, "
+                    "and those of the same name to runs with different --out"
+                )
+    pictures = {job.source.resolve() for job in jobs}
+    present = [target for target in writers if target.exists()]
+    for target in present:
+        if target.resolve() in pictures:
+            raise UserError(f"{target} is a picture to be segmented and would be replaced: choose another --out")
+    if present and not overwrite:
+        more = f" and {len(present) - 1:,} more results exist" if len(present) > 1 else " exists"
+        raise UserError(f"{present[0]}{more}: choose another --out, or replace them with --overwrite")
+
+
+def read_picture(path: Path) -> Image.Image:
+    """One file in RGB, decoded as in training (see `core.pictures.decode`).
+
+    Raises whatever the decoder raises for a damaged picture.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # remarks on odd palettes and EXIF blocks
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        content = io.BytesIO(path.read_bytes())
+        with Image.open(content) as picture:
+            frames = getattr(picture, "n_frames", 1)
+        content.seek(0)
+        result = decode(content)
+    if frames > 1:
+        warn(f"{shown(str(path))} holds {frames} pictures: only the first is segmented")
+    return result
+
+
+def classify(planes: Iterable[Tensor], keep: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """The most probable class of each pixel, uint8 (H, W), the first of equals.
+
+    Takes class after class: at the size of a photograph, all of them at once would fill the memory.
+
+    Returns:
+        The mask, and the probabilities as float16 (classes, H, W) with `keep`, else None.
+    """
+    kept = []
+    for number, plane in enumerate(planes):
+        if number == 0:
+            best, mask = torch.full_like(plane, -1.0), torch.zeros(plane.shape, dtype=torch.uint8)
+        mask[plane > best] = number
+        best = torch.maximum(best, plane)
+        if keep:
+            kept.append(plane.half().numpy())
+    return mask.numpy(), np.stack(kept) if keep else None
+
+
+def overlay(pixels: np.ndarray, mask: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """The picture (H, W, 3) tinted with the colours of its classes, class 0 only lightly; uint8 (H, W, 3)."""
+    share = np.full(len(palette), round(TINT * 256), np.uint16)
+    share[0] = round(BACKGROUND_TINT * 256)
+    tint = share[:, None] * np.array(palette, np.uint16)
+    kept = (256 - share)[:, None]
+    return ((pixels.astype(np.uint16) * kept[mask] + tint[mask]) >> 8).astype(np.uint8)
+
+
+def write_mask(path: Path, mask: np.ndarray, palette: Sequence[Sequence[int]]) -> None:
+    """Write class indices (H, W) as a PNG whose pixel values are the indices, shown in the colours of the classes."""
+    picture = Image.fromarray(mask)
+    picture.putpalette([value for colour in palette for value in colour])
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+
+
+def write_probabilities(path: Path, probabilities: np.ndarray, classes: list[str]) -> None:
+    """Write float16 (classes, H, W) and the names as `probabilities` and `classes` of a compressed .npz."""
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, probabilities=probabilities, classes=np.array(classes))
+
+
+def predict(
+    segmenter: Segmenter, jobs: Sequence[Job], suffixes: Sequence[str], tile: int = TILE, average: bool = False
+) -> tuple[np.ndarray, list[str]]:
+    """Segment pictures and write the results named by `suffixes`; one that cannot be read does not stop the others.
+
+    Returns:
+        Pixels of each class over all masks, int64 (classes,), and one line for each picture that could not be read.
+
+    Raises:
+        UserError: a result cannot be written, or the device's memory is too small for a tile.
+    """
+    pixels_of = np.zeros(len(segmenter.classes), np.int64)
+    failures = []
+    with progress_bar("pictures") as bar:
+        task = bar.add_task("segmenting", total=len(jobs))
+        for job in jobs:
+            try:
+                picture = read_picture(job.source)
+                scaled = segmenter.scaled(picture)
+            except Exception as error:  # decoders answer damaged files with nearly any exception
+                failures.append(f"{shown(str(job.source))} ({reason_of(error)})")
+                warn(f"cannot read {failures[-1]}")
+                bar.advance(task)
+                continue
+            try:
+                planes = segmenter.planes(scaled, *picture.size, tile, average)
+                mask, probabilities = classify(planes, PROBABILITIES in suffixes)
+            except torch.cuda.OutOfMemoryError as error:
+                raise UserError(f"{job.source}: the GPU's memory is full: give a smaller --tile than {tile}") from error
+            write_mask(job.target(MASK), mask, segmenter.palette)
+            if OVERLAY in suffixes:
+                write_png(job.target(OVERLAY), overlay(np.asarray(picture), mask, segmenter.palette))
+            if probabilities is not None:
+                write_probabilities(job.target(PROBABILITIES), probabilities, segmenter.classes)
+            pixels_of += np.bincount(mask.reshape(-1), minlength=len(pixels_of))
+            bar.advance(task)
+    return pixels_of, failures
+
+
+def shares(pixels_of: np.ndarray, classes: Sequence[str]) -> str:
+    """The share of each class in all pixels, the largest first: `skin 41.0%, hair 30.2%, ...`."""
+    order = np.argsort(-pixels_of, kind="stable")
+    parts = [f"{classes[index]} {pixels_of[index] / pixels_of.sum():.1%}" for index in order[:SHOWN_SHARES]]
+    rest = f", {len(order) - SHOWN_SHARES} others" if len(order) > SHOWN_SHARES else ""
+    return ", ".join(parts) + rest
+
+
+EXAMPLES = """
+results, for a picture a/b.jpg of the folder a:
+  DIR/b.png               class of each pixel as its value, at the picture's size, with the class colours as palette
+  DIR/b.overlay.png       the picture tinted with the class colours (not with --no-overlay)
+  DIR/b.npz               with --probabilities: float16 (classes, height, width), and the class names
+
+examples:
+  python -m seg.predict runs/unet photos/ --out masks
+  python -m seg.predict runs/unet/model.safetensors scan.tif --out masks --size native --tile 1024 --average
+
+Pictures are decoded as in training: no EXIF rotation, transparency dropped, the first picture of a file. Those that
+cannot be read are listed at the end, with exit code 1; all others are done.
+"""
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read and check the command line."""
+    parser = CommandParser(
+        prog="python -m seg.predict", description="Segment pictures of any size with a trained U-Net.", epilog=EXAMPLES
+    )
+    parser.add_argument("model", type=Path, help="run folder or .safetensors file")
+    parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="pictures, and folders of pictures")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument("--size", metavar="N", help="side in pixels to scale to, or native (default: as in training)")
+    parser.add_argument("--tile", type=int, default=TILE, help=f"side of a tile of large pictures (default {TILE})")
+    parser.add_argument("--average", action="store_true", help="mean over the 8 flips and turns, 8 times the work")
+    parser.add_argument("--probabilities", action="store_true", help="also write the class probabilities")
+    parser.add_argument("--no-overlay", action="store_true", help="no tinted pictures")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    options = parser.parse_args(arguments)
+    if options.size not in (None, "native"):
+        if not (options.size.isdecimal() and int(options.size) >= 1):
+            raise UserError(f"--size {options.size} is neither a whole number of pixels above 0 nor native")
+        options.size = int(options.size)
+    if options.tile < 1:
+        raise UserError("--tile must be at least 1")
+    return options
+
+
+@reports_errors
+def main() -> None:
+    """Command line entry."""
+    options = parse()
+    suffixes = [MASK] + [OVERLAY] * (not options.no_overlay) + [PROBABILITIES] * options.probabilities
+    jobs = find_pictures(options.inputs, options.out)
+    check_targets(jobs, suffixes, options.overwrite)
+    share_cores()
+    segmenter = load_segmenter(options.model, options.device, options.size)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to --out {options.out}: {error.strerror}") from error
+    say(segmenter.reason)
+    pixels_of, failures = predict(segmenter, jobs, suffixes, options.tile, options.average)
+    if done := len(jobs) - len(failures):
+        print(f"{done} masks in {options.out}: {shares(pixels_of, segmenter.classes)}")
+    if failures:
+        raise UserError(f"{len(failures)} of {len(jobs)} pictures could not be read: {listed(failures)}")
+
+
+if __name__ == "__main__":
+    main()

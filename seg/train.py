@@ -1,0 +1,255 @@
+"""Train a U-Net on pictures with masks: `accelerate launch --quiet -m seg.train data=data/faces name=first`.
+
+validate, build, load, then: step / statistics / evaluation / checkpoint, until `images` have been seen.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from core.blocks import init_he
+from core.classes import IGNORE
+from core.config import config_command
+from core.data import PreparedData
+from core.ema import ExponentialAverage
+from core.errors import UserError
+from core.images import write_png
+from core.loop import CHANGEABLE, TrainingLoop, describe_machine, make_optimizer, process_count, run_loop
+from core.rundir import RunFolder
+from core.runtime import crossed
+from core.weights import FILE_NAME, build_model, save_model
+from seg.borders import border_map
+from seg.data import Batch, Examples, training_batches
+from seg.evaluate import BATCH_SIZE, comparison, data_identity, predictions, report
+from seg.losses import loss_terms, total_loss
+from seg.metrics import SegmentationMetrics
+from seg.settings import TrainConfig, class_weights, learning_rate_factor, training_window, validate
+from seg.unet import UNet
+
+LAST_NAME = "last.safetensors"
+
+
+class Best:
+    """The best evaluation so far, and how many have followed it."""
+
+    def __init__(self) -> None:
+        self.miou, self.images_seen, self.since = -1.0, 0, 0
+
+    def improved(self, miou: float, images_seen: int) -> bool:
+        """Note an evaluation; whether it is better than all before."""
+        if miou > self.miou:
+            self.miou, self.images_seen, self.since = miou, images_seen, 0
+            return True
+        self.since += 1
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        vars(self).update(state)
+
+
+class Trainer(TrainingLoop):
+    """One segmentation training run: its network, its examples and its evaluations."""
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator, data: PreparedData, run: RunFolder) -> None:
+        statistics = ("loss", *config.loss.factors, "accuracy", "gradient_norm", "learning_rate")
+        super().__init__(config, accelerator, run, statistics)
+        self.config, self.data = config, data
+        self.recipe = config.model["network"] | {"classes": len(data.classes)}
+        self.model = self._network()
+        self.ema = ExponentialAverage(self.model, config.ema_half_life)
+        self.optimizer = make_optimizer(config.optim, self.model)
+        self.base_rate = float(self.optimizer.param_groups[0]["lr"])
+        weights = class_weights(config, data)
+        self.class_weights = None if weights is None else weights.to(accelerator.device)
+        self.best = Best()
+        self.load()
+        self.examples = self._examples()
+        self.batches = self._batches()
+        # Wrapped only now: the average and the optimiser hold the bare network.
+        self.wrapped = accelerator.prepare(self.model)
+
+    def _network(self) -> UNet:
+        model = build_model(self.recipe)
+        if not isinstance(model, UNet):
+            raise UserError(f"model.network is a {type(model).__name__}, not a segmenter")
+        init_he(model, self.config.seed)
+        return model.to(self.accelerator.device)
+
+    def _examples(self) -> Examples:
+        config, data = self.config, self.data
+        window, margin = training_window(self.model, config.crop, data.image_size)
+        borders = None
+        if config.border.classes:
+            assert data.masks is not None
+            cells = [data.classes.index(name) for name in config.border.classes]
+            rows = data.indices(config.split)
+            quiet = not self.accelerator.is_main_process
+            borders = border_map(data.masks[rows], cells, config.border.w0, config.border.sigma, quiet=quiet)
+        return Examples(data, config.split, config.seed, config.augment, window, margin, borders)
+
+    def _batches(self) -> Iterator[Batch]:
+        device, workers = self.accelerator.device, self.config.workers
+        if workers is None:
+            workers = 0 if device.type == "cpu" else 4
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        return training_batches(self.examples, self.images_seen, self.config.batch_size, rank, ranks, device, workers)
+
+    def parts(self) -> dict[str, Any]:
+        """Network, average, optimiser and the best evaluation."""
+        return {"model": self.model, "ema": self.ema.model, "optimizer": self.optimizer, "best": self.best}
+
+    def export(self) -> None:
+        """Write the weights as they are now; those of the best evaluation have a file of their own."""
+        self.write_model(LAST_NAME)
+
+    def write_model(self, name: str) -> None:
+        """Write the averaged weights into the run folder."""
+        data = self.data
+        info = {
+            "images_seen": self.images_seen,
+            "classes": data.classes,
+            "palette": data.palette,
+            "image_size": data.image_size,
+            "resized": data.resized,
+            "fit": data.fit,
+            "seed": self.config.seed,
+            "weights": "ema",
+            **data_identity(data),
+        }
+        save_model(self.run.path / name, self.ema.model, self.recipe, info)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all images have been seen, or evaluations have not improved for too long."""
+        return super().finished or 0 < self.config.patience <= self.best.since
+
+    def step(self) -> None:
+        """One step on the next global batch."""
+        config, ranks = self.config, self.accelerator.num_processes
+        batch = next(self.batches)
+        rate = self.base_rate * learning_rate_factor(config, self.images_seen)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self._seed_dropout()
+        logits = self.wrapped(batch.images)
+        factors = config.loss.factors
+        terms = loss_terms(logits, batch.masks, factors, self.class_weights, batch.borders, config.loss.focal_gamma)
+        # Divided by what all ranks have together, the sum over ranks is the loss of the whole batch; the gradients are
+        # averaged over ranks, hence the factor.
+        sums = torch.stack([denominator for _, denominator in terms.values()])
+        denominators = dict(zip(terms, self.accelerator.reduce(sums, reduction="sum"), strict=True))
+        loss = ranks * total_loss(terms, factors, denominators)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_gradient or math.inf)
+        self.optimizer.step()
+        self.ema.update(self.model, self.images_seen, config.batch_size)
+        parts = {name: ranks * total_loss({name: terms[name]}, {name: 1.0}, denominators).detach() for name in terms}
+        known = batch.masks != IGNORE
+        right = ((logits.argmax(1) == batch.masks) & known).sum() / known.sum().clamp(min=1)
+        self.meter.add(
+            {
+                "loss": loss.detach(),
+                **parts,
+                "accuracy": right,
+                "gradient_norm": norm,
+                "learning_rate": torch.tensor(rate),
+            }
+        )
+        self.images_seen += config.batch_size
+
+    def _seed_dropout(self) -> None:
+        """Make dropout a function of the place in the run, so that resuming needs no random state."""
+        if self.model.dropout.p:
+            words = [self.config.seed, 2, self.images_seen, self.accelerator.process_index]
+            torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
+
+    def status(self, means: dict[str, float]) -> str:
+        """Loss, accuracy on the training pictures and the best evaluation."""
+        best = f", best valid mIoU {self.best.miou:.3f}" if self.best.images_seen else ""
+        return f"loss {means['loss']:.3f}, pixel accuracy {means['accuracy']:.3f}{best}"
+
+    def after_step(self, before: int, last: bool) -> None:
+        """An evaluation where one is due."""
+        if last or crossed(before, self.images_seen, self.config.valid_every):
+            self.evaluate()
+
+    def evaluate(self) -> None:
+        """Score the averaged weights on the validation split, every rank its share; keep them if they are the best."""
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        rows = self.data.indices(self.config.valid_split)
+        metrics = SegmentationMetrics(self.data.classes)
+        for predicted, true in predictions(self.ema.model, self.data, rows[rank::ranks], BATCH_SIZE):
+            metrics.update(predicted, true)
+        metrics = metrics.reduce(self.accelerator)
+        results = metrics.results()
+        scores = results["dataset"]
+        if scores["miou"] is None:
+            raise UserError(f"{self.data.path}: every pixel of split {self.config.valid_split!r} is ignored (255)")
+        improved = self.best.improved(scores["miou"], self.images_seen)
+        if not self.accelerator.is_main_process:
+            return
+        short = {f"valid_{name}": scores[name] for name in ("miou", "mdice", "pixel_accuracy")}
+        self.run.append_stats({"images": self.images_seen, **short})
+        self.accelerator.log(short, step=self.images_seen)
+        write_png(self.run.samples / f"{self.images_seen:012d}.png", comparison(self.ema.model, self.data, rows))
+        if improved:
+            self.write_model(FILE_NAME)
+            identity = {"images_seen": self.images_seen, "split": self.config.valid_split, **data_identity(self.data)}
+            report(results, metrics, self.run.path / f"{self.config.valid_split}.json", identity)
+
+    def describe(self) -> str:
+        """Model, parameters, data and machine."""
+        parameters = sum(p.numel() for p in self.model.parameters())
+        valid = len(self.data.indices(self.config.valid_split))
+        window = f"{self.examples.window}x{self.examples.window}"
+        return (
+            f"{self.config.model['name']}: {parameters:,} parameters, {len(self.data.classes)} classes, "
+            f"{len(self.examples.order):,} images in windows of {window}, {valid:,} to validate, "
+            f"{describe_machine(self.accelerator, self.config.mixed_precision)}"
+        )
+
+
+def run_training(config: TrainConfig) -> RunFolder:
+    """Train as `config` says, from the start or from where the run stands, and return its folder.
+
+    Raises:
+        UserError: settings, data or run folder that do not fit.
+        Interrupted: stopped on request, after saving.
+    """
+    data = PreparedData.open(config.data)
+    validate(config, data, process_count())
+    # With any other schedule the number of images sets the learning rate of every step.
+    fixed = () if config.schedule == "constant" else ("images",)
+    return run_loop(
+        config,
+        lambda accelerator, run: Trainer(config, accelerator, data, run),
+        {"data_sha256": data.fingerprint, "masks_sha256": data.meta["sha256"]["masks.npy"]},
+        [key for key in (*CHANGEABLE, "patience", "workers") if key not in fixed],
+    )
+
+
+@config_command("seg", TrainConfig)
+def main(config: TrainConfig) -> None:
+    """Train a segmenter."""
+    run = run_training(config)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"trained: {run.path / FILE_NAME} (best) and {LAST_NAME}")
+        print(f"next: python -m seg.predict {run.path} PICTURES --out masks")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""A small prepared data set with masks, whose classes can be told by colour."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from core.files import sha256_of, write_json
+
+CLASSES = ["ground", "l_disc", "r_disc", "rare"]
+PALETTE = [[20, 20, 20], [250, 60, 60], [60, 250, 60], [60, 60, 250]]
+
+
+def write_discs(folder: Path, count: int = 24, size: int = 32, valid: int = 7, seed: int = 0) -> Path:
+    """Pictures with a disc of class 1 in their left half and one of class 2 in the right; the last ones validate.
+
+    Both discs have the same colour, so that only their side tells them apart; a few pixels are to be ignored.
+    """
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size]
+    masks = np.zeros((count, size, size), np.uint8)
+    for mask in masks:
+        for label, centre in ((1, 0.27), (2, 0.73)):
+            across, down = size * (centre + rng.uniform(-0.05, 0.05)), size * rng.uniform(0.3, 0.7)
+            mask[(x - across) ** 2 + (y - down) ** 2 < (size * rng.uniform(0.14, 0.2)) ** 2] = label
+    masks[::5, 2:6, 2:6] = 3
+    colours = np.array([[60, 60, 60], [200, 160, 120], [200, 160, 120], [40, 60, 220]])
+    images = np.clip(colours[masks] + rng.normal(0, 12, (count, size, size, 3)), 0, 255).astype(np.uint8)
+    masks[:, -1, :] = 255
+    split = np.zeros(count, np.uint8)
+    split[count - valid :] = 1
+    for name, array in (("images", images), ("masks", masks), ("split", split)):
+        np.save(folder / f"{name}.npy", array)
+    meta = {"format": 1, "source": "discs", "count": count, "image_size": size, "transform": "none", "skipped": []}
+    meta |= {"classes": CLASSES, "palette": PALETTE, "resized": False, "fit": "crop"}
+    hashes = {f"{name}.npy": sha256_of(folder / f"{name}.npy") for name in ("images", "masks", "split")}
+    write_json(folder / "meta.json", meta | {"sha256": hashes})
+    return folder

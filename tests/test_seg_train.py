@@ -1,0 +1,317 @@
+"""Segmenter training: every shipped choice steps, it learns, resumes bit by bit, and two ranks follow one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mask_data import CLASSES, PALETTE, write_discs
+from PIL import Image
+from test_train import assert_equal
+
+from core.config import compose, typed
+from core.data import PreparedData
+from core.errors import Interrupted, UserError
+from core.loop import TrainingLoop
+from core.state import Checkpoints
+from core.weights import load_model
+from seg import evaluate, train
+from seg.settings import TrainConfig, learning_rate_factor, training_window
+from seg.train import run_training
+from seg.unet import UNet
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ["model.network.widths=[4,8]", "batch_size=4", "log_every=8", "valid_every=16", "save_every=0", "warmup=0"]
+
+
+def shipped(group, word=""):
+    return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml") if word in path.read_text())
+
+
+@pytest.fixture(scope="module")
+def discs(tmp_path_factory):
+    return write_discs(tmp_path_factory.mktemp("data") / "discs")
+
+
+def words(discs, runs, *more, name="t"):
+    return [f"data={discs}", f"runs={runs}", f"name={name}", *more]
+
+
+def run(discs, runs, *more, **names):
+    return run_training(typed(compose("seg", words(discs, runs, *SMALL, *more, **names)), TrainConfig))
+
+
+def outcome(folder):
+    """All that a finished run keeps, timing aside."""
+    rows = [{key: value for key, value in row.items() if key != "images_per_s"} for row in folder.read_stats()]
+    best, info = load_model(folder.path)
+    return Checkpoints(folder.state).load_newest(), rows, best.state_dict(), info
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("model", shipped("model", "network:"))
+def test_every_shipped_model_steps_and_predicts(discs, tmp_path, model, precision):
+    """At its own widths; the paper's 31 million parameters on its smallest window."""
+    small = ["model.network.widths=[8,8,8,8,8]"] if (model, precision) == ("unet", "bf16") else []
+    choices = [
+        f"model={model}",
+        f"mixed_precision={precision}",
+        "batch_size=2",
+        "images=2",
+        "valid_split=train",
+        *small,
+    ]
+    data = write_discs(tmp_path / "few", count=3, valid=1)
+    folder = run_training(typed(compose("seg", words(data, tmp_path, *choices)), TrainConfig))
+    network, info = load_model(folder.path)
+    assert info["classes"] == CLASSES and info["palette"] == PALETTE and info["images_seen"] == 2
+    side = network.input_size(20)
+    assert network(torch.zeros(1, 3, side, side)).shape[1] == 4
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        *(f"optim={name}" for name in shipped("optim")),
+        *(f"augment={name}" for name in shipped("augment")),
+        *(f"experiment={name}" for name in shipped("experiment", "unet")),
+        *(f"schedule={name}" for name in ("cosine", "poly", "constant")),
+        "loss.focal=1",
+        "loss.dice=0",
+        "class_weights=median_frequency",
+        "class_weights=[1,2,2,0.5]",
+        "border.classes=[l_disc,r_disc]",
+        "crop=16",
+        "model.network.padding=valid",
+        "clip_gradient=0",
+        "ema_half_life=0",
+        "workers=1",
+        "tracker=tensorboard",
+    ],
+)
+def test_every_choice_steps(discs, tmp_path, choice):
+    folder = run(discs, tmp_path, choice, "images=8")
+    rows = folder.read_stats()
+    assert rows[-1]["images"] == 8 and 0 <= rows[-1]["valid_miou"] <= 1
+    changed = load_model(folder.path)[0].state_dict()
+    assert any(value.isfinite().all() and value.abs().sum() > 0 for value in changed.values())
+
+
+def test_it_learns_to_tell_left_from_right(discs, tmp_path):
+    """Both discs look alike, so only their side tells them apart: flips without a swap of the classes destroy it."""
+    more = ["model.network.widths=[8,16,16]", "images=800", "optim.lr=1e-2", "valid_every=400", "ema_half_life=50"]
+    scores = {}
+    for swap in (True, False):
+        folder = run(discs, tmp_path, *more, f"augment.swap_sides={swap}", name=f"swap{swap}")
+        result = json.loads((folder.path / "valid.json").read_text())
+        scores[swap] = [result["dataset"]["per_class"][name]["iou"] for name in ("l_disc", "r_disc")]
+    assert min(scores[True]) > 0.85
+    assert max(scores[False]) < min(scores[True]) - 0.2
+
+
+def stop_after(monkeypatch, steps):
+    """Ctrl-C arrives in step number `steps`."""
+    seen = []
+
+    def agreed(loop, stop):
+        seen.append(1)
+        return len(seen) == steps
+
+    monkeypatch.setattr(TrainingLoop, "stop_agreed", agreed)
+
+
+HARD = ["augment=cells", "model.network.dropout=0.3", "crop=24", "loss.focal=1", "border.classes=[l_disc]", "images=40"]
+
+
+@pytest.mark.parametrize("stops", [[3], [4, 1], [1, 7]])
+def test_interrupted_runs_end_bit_identical(discs, tmp_path, monkeypatch, stops):
+    straight = outcome(run(discs, tmp_path / "straight", *HARD))
+    for steps in stops:
+        stop_after(monkeypatch, steps)
+        with pytest.raises(Interrupted, match="the same command continues"):
+            run(discs, tmp_path / "stopped", *HARD)
+    stop_after(monkeypatch, 0)
+    torch.manual_seed(int.from_bytes(os.urandom(4), "little"))
+    assert_equal(outcome(run(discs, tmp_path / "stopped", *HARD)), straight)
+    assert straight[0]["images_seen"] == 40 and straight[3]["images_seen"] in (16, 32, 40)
+
+
+def launch(ranks, discs, runs, *more):
+    several = ["--multi_gpu", "--num_processes", str(ranks)] if ranks > 1 else []
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *several, "-m", "seg.train"]
+    command = [*launcher, *words(discs, runs, *SMALL, *more)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_two_ranks_follow_one(discs, tmp_path):
+    """Without batch statistics one and two ranks compute the same; every validation picture counts once."""
+    more = ["model.network.norm=group", "loss.focal=1", "border.classes=[l_disc]", "images=32", "augment=none"]
+    more += ["class_weights=[1,2,2,0.5]", "optim=sgd", "optim.lr=0.05"]  # Adam's first steps magnify rounding
+    one = run(discs, tmp_path / "one", *more)
+    result = launch(2, discs, tmp_path / "two", *more)
+    assert result.returncode == 0, result.stderr
+    assert "2 x cpu" in result.stderr and result.stdout.count("trained:") == 1
+    two = type(one)(tmp_path / "two" / "t")
+    for a, b in zip(one.read_stats(), two.read_stats(), strict=True):
+        keys = a.keys() - {"images_per_s", "accuracy"}
+        assert {key: b[key] for key in keys} == pytest.approx({key: a[key] for key in keys}, rel=2e-3, abs=2e-3)
+    counts = [json.loads((folder.path / "valid.json").read_text()) for folder in (one, two)]
+    for count in counts:
+        assert count["images"] == 7 and count["pixels"] == 7 * 31 * 32 and count["ignored_pixels"] == 7 * 32
+    states = [Checkpoints(folder.state).load_newest()["model"] for folder in (one, two)]
+    for name, value in states[0].items():
+        assert torch.allclose(value, states[1][name], rtol=1e-3, atol=1e-4), name
+
+
+@pytest.mark.slow
+def test_interrupt_of_the_real_command(discs, tmp_path):
+    command = [sys.executable, "-m", "seg.train", *words(discs, tmp_path, *SMALL, "images=10_000_000", "save_every=8")]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not Checkpoints(tmp_path / "t" / "state").files():
+        assert process.poll() is None, process.stderr.read()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command continues" in errors and "Traceback" not in errors
+
+
+def test_the_best_weights_are_those_of_the_best_evaluation(discs, tmp_path, monkeypatch, capsys):
+    folder = run(discs, tmp_path, "images=64", "optim.lr=0.02")
+    scores = {row["images"]: row["valid_miou"] for row in folder.read_stats() if "valid_miou" in row}
+    assert list(scores) == [16, 32, 48, 64]
+    best = max(scores, key=lambda images: scores[images])
+    assert load_model(folder.path)[1]["images_seen"] == best
+    assert load_model(folder.path / "last.safetensors")[1]["images_seen"] == 64
+    assert len(list(folder.samples.iterdir())) == 4
+    monkeypatch.setattr(
+        sys, "argv", ["seg.evaluate", str(folder.path), "--data", str(discs), "--out", str(tmp_path / "e.json")]
+    )
+    evaluate.main()
+    again, stored = (json.loads(path.read_text()) for path in (tmp_path / "e.json", folder.path / "valid.json"))
+    assert again["dataset"] == stored["dataset"] and again["dataset"]["miou"] == scores[best]
+    assert "pixel accuracy" in capsys.readouterr().out
+    for suffix in (".png", ".examples.png"):
+        assert Image.open(tmp_path / f"e{suffix}").size[0] > 100
+
+
+def test_early_stop_counts_evaluations_without_improvement(discs, tmp_path):
+    folder = run(
+        discs, tmp_path, "images=400", "optim.lr=0", "ema_half_life=0", "patience=2", "model.network.norm=none"
+    )
+    assert [row["images"] for row in folder.read_stats() if "valid_miou" in row] == [16, 32, 48]
+    run(discs, tmp_path, "images=400", "optim.lr=0", "ema_half_life=0", "patience=2", "model.network.norm=none")
+    assert [row["images"] for row in folder.read_stats() if "valid_miou" in row] == [16, 32, 48]
+
+
+def test_schedules_have_their_closed_forms():
+    def factor(images_seen, **changes):
+        settings = {"images": 1000, "warmup": 0, "batch_size": 10, "schedule": "cosine"} | changes
+        return learning_rate_factor(
+            typed(compose("seg", ["data=x", "name=x", *(f"{k}={v}" for k, v in settings.items())]), TrainConfig),
+            images_seen,
+        )
+
+    assert [factor(at) for at in (0, 250, 500, 1000)] == pytest.approx([1, 0.5 + 0.5**1.5, 0.5, 0])
+    assert factor(500, schedule="poly") == pytest.approx(0.5**0.9) and factor(999, schedule="constant") == 1
+    assert [factor(at, schedule="constant", warmup=100) for at in (0, 40, 90, 200)] == pytest.approx([0.1, 0.5, 1, 1])
+
+
+def test_windows_of_a_valid_network_are_its_outputs():
+    model = UNet(3, 2, (4, 4, 4), padding="valid")
+    side, margin = training_window(model, None, 64)
+    assert margin == 20 and side <= 64 and model.output_size(side + 2 * margin) == side and side + 4 > 64
+    assert training_window(model, 20, 64) == (20, 20)
+    with pytest.raises(UserError, match="crop=22 is no output of this network: use 20 or 24"):
+        training_window(model, 22, 64)
+    assert training_window(UNet(3, 2, (4, 4)), None, 64) == (64, 0)
+
+
+@pytest.mark.parametrize(
+    "choice, line",
+    [
+        ("crop=33", r"crop=33 must be from 1 to .* 32"),
+        ("border.classes=[nose]", "no class 'nose' but ground, l_disc"),
+        ("class_weights=[1,2]", "list of 4 numbers"),
+        ("class_weights=balanced", "median_frequency"),
+        ("schedule=linear", "cosine, poly, constant"),
+        ("valid_split=test", "no picture in split 'test'"),
+        ("split=nowhere", "unknown split"),
+        ("model=dcgan", "model.network is missing"),
+        ("loss.cross_entropy=-1", "loss.cross_entropy"),
+        ("augment.rotate=200", "augment.rotate"),
+        ("model.network.up=cubic", "up='cubic'"),
+        ("model.network.depth=3", "depth"),
+        ("valid_every=0", "valid_every=0 must be at least 1"),
+        ("batch_size=1", "batch_size=1"),
+        ("optim.learning_rate=1", "unknown key|Could not override"),
+    ],
+)
+def test_settings_that_cannot_work_are_named_before_anything_is_written(discs, tmp_path, choice, line):
+    overridden = [word for word in SMALL if word.split("=")[0] != choice.split("=")[0]]
+    overridden = [word for word in overridden if "network" not in word] if choice == "model=dcgan" else overridden
+    with pytest.raises(UserError, match=line):
+        run_training(typed(compose("seg", words(discs, tmp_path / "runs", *overridden, choice)), TrainConfig))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_loss_without_parts_is_refused(discs, tmp_path):
+    with pytest.raises(UserError, match="cross_entropy, dice, focal"):
+        run(discs, tmp_path, "loss.cross_entropy=0", "loss.dice=0")
+
+
+def test_data_that_does_not_fit_is_refused(discs, prepared, tmp_path, monkeypatch, capsys):
+    with pytest.raises(UserError, match="has no masks"):
+        run(prepared, tmp_path)
+    folder = run(discs, tmp_path, "images=4")
+    other = write_discs(tmp_path / "other", seed=1)
+    with pytest.raises(UserError, match=r"started with other settings: .*masks_sha256"):
+        run(other, tmp_path, "images=4")
+    with pytest.raises(UserError, match=r"images \(4 -> 8\)"):
+        run(discs, tmp_path, "images=8")  # would change the learning rate of the steps already made
+    meta = json.loads((other / "meta.json").read_text())
+    (other / "meta.json").write_text(json.dumps(meta | {"classes": ["ground", "a", "b", "c"]}))
+    monkeypatch.setattr(sys, "argv", ["seg.evaluate", str(folder.path), "--data", str(other)])
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main()
+    error = capsys.readouterr().err
+    assert stop.value.code == 1 and "knows the classes ground, l_disc" in error and error.count("\n") == 1
+
+
+def test_masks_without_a_known_pixel_are_told(tmp_path):
+    folder = write_discs(tmp_path / "blank")
+    masks = np.load(folder / "masks.npy")
+    masks[PreparedData.open(folder).indices("valid")] = 255
+    np.save(folder / "masks.npy", masks)
+    with pytest.raises(UserError, match="every pixel of split 'valid' is ignored"):
+        run(folder, tmp_path, "images=4")
+
+
+def test_a_training_batch_of_ignored_pixels_changes_nothing_but_the_count(tmp_path):
+    folder = write_discs(tmp_path / "blank")
+    masks = np.load(folder / "masks.npy")
+    masks[PreparedData.open(folder).indices("train")] = 255
+    np.save(folder / "masks.npy", masks)
+    result = run(folder, tmp_path, "images=8", "optim=sgd", "model.network.norm=none")
+    assert result.read_stats()[0]["loss"] == 0 and result.read_stats()[0]["gradient_norm"] == 0
+
+
+def test_overflow_is_told_and_never_saved(discs, tmp_path):
+    with pytest.raises(UserError, match=r"training diverged: .* no checkpoint was saved yet"):
+        run(discs, tmp_path, "images=64", "optim=sgd", "optim.lr=1e30", "clip_gradient=0", "model.network.norm=none")
+    assert not list((tmp_path / "t" / "state").glob("*.pt"))
+
+
+def test_the_command_trains_and_helps(discs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["seg.train", *words(discs, tmp_path, *SMALL, "images=4")])
+    train.main()
+    assert "seg.predict" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["seg.train", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        train.main()
+    assert stop.value.code in (0, None) and "accelerate launch" in capsys.readouterr().out
