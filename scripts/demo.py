@@ -1,4 +1,4 @@
-"""The whole pipeline on drawn faces, with no data and no download: draw, train, sample, score, pack."""
+"""The whole pipeline on drawn faces, with no data and no download: draw, train, sample, score, pack, segment."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ from core.errors import EXIT_INTERRUPTED, CommandParser, UserError, reports_erro
 from core.images import make_grid, write_png
 from core.weights import load_model
 from eval.features import find_weights
+from seg.predict import overlay
 
 STUDENT_NUMBER = "20231234"
 GRID = 64  # pictures of each kind on the result page
+SEGMENTED = 10  # faces on the page of masks
 
 EXAMPLES = """
 examples:
-  python -m scripts.demo                     about five minutes on two cores
+  python -m scripts.demo                     about seven minutes on two cores
   python -m scripts.demo --images 100000     train longer; what is already there is continued
 """
 
@@ -103,7 +105,25 @@ def pipeline(options: argparse.Namespace) -> dict[str, float]:
     pack = [samples, "--student-number", STUDENT_NUMBER, "--out", out, "--force"]
     seconds["pack"] = step("Pack the submission", "scripts.package", *pack)
     seconds["check"] = step("Check it as a grader would", "scripts.package", "--check", out / archive)
+    segment = ["experiment=unet_demo", f"data={data}", f"runs={out}", "name=unet"]
+    seconds["segment"] = step("Train a U-Net", "seg.train", *segment)
+    faces = write_faces(out)
+    predict = [out / "unet", faces, "--out", out / "masks", "--overwrite"]
+    seconds["predict"] = step("Segment faces it has not seen", "seg.predict", *predict)
     return seconds
+
+
+def unseen(data: PreparedData) -> np.ndarray:
+    """Rows of the faces on the page of masks: neither trained on nor used to choose the weights."""
+    return data.indices("test")[:SEGMENTED]
+
+
+def write_faces(out: Path) -> Path:
+    """Write the unseen faces as PNG files, as a user would have them."""
+    data = PreparedData.open(out / "data")
+    for row in unseen(data):
+        write_png(out / "faces" / f"{row:04d}.png", np.asarray(data.images[row]))
+    return out / "faces"
 
 
 def picture(out: Path) -> Path:
@@ -117,6 +137,19 @@ def picture(out: Path) -> Path:
     return out / "demo.png"
 
 
+def mask_picture(out: Path) -> Path:
+    """One PNG: unseen faces, their true masks over them, and the masks that the U-Net gives them."""
+    data = PreparedData.open(out / "data")
+    assert data.masks is not None
+    rows = unseen(data)
+    faces, masks = np.asarray(data.images[rows]), data.masks[rows]
+    true = [overlay(face, mask, data.palette) for face, mask in zip(faces, masks, strict=True)]
+    predicted = [np.asarray(Image.open(out / "masks" / f"{row:04d}.overlay.png")) for row in rows]
+    grid = make_grid(np.concatenate([faces, np.stack(true), np.stack(predicted)]), columns=len(rows))
+    write_png(out / "masks.png", grid.repeat(2, axis=0).repeat(2, axis=1))
+    return out / "masks.png"
+
+
 def summary(out: Path, seconds: dict[str, float]) -> Table:
     """What lies where, and what it took."""
     score = json.loads((out / "score.json").read_text(encoding="utf-8"))
@@ -124,6 +157,7 @@ def summary(out: Path, seconds: dict[str, float]) -> Table:
     scored = f"{score['metric']} {score['mean']:.3g}"
     if score["floor"] is not None:
         scored += f" (drawn faces themselves: {score['floor']['mean']:.2g})"
+    valid = json.loads((out / "unet" / "valid.json").read_text(encoding="utf-8"))
     table = Table(title="Facet demo", title_justify="left")
     for name in ("step", "seconds", "result", "where"):
         table.add_column(name, justify="right" if name == "seconds" else "left", overflow="fold")
@@ -134,10 +168,13 @@ def summary(out: Path, seconds: dict[str, float]) -> Table:
         ("score", scored, out / "score.json"),
         ("pack", "submission", out / f"{STUDENT_NUMBER}.tar.gz"),
         ("check", "nothing wrong", out / f"{STUDENT_NUMBER}.tar.gz"),
+        ("segment", f"U-Net, mIoU {valid['dataset']['miou']:.2f} over 8 classes", out / "unet"),
+        ("predict", f"masks of {SEGMENTED} unseen faces", out / "masks"),
     ]
     for name, result, where in rows:
         table.add_row(name, f"{seconds[name]:.0f}", result, str(where))
     table.add_row("look", "", "drawn faces | generated faces", str(picture(out)))
+    table.add_row("", "", "faces, true masks, predicted masks", str(mask_picture(out)))
     return table
 
 

@@ -18,6 +18,8 @@ from eval.fid import FidConfig
 from gen import sample
 from gen.train import TrainConfig
 from scripts import demo, package, prepare
+from seg import predict
+from seg.settings import TrainConfig as SegTrainConfig
 
 RECIPE = {"_target_": "gen.dcgan.Generator", "image_size": 32, "latent_dim": 6, "width": 4}
 READERS = {
@@ -26,6 +28,8 @@ READERS = {
     "gen.sample": sample.parse,
     "eval.fid": lambda words: typed(compose("fid", words), FidConfig),
     "scripts.package": package.parse,
+    "seg.train": lambda words: typed(compose("seg", words), SegTrainConfig),
+    "seg.predict": predict.parse,
 }
 
 
@@ -47,19 +51,31 @@ class Pipeline:
         elif module == "eval.fid":
             score = {"metric": "fd_random", "mean": 1.25, "reference": {"count": 1000}, "floor": {"mean": 0.01}}
             write_json(self.out / "score.json", score)
+        elif module == "seg.train":
+            write_json(self.out / "unet" / "valid.json", {"dataset": {"miou": 0.625}})
+        elif module == "seg.predict":
+            for face in (self.out / "faces").iterdir():
+                write_png(self.out / "masks" / f"{face.stem}.overlay.png", np.full((32, 32, 3), 9, np.uint8))
         return 1.0
 
     def draw(self, count):
         folder = self.out / "data"
         folder.mkdir(parents=True)
-        np.save(folder / "images.npy", np.zeros((count, 32, 32, 3), np.uint8))
+        arrays = {
+            "images.npy": np.zeros((count, 32, 32, 3), np.uint8),
+            "masks.npy": np.ones((count, 32, 32), np.uint8),
+            "split.npy": np.arange(count, dtype=np.uint8) % 3,
+        }
+        for name, array in arrays.items():
+            np.save(folder / name, array)
         meta = {
             "format": 1,
             "source": "drawn",
             "count": count,
-            "sha256": {"images.npy": sha256_of(folder / "images.npy")},
+            "classes": ["a", "b"],
+            "palette": [[0, 0, 0], [200, 0, 0]],
         }
-        write_json(folder / "meta.json", meta)
+        write_json(folder / "meta.json", meta | {"sha256": {name: sha256_of(folder / name) for name in arrays}})
 
 
 def run(monkeypatch, out, *words):
@@ -72,18 +88,23 @@ def test_every_command_is_valid_and_they_fit_together(tmp_path, monkeypatch, cap
     pipeline = Pipeline(out)
     monkeypatch.setattr(demo, "step", pipeline)
     run(monkeypatch, out, "--faces", "1000", "--features", "random")
-    drawn, trained, sampled, scored, packed, checked = [settings for _, settings in pipeline.read]
+    drawn, trained, sampled, scored, packed, checked, segmenter, predicted = [settings for _, settings in pipeline.read]
     assert drawn.out == out / "data" and drawn.count == 1000 and drawn.source == "drawn"
     assert trained.data == str(out / "data") and f"{trained.runs}/{trained.name}" == str(sampled.source)
     assert sampled.n == 1000 and str(sampled.out) == scored.source == str(packed.source)
     assert scored.data == str(out / "data") and scored.features == "random" and scored.floor
     assert checked.check == out / f"{packed.student_number}.tar.gz"
+    assert segmenter.data == trained.data and f"{segmenter.runs}/{segmenter.name}" == str(predicted.model)
+    assert len(list(predicted.inputs[0].iterdir())) == 10
     shown = capsys.readouterr().out
-    assert "77 images" in shown and "fd_random 1.25" in shown
+    assert "77 images" in shown and "fd_random 1.25" in shown and "mIoU 0.62" in shown
     page = np.asarray(Image.open(out / "demo.png"))
     side = 8 * 34 + 2
     assert page.shape == (side, 2 * side + 16, 3)
     assert page[4, 4, 0] == 0 and page[4, side + 16 + 4 + 34, 0] == 1  # drawn left, sample number 1 right
+    masks = np.asarray(Image.open(out / "masks.png"))
+    assert masks.shape == (2 * (3 * 34 + 2), 2 * (10 * 34 + 2), 3)
+    assert [masks[2 * (20 + 34 * row), 40, 0] for row in range(3)] == [0, 110, 9]  # face, tinted by half, prediction
 
 
 def test_another_number_of_faces_needs_another_folder(tmp_path, monkeypatch, capsys):

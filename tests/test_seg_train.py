@@ -277,6 +277,7 @@ def test_data_that_does_not_fit_is_refused(discs, prepared, tmp_path, monkeypatc
     meta = json.loads((other / "meta.json").read_text())
     (other / "meta.json").write_text(json.dumps(meta | {"classes": ["ground", "a", "b", "c"]}))
     monkeypatch.setattr(sys, "argv", ["seg.evaluate", str(folder.path), "--data", str(other)])
+    capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         evaluate.main()
     error = capsys.readouterr().err
