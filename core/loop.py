@@ -265,7 +265,7 @@ def process_count() -> int:
 def run_loop(
     config: LoopConfig,
     build: Callable[[Accelerator, RunFolder], TrainingLoop],
-    identity: dict[str, str],
+    identity: dict[str, Any],
     changeable: Collection[str],
 ) -> RunFolder:
     """Train from the start or from where the run stands, and return its folder.
@@ -273,7 +273,7 @@ def run_loop(
     Args:
         config: checked settings.
         build: makes the loop, its state loaded.
-        identity: what else must not change between two parts of a run, such as hashes of the data.
+        identity: what else must not change between two parts of a run, such as hashes of the data; merged into config.yaml.
         changeable: keys that may.
 
     Raises:

@@ -237,7 +237,7 @@ def run_training(config: TrainConfig) -> RunFolder:
     return run_loop(
         config,
         lambda accelerator, run: Trainer(config, accelerator, data, run),
-        {"data_sha256": data.fingerprint, "masks_sha256": data.meta["sha256"]["masks.npy"]},
+        {"data_sha256": data.fingerprint, "masks_sha256": data.meta["sha256"]["masks.npy"], "classes": data.classes},
         [key for key in (*CHANGEABLE, "patience", "workers") if key not in fixed],
     )
 
