@@ -273,7 +273,7 @@ def run_loop(
     Args:
         config: checked settings.
         build: makes the loop, its state loaded.
-        identity: what else must not change between two parts of a run, such as hashes of the data; merged into config.yaml.
+        identity: what else must not change between two parts of a run, such as hashes of the data; kept in config.yaml.
         changeable: keys that may.
 
     Raises:

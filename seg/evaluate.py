@@ -24,7 +24,7 @@ from seg.metrics import SegmentationMetrics, plot_confusion, table
 from seg.tiling import mirror
 from seg.unet import UNet
 
-BATCH_SIZE = 8
+PIXELS_AT_ONCE = 1 << 19  # 32 pictures of 128x128 in a forward pass, 2 of 512x512
 EXAMPLES_SHOWN = 8
 
 
@@ -43,10 +43,11 @@ def whole_logits(model: UNet, images: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def predictions(model: UNet, data: PreparedData, rows: np.ndarray, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def predictions(model: UNet, data: PreparedData, rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
     """Predicted and true masks (N, H, W) of some rows of `data`, batch by batch, in the order of `rows`."""
     assert data.masks is not None
     device = next(model.parameters()).device
+    batch_size = max(1, PIXELS_AT_ONCE // data.image_size**2)
     for start in range(0, len(rows), batch_size):
         chosen = rows[start : start + batch_size]
         images = to_float(torch.from_numpy(data.images[chosen]).to(device))
@@ -60,13 +61,14 @@ def comparison(model: UNet, data: PreparedData, rows: np.ndarray) -> np.ndarray:
 
     Ignored pixels are white.
     """
+    assert data.masks is not None
     rows = rows[: EXAMPLES_SHOWN if data.image_size <= 128 else 3]
     colours = np.full((256, 3), 255, np.uint8)
     colours[: len(data.palette)] = data.palette
+    found = torch.cat([predicted for predicted, _ in predictions(model, data, rows)]).cpu().numpy()
     tiles = []
-    predicted, true = next(predictions(model, data, rows, len(rows)))
-    for index, row in enumerate(rows):
-        tiles += [data.images[row], colours[true[index].cpu().numpy()], colours[predicted[index].cpu().numpy()]]
+    for row, predicted in zip(rows, found, strict=True):
+        tiles += [data.images[row], colours[data.masks[row]], colours[predicted]]
     return make_grid(np.stack(tiles), columns=3 if data.image_size > 128 else 6)
 
 
@@ -98,11 +100,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="prepared data set with masks")
     parser.add_argument("--split", default="valid", help="all, train, valid or test (default valid)")
     parser.add_argument("--out", type=Path, help="JSON file (default: <split>.json beside the model)")
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help=f"default {BATCH_SIZE}")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
     options = parser.parse_args(arguments)
-    if options.batch_size < 1:
-        raise UserError("--batch-size must be at least 1")
     if options.out is not None and options.out.suffix != ".json":
         raise UserError(f"--out {options.out} must end in .json; the confusion matrix goes beside it as .png")
     return options
@@ -121,7 +120,7 @@ def main() -> None:
     metrics = SegmentationMetrics(data.classes)
     with progress_bar() as bar:
         task = bar.add_task("evaluating", total=len(rows))
-        for predicted, true in predictions(model, data, rows, options.batch_size):
+        for predicted, true in predictions(model, data, rows):
             metrics.update(predicted, true)
             bar.update(task, advance=len(true))
     results = metrics.results()

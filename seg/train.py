@@ -28,7 +28,7 @@ from core.runtime import crossed
 from core.weights import FILE_NAME, build_model, save_model
 from seg.borders import border_map
 from seg.data import Batch, Examples, training_batches
-from seg.evaluate import BATCH_SIZE, comparison, data_identity, predictions, report
+from seg.evaluate import comparison, data_identity, predictions, report
 from seg.losses import loss_terms, total_loss
 from seg.metrics import SegmentationMetrics
 from seg.settings import TrainConfig, class_weights, learning_rate_factor, training_window, validate
@@ -192,7 +192,7 @@ class Trainer(TrainingLoop):
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         rows = self.data.indices(self.config.valid_split)
         metrics = SegmentationMetrics(self.data.classes)
-        for predicted, true in predictions(self.ema.model, self.data, rows[rank::ranks], BATCH_SIZE):
+        for predicted, true in predictions(self.ema.model, self.data, rows[rank::ranks]):
             metrics.update(predicted, true)
         metrics = metrics.reduce(self.accelerator)
         results = metrics.results()
