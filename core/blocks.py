@@ -134,7 +134,7 @@ def _with_norm_and_activation(
 
 
 class ResizeBlock(nn.Sequential):
-    """Doubling by interpolation, then a padded 3x3 `ConvBlock`: (N, in, H, W) -> (N, out, 2H, 2W).
+    """Doubling by interpolation, then a padded 3x3 convolution: (N, in, H, W) -> (N, out, 2H, 2W).
 
     The alternative to a transposed convolution that leaves no checkerboard (Odena et al. 2016).
     """
@@ -144,11 +144,9 @@ class ResizeBlock(nn.Sequential):
         in_channels: int,
         out_channels: int,
         mode: Literal["nearest", "bilinear", "bicubic"],
-        norm: NormLayer | None = nn.BatchNorm2d,
-        activation: Activation | None = nn.ReLU,
     ) -> None:
         enlarge = nn.Upsample(scale_factor=2, mode=mode, align_corners=None if mode == "nearest" else False)
-        super().__init__(enlarge, ConvBlock(in_channels, out_channels, padding=1, norm=norm, activation=activation))
+        super().__init__(enlarge, ConvBlock(in_channels, out_channels, padding=1, norm=None, activation=None))
 
 
 def doubling_block(up: Upsampling, in_channels: int, out_channels: int) -> nn.Module:
@@ -162,7 +160,7 @@ def doubling_block(up: Upsampling, in_channels: int, out_channels: int) -> nn.Mo
         return UpBlock(in_channels, out_channels, kernel=2, stride=2, padding=0, norm=None, activation=None)
     if up not in get_args(Upsampling):
         raise UserError(f"up={up!r} is unknown: use one of {', '.join(get_args(Upsampling))}")
-    return ResizeBlock(in_channels, out_channels, up, norm=None, activation=None)
+    return ResizeBlock(in_channels, out_channels, up)
 
 
 class DoubleConv(nn.Sequential):
@@ -212,7 +210,8 @@ GROUP_CHANNELS = 16  # channels that are normalised together; as good as 32 grou
 
 
 def _group_norm(channels: int) -> nn.Module:
-    return nn.GroupNorm(channels // GROUP_CHANNELS if channels % GROUP_CHANNELS == 0 else 1, channels)
+    # Where 16 does not divide the channels: the largest number below that divides both.
+    return nn.GroupNorm(channels // math.gcd(channels, GROUP_CHANNELS), channels)
 
 
 def _layer_norm(channels: int) -> nn.Module:

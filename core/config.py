@@ -12,6 +12,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import resources
 from typing import Any, TypeVar
 
 import hydra
@@ -78,7 +79,7 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
         try:
             return hydra.compose(config_name, overrides)
         except (HydraException, OmegaConfBaseException) as error:
-            known = _keys(hydra.compose(config_name))
+            known = _keys(hydra.compose(config_name)) + _groups()
             raise UserError(_explain(error, overrides, known)) from error
 
 
@@ -110,6 +111,11 @@ def _keys(config: DictConfig) -> list[str]:
         if isinstance(value, DictConfig):
             names += [f"{key}.{name}" for name in _keys(value)]
     return names
+
+
+def _groups() -> list[str]:
+    """Names of the configuration groups: the folders of conf/."""
+    return [entry.name for entry in resources.files("conf").iterdir() if entry.is_dir() and entry.name[0] != "_"]
 
 
 def _explain(error: Exception, overrides: list[str], known: list[str]) -> str:

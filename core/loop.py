@@ -48,8 +48,11 @@ class LoopConfig:
     optim: dict[str, Any]
 
 
-def check_common(config: LoopConfig, processes: int) -> None:
+def check_common(config: LoopConfig, processes: int, least_images: int = 2) -> None:
     """Refuse settings that cannot work in any training command.
+
+    Args:
+        least_images: of each process in a step; batch normalisation needs two.
 
     Raises:
         UserError: naming the key.
@@ -58,10 +61,12 @@ def check_common(config: LoopConfig, processes: int) -> None:
         raise UserError(f"name={config.name!r} must be a plain folder name; runs=... says where the folder goes")
     check_least(config, 1, "images", "batch_size", "log_every")
     check_least(config, 0, "ema_half_life", "save_every", "seed")
-    if config.batch_size % processes or config.batch_size // processes < 2:
+    if config.seed >= 2**63:
+        raise UserError(f"seed={config.seed} is too large: at most 2^63 - 1")
+    if config.batch_size % processes or config.batch_size // processes < least_images:
         raise UserError(
-            f"batch_size={config.batch_size} is the global batch and must give each of {processes} processes "
-            "the same number of images, at least 2 (batch norm needs them)"
+            f"batch_size={config.batch_size} is the global batch and must give each of {processes} processes the same "
+            f"number of images, at least {least_images}" + (" (batch norm needs them)" if least_images == 2 else "")
         )
 
 
@@ -72,7 +77,7 @@ def check_least(config: LoopConfig, least: int, *keys: str) -> None:
         UserError: naming the key.
     """
     for key in keys:
-        if getattr(config, key) < least:
+        if not getattr(config, key) >= least:  # NaN is not either
             needed = f"be at least {least}" if least else "not be negative"
             raise UserError(f"{key}={getattr(config, key)} must {needed}")
 

@@ -83,9 +83,13 @@ def load_model(run_or_file: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         raise UserError(f"cannot read {path}: {error}; it was damaged or is not a model file") from error
     if metadata.get("format") != FORMAT:
         raise UserError(f"{path} was not written by this program (no {FORMAT!r} in its metadata)")
-    model = build_model(json.loads(metadata["recipe"]))
+    try:
+        recipe, info = json.loads(metadata["recipe"]), json.loads(metadata["info"])
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path}: its metadata are damaged ({error})") from error
+    model = build_model(recipe)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise UserError(f"{path}: weights do not fit the recipe: {' '.join(str(error).split())}") from error
-    return model.eval(), json.loads(metadata["info"])
+    return model.eval(), info

@@ -107,9 +107,11 @@ def pipeline(options: argparse.Namespace) -> dict[str, float]:
     seconds["check"] = step("Check it as a grader would", "scripts.package", "--check", out / archive)
     segment = ["experiment=unet_demo", f"data={data}", f"runs={out}", "name=unet"]
     seconds["segment"] = step("Train a U-Net", "seg.train", *segment)
+    test = ["--data", data, "--split", "test", "--out", out / "unet" / "test.json"]
+    seconds["test"] = step("Score it on faces it has not seen", "seg.evaluate", out / "unet", *test)
     faces = write_faces(out)
     predict = [out / "unet", faces, "--out", out / "masks", "--overwrite"]
-    seconds["predict"] = step("Segment faces it has not seen", "seg.predict", *predict)
+    seconds["predict"] = step("Segment some of them", "seg.predict", *predict)
     return seconds
 
 
@@ -157,7 +159,7 @@ def summary(out: Path, seconds: dict[str, float]) -> Table:
     scored = f"{score['metric']} {score['mean']:.3g}"
     if score["floor"] is not None:
         scored += f" (drawn faces themselves: {score['floor']['mean']:.2g})"
-    valid = json.loads((out / "unet" / "valid.json").read_text(encoding="utf-8"))
+    test = json.loads((out / "unet" / "test.json").read_text(encoding="utf-8"))
     table = Table(title="Facet demo", title_justify="left")
     for name in ("step", "seconds", "result", "where"):
         table.add_column(name, justify="right" if name == "seconds" else "left", overflow="fold")
@@ -168,7 +170,8 @@ def summary(out: Path, seconds: dict[str, float]) -> Table:
         ("score", scored, out / "score.json"),
         ("pack", "submission", out / f"{STUDENT_NUMBER}.tar.gz"),
         ("check", "nothing wrong", out / f"{STUDENT_NUMBER}.tar.gz"),
-        ("segment", f"U-Net, mIoU {valid['dataset']['miou']:.2f} over 8 classes", out / "unet"),
+        ("segment", "U-Net", out / "unet"),
+        ("test", f"mIoU {test['dataset']['miou']:.3f} over 8 classes", out / "unet" / "test.json"),
         ("predict", f"masks of {SEGMENTED} unseen faces", out / "masks"),
     ]
     for name, result, where in rows:

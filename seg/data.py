@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -42,7 +44,7 @@ class Examples(Dataset):
         split: where to train.
         window: side of the scored area; the whole picture when it equals `data.image_size`.
         margin: pixels of picture around it.
-        borders: float (n, H, W) border weights of the n pictures of the split, in their order, or None.
+        borders: floating (n, H, W) border weights of the n pictures of the split, in their order, or None.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Examples(Dataset):
         border = None
         if self.borders is not None:
             place = int(np.searchsorted(self.order.indices, row))  # the rows of a split are ascending
-            border = tv_tensors.Mask(torch.from_numpy(self.borders[place]))
+            border = tv_tensors.Mask(torch.from_numpy(self.borders[place]).float())
         # np.array copies: the arrays are read-only maps
         image = torch.from_numpy(np.array(self.images[row])).permute(2, 0, 1)
         example = Example(tv_tensors.Image(image), tv_tensors.Mask(torch.from_numpy(np.array(self.masks[row]))), border)
@@ -93,6 +95,12 @@ class _Share:
             start += self.batch_size
 
 
+def _leave_signals(worker: int) -> None:
+    """Stopping is the business of the training process, which then ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def training_batches(
     examples: Examples,
     images_seen: int,
@@ -111,6 +119,9 @@ def training_batches(
         examples,
         batch_sampler=_Share(images_seen, batch_size, rank, ranks),
         num_workers=workers,
+        worker_init_fn=_leave_signals,
+        # Workers share the arrays of a forked process; a spawned one would be sent copies of them.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # else the loader would draw a number from the global one
     )

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from core.console import progress_bar
+from core.console import progress_bar, warn
 from core.data import PreparedData
 from core.errors import CommandParser, UserError, reports_errors
 from core.files import sha256_of, write_json
@@ -99,7 +99,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("source", type=Path, help="run folder (its best weights) or .safetensors file")
     parser.add_argument("--data", type=Path, required=True, help="prepared data set with masks")
     parser.add_argument("--split", default="valid", help="all, train, valid or test (default valid)")
-    parser.add_argument("--out", type=Path, help="JSON file (default: <split>.json beside the model)")
+    parser.add_argument("--out", type=Path, help="JSON file (default: <model>-<split>.json beside the model)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
     options = parser.parse_args(arguments)
     if options.out is not None and options.out.suffix != ".json":
@@ -116,6 +116,8 @@ def main() -> None:
     model, info = load_unet(file, pick_device(options.device))
     data = PreparedData.open(options.data)
     check_classes(info["classes"], data, str(file))
+    if data.image_size != info["image_size"]:
+        warn(f"trained on pictures of {info['image_size']} pixels, {data.path} has {data.image_size}: a poor match")
     rows = data.indices(options.split)
     metrics = SegmentationMetrics(data.classes)
     with progress_bar() as bar:
@@ -123,8 +125,8 @@ def main() -> None:
         for predicted, true in predictions(model, data, rows):
             metrics.update(predicted, true)
             bar.update(task, advance=len(true))
-    results = metrics.results()
-    out = options.out or file.parent / f"{options.split}.json"
+    results = scored(metrics, data, options.split)
+    out = options.out or file.parent / f"{file.stem}-{options.split}.json"
     report(
         results,
         metrics,
@@ -133,6 +135,7 @@ def main() -> None:
             "model": str(file),
             "model_sha256": sha256_of(file),
             "images_seen": info["images_seen"],
+            "trained_size": info["image_size"],
             "split": options.split,
             **data_identity(data),
         },
@@ -146,6 +149,18 @@ def data_identity(data: PreparedData) -> dict[str, Any]:
     """What names a data set in results."""
     hashes = {"images_sha256": data.fingerprint, "masks_sha256": data.meta["sha256"].get("masks.npy")}
     return {"data": {"source": data.meta["source"], "count": len(data), "image_size": data.image_size, **hashes}}
+
+
+def scored(metrics: SegmentationMetrics, data: PreparedData, split: str) -> dict[str, Any]:
+    """The results of `metrics`.
+
+    Raises:
+        UserError: no pixel of the split could be scored.
+    """
+    results = metrics.results()
+    if results["dataset"]["miou"] is None:
+        raise UserError(f"{data.path}: every pixel of split {split!r} is ignored (255)")
+    return results
 
 
 def report(results: dict[str, Any], metrics: SegmentationMetrics, out: Path, identity: dict[str, Any]) -> None:

@@ -12,8 +12,9 @@ from core.weights import load_model
 from seg.unet import UNet
 
 # What a segmenter's file says besides its weights: class names and RGB colours in index order; the side in pixels of
-# the pictures it was trained on, whether these were scaled to it, and which side was fitted (`core.pictures.FITS`).
-INFO_KEYS = ("classes", "palette", "image_size", "resized", "fit")
+# the pictures it was trained on, whether these were scaled to it, which side was fitted (`core.pictures.FITS`), and
+# after how many images the weights were taken.
+INFO_KEYS = ("classes", "palette", "image_size", "resized", "fit", "images_seen")
 
 
 def load_unet(run_or_file: str | Path, device: torch.device) -> tuple[UNet, dict[str, Any]]:

@@ -83,11 +83,15 @@ def scaled_size(width: int, height: int, size: int, longer: bool = False) -> tup
         ValueError: the picture is so long that it would not fit into memory.
     """
     if longer:
-        return max(1, size * width // max(width, height)), max(1, size * height // max(width, height))
-    long = int(size * max(width, height) / min(width, height))
-    if size * long > MAX_SCALED_PIXELS:
-        raise ValueError(f"{width}x{height} is too long to be scaled to a shorter side of {size}: use --size native")
-    return (size, long) if width <= height else (long, size)
+        scaled = max(1, size * width // max(width, height)), max(1, size * height // max(width, height))
+    else:
+        long = int(size * max(width, height) / min(width, height))
+        scaled = (size, long) if width <= height else (long, size)
+    if scaled[0] * scaled[1] > MAX_SCALED_PIXELS:
+        raise ValueError(
+            f"{width}x{height} would be scaled to {scaled[0]}x{scaled[1]}: give a smaller --size, or native"
+        )
+    return scaled
 
 
 def load_segmenter(run_or_file: str | Path, device: str = "auto", size: int | str | None = None) -> Segmenter:
@@ -168,7 +172,12 @@ def check_targets(jobs: Sequence[Job], suffixes: Sequence[str], overwrite: bool)
             raise UserError(f"{target} is a picture to be segmented and would be replaced: choose another --out")
     if present and not overwrite:
         more = f" and {len(present) - 1:,} more results exist" if len(present) > 1 else " exists"
-        raise UserError(f"{present[0]}{more}: choose another --out, or replace them with --overwrite")
+        raise UserError(f"{present[0]}{more}: continue with --resume, replace with --overwrite, or give another --out")
+
+
+def remaining(jobs: Sequence[Job], suffixes: Sequence[str]) -> list[Job]:
+    """The jobs of which a result is missing; each result is complete or absent, so the others are done."""
+    return [job for job in jobs if not all(job.target(suffix).exists() for suffix in suffixes)]
 
 
 def read_picture(path: Path) -> Image.Image:
@@ -310,6 +319,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-overlay", action="store_true", help="no tinted pictures")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    parser.add_argument("--resume", action="store_true", help="leave pictures alone that have all their results")
     options = parser.parse_args(arguments)
     if options.size not in (None, "native"):
         if not (options.size.isdecimal() and int(options.size) >= 1):
@@ -326,7 +336,11 @@ def main() -> None:
     options = parse()
     suffixes = [MASK] + [OVERLAY] * (not options.no_overlay) + [PROBABILITIES] * options.probabilities
     jobs = find_pictures(options.inputs, options.out)
-    check_targets(jobs, suffixes, options.overwrite)
+    check_targets(jobs, suffixes, options.overwrite or options.resume)
+    if options.resume:
+        present = len(jobs)
+        jobs = remaining(jobs, suffixes)
+        say(f"{present - len(jobs)} of {present} pictures are done already")
     share_cores()
     segmenter = load_segmenter(options.model, options.device, options.size)
     try:

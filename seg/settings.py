@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.classes import IGNORE
 from core.data import PreparedData
 from core.errors import UserError
 from core.loop import LoopConfig, check_common, check_least
@@ -63,35 +64,54 @@ class TrainConfig(LoopConfig):
 
 
 def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
-    """Refuse settings that cannot work, before anything is built or written.
+    """Refuse settings and data that cannot work, before anything is built or written.
 
     Raises:
-        UserError: naming the key.
+        UserError: naming the key or the folder.
     """
-    classes = data.classes  # refuses data without masks
-    check_common(config, processes)
-    check_least(config, 0, "warmup", "clip_gradient", "patience")
-    check_least(config, 1, "valid_every")
-    config.augment.check()
-    for key in ("cross_entropy", "dice", "focal", "focal_gamma"):
-        if getattr(config.loss, key) < 0:
-            raise UserError(f"loss.{key}={getattr(config.loss, key)} must not be negative")
-    if not config.loss.factors:
-        raise UserError(f"loss: give at least one of {', '.join(TERMS)} a factor above 0")
-    if config.schedule not in SCHEDULES:
-        raise UserError(f"schedule={config.schedule!r} is unknown: use one of {', '.join(SCHEDULES)}")
     if not isinstance(config.model.get("network"), dict):
         raise UserError("model.network is missing: see conf/model/unet_small.yaml for what a segmenter needs")
-    unknown = [name for name in config.border.classes if name not in classes]
-    if unknown:
-        raise UserError(f"border.classes: {data.path} has no class {unknown[0]!r} but {', '.join(classes)}")
-    if config.border.classes and (config.border.w0 <= 0 or config.border.sigma <= 0):
-        raise UserError("border.w0 and border.sigma must be above 0")
+    check_common(config, processes, 2 if config.model["network"].get("norm") == "batch" else 1)
+    check_least(config, 0, "warmup", "clip_gradient", "patience")
+    check_least(config, 1, "valid_every")
     if config.workers is not None:
         check_least(config, 0, "workers")
-    for key in ("split", "valid_split"):
-        data.indices(getattr(config, key))
+    if config.schedule not in SCHEDULES:
+        raise UserError(f"schedule={config.schedule!r} is unknown: use one of {', '.join(SCHEDULES)}")
+    if config.warmup > config.images:
+        raise UserError(f"warmup={config.warmup} must not exceed images={config.images}: the rise would never end")
+    config.augment.check()
+    _check_loss(config, data.classes)
+    for split in (config.split, config.valid_split):
+        _check_masks(data, split)
     class_weights(config, data)
+
+
+def _check_loss(config: TrainConfig, classes: list[str]) -> None:
+    for key in ("cross_entropy", "dice", "focal", "focal_gamma"):
+        value = getattr(config.loss, key)
+        if not (value >= 0 and math.isfinite(value)):
+            raise UserError(f"loss.{key}={value} must be a number from 0 up")
+    if not config.loss.factors:
+        raise UserError(f"loss: give at least one of {', '.join(TERMS)} a factor above 0")
+    unknown = [name for name in config.border.classes if name not in classes]
+    if unknown:
+        raise UserError(f"border.classes: the data have no class {unknown[0]!r} but {', '.join(classes)}")
+    if config.border.classes and not (config.border.w0 > 0 and config.border.sigma > 0):
+        raise UserError("border.w0 and border.sigma must be above 0")
+
+
+def _check_masks(data: PreparedData, split: str) -> None:
+    """A value without a class would end in the middle of a step, on a GPU without saying which."""
+    assert data.masks is not None
+    for row in data.indices(split):
+        mask = data.masks[row]
+        wrong = mask[(mask >= len(data.classes)) & (mask != IGNORE)]
+        if len(wrong):
+            raise UserError(
+                f"{data.path}: mask {row} holds the value {wrong[0]}, but there are {len(data.classes)} classes: "
+                "prepare the data set again"
+            )
 
 
 def class_weights(config: TrainConfig, data: PreparedData) -> Tensor | None:
@@ -109,10 +129,11 @@ def class_weights(config: TrainConfig, data: PreparedData) -> Tensor | None:
         for row in data.indices(config.split):
             counts += np.bincount(data.masks[row].ravel(), minlength=256)
         return median_frequency_weights(counts[:count])
-    if not isinstance(wanted, list) or len(wanted) != count or not all(_is_weight(value) for value in wanted):
+    numbers = wanted if isinstance(wanted, list) and all(_is_weight(value) for value in wanted) else []
+    if len(numbers) != count or not any(numbers):
         raise UserError(
-            f"class_weights={wanted} must be median_frequency, or a list of {count} numbers from 0 up, one for each of "
-            f"{', '.join(data.classes)}"
+            f"class_weights={wanted} must be median_frequency, or a list of {count} numbers from 0 up, not all 0, one "
+            f"for each of {', '.join(data.classes)}"
         )
     return torch.tensor(wanted, dtype=torch.float32)
 
@@ -124,8 +145,8 @@ def _is_weight(value: object) -> bool:
 def learning_rate_factor(config: TrainConfig, images_seen: int) -> float:
     """What the learning rate is multiplied by in the step that begins at `images_seen`.
 
-    A linear rise over `warmup` images, then: half a cosine down to 0 at `images` (Loshchilov & Hutter 2017), or
-    (1 - t)^0.9 (Chen et al. 2018), or nothing.
+    A linear rise over `warmup` images, times one of: half a cosine down to 0 at `images` (Loshchilov & Hutter 2017),
+    (1 - t)^0.9 with t = images seen / `images` (Chen et al. 2018), 1.
     """
     rise = min(1.0, (images_seen + config.batch_size) / config.warmup) if config.warmup else 1.0
     t = min(1.0, images_seen / config.images)

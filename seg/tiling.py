@@ -21,8 +21,8 @@ def segment(model: UNet, pixels: np.ndarray, tile: int, average: bool, mirrored:
     beyond the borders. Larger pictures, and all pictures for an unpadded network, are continued by mirroring and
     processed tile by tile (overlap-tile strategy, Ronneberger et al. 2015, figure 2): each output pixel comes from one
     tile, which shows the network all the surroundings that count for it. Tiles lie on the grid on which the network
-    pools, so their size does not change the result. (Instance, group and layer normalisation are the exception: with
-    them a pixel depends on everything that is shown together.)
+    pools, so the size of tiles smaller than the picture does not change the result. (Instance, group and layer
+    normalisation are the exception: with them a pixel depends on everything that is shown together.)
 
     Args:
         pixels: uint8 (H, W, 3), both sides at least 1.

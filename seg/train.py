@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import nn
 
 from core.blocks import init_he
@@ -28,7 +29,7 @@ from core.runtime import crossed
 from core.weights import FILE_NAME, build_model, save_model
 from seg.borders import border_map
 from seg.data import Batch, Examples, training_batches
-from seg.evaluate import comparison, data_identity, predictions, report
+from seg.evaluate import comparison, data_identity, predictions, report, scored
 from seg.losses import loss_terms, total_loss
 from seg.metrics import SegmentationMetrics
 from seg.settings import TrainConfig, class_weights, learning_rate_factor, training_window, validate
@@ -85,6 +86,8 @@ class Trainer(TrainingLoop):
         model = build_model(self.recipe)
         if not isinstance(model, UNet):
             raise UserError(f"model.network is a {type(model).__name__}, not a segmenter")
+        if model.channels != 3:
+            raise UserError(f"model.network.channels={model.channels}: pictures are RGB, so it must be 3")
         init_he(model, self.config.seed)
         return model.to(self.accelerator.device)
 
@@ -98,6 +101,7 @@ class Trainer(TrainingLoop):
             rows = data.indices(config.split)
             quiet = not self.accelerator.is_main_process
             borders = border_map(data.masks[rows], cells, config.border.w0, config.border.sigma, quiet=quiet)
+            borders = borders.astype(np.float16)  # half the memory; a weight of 10 keeps three digits
         return Examples(data, config.split, config.seed, config.augment, window, margin, borders)
 
     def _batches(self) -> Iterator[Batch]:
@@ -190,15 +194,15 @@ class Trainer(TrainingLoop):
     def evaluate(self) -> None:
         """Score the averaged weights on the validation split, every rank its share; keep them if they are the best."""
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        for buffer in self.ema.model.buffers():
+            broadcast(buffer)  # every rank has its own batch statistics: all are to score the model of process 0
         rows = self.data.indices(self.config.valid_split)
         metrics = SegmentationMetrics(self.data.classes)
         for predicted, true in predictions(self.ema.model, self.data, rows[rank::ranks]):
             metrics.update(predicted, true)
         metrics = metrics.reduce(self.accelerator)
-        results = metrics.results()
+        results = scored(metrics, self.data, self.config.valid_split)
         scores = results["dataset"]
-        if scores["miou"] is None:
-            raise UserError(f"{self.data.path}: every pixel of split {self.config.valid_split!r} is ignored (255)")
         improved = self.best.improved(scores["miou"], self.images_seen)
         if not self.accelerator.is_main_process:
             return
@@ -237,7 +241,7 @@ def run_training(config: TrainConfig) -> RunFolder:
     return run_loop(
         config,
         lambda accelerator, run: Trainer(config, accelerator, data, run),
-        {"data_sha256": data.fingerprint, "masks_sha256": data.meta["sha256"]["masks.npy"], "classes": data.classes},
+        {"data_sha256": data.meta["sha256"], "classes": data.classes},
         [key for key in (*CHANGEABLE, "patience", "workers") if key not in fixed],
     )
 

@@ -88,7 +88,9 @@ class UNet(nn.Module):
         if self.padding == "valid":
             self.output_size(height), self.output_size(width)
         else:
-            x = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
+            # At least two coarse pixels: instance normalisation cannot take a single one.
+            right = -width % self.multiple + (self.multiple if max(height, width) <= self.multiple else 0)
+            x = F.pad(x, (0, right, 0, -height % self.multiple), mode="replicate")
         skips: list[Tensor] = []
         for level, block in enumerate(self.down):
             x = block(self.pool(x) if level else x)
@@ -145,12 +147,6 @@ class UNet(nn.Module):
         while self._outgoing(bottom) < output:
             bottom += 1
         return self._outgoing(bottom) + 2 * self.margin
-
-    def skip_crops(self) -> list[int]:
-        """Pixels cut from every side of the maps that are put beside what comes up, coarsest first."""
-        if self.padding == "same":
-            return [0] * self.depth
-        return [4 * (2 ** (level + 1) - 1) + 4 * (2**level - 1) for level in range(self.depth)]
 
 
 def _check(widths: Sequence[int], padding: str, up: str, block: str, dropout: float) -> None:

@@ -75,7 +75,7 @@ def test_a_mask_moves_with_its_picture(seed, flips, **changes):
 
 
 @pytest.mark.parametrize("flip, vertical_flip, mirror", [(1, 0, True), (0, 1, True), (1, 1, False), (0, 0, False)])
-def test_left_and_right_change_places_in_a_mirror_alone(flip, vertical_flip, mirror, monkeypatch):
+def test_left_and_right_change_places_in_a_mirror_alone(flip, vertical_flip, mirror):
     class Always:
         def random(self):
             return 0.0

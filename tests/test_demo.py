@@ -18,7 +18,7 @@ from eval.fid import FidConfig
 from gen import sample
 from gen.train import TrainConfig
 from scripts import demo, package, prepare
-from seg import predict
+from seg import evaluate, predict
 from seg.settings import TrainConfig as SegTrainConfig
 
 RECIPE = {"_target_": "gen.dcgan.Generator", "image_size": 32, "latent_dim": 6, "width": 4}
@@ -29,6 +29,7 @@ READERS = {
     "eval.fid": lambda words: typed(compose("fid", words), FidConfig),
     "scripts.package": package.parse,
     "seg.train": lambda words: typed(compose("seg", words), SegTrainConfig),
+    "seg.evaluate": evaluate.parse,
     "seg.predict": predict.parse,
 }
 
@@ -51,8 +52,8 @@ class Pipeline:
         elif module == "eval.fid":
             score = {"metric": "fd_random", "mean": 1.25, "reference": {"count": 1000}, "floor": {"mean": 0.01}}
             write_json(self.out / "score.json", score)
-        elif module == "seg.train":
-            write_json(self.out / "unet" / "valid.json", {"dataset": {"miou": 0.625}})
+        elif module == "seg.evaluate":
+            write_json(self.out / "unet" / "test.json", {"dataset": {"miou": 0.625}})
         elif module == "seg.predict":
             for face in (self.out / "faces").iterdir():
                 write_png(self.out / "masks" / f"{face.stem}.overlay.png", np.full((32, 32, 3), 9, np.uint8))
@@ -88,16 +89,19 @@ def test_every_command_is_valid_and_they_fit_together(tmp_path, monkeypatch, cap
     pipeline = Pipeline(out)
     monkeypatch.setattr(demo, "step", pipeline)
     run(monkeypatch, out, "--faces", "1000", "--features", "random")
-    drawn, trained, sampled, scored, packed, checked, segmenter, predicted = [settings for _, settings in pipeline.read]
+    drawn, trained, sampled, scored, packed, checked, segmenter, tested, predicted = [
+        settings for _, settings in pipeline.read
+    ]
     assert drawn.out == out / "data" and drawn.count == 1000 and drawn.source == "drawn"
     assert trained.data == str(out / "data") and f"{trained.runs}/{trained.name}" == str(sampled.source)
     assert sampled.n == 1000 and str(sampled.out) == scored.source == str(packed.source)
     assert scored.data == str(out / "data") and scored.features == "random" and scored.floor
     assert checked.check == out / f"{packed.student_number}.tar.gz"
     assert segmenter.data == trained.data and f"{segmenter.runs}/{segmenter.name}" == str(predicted.model)
+    assert str(tested.source) == str(predicted.model) and tested.split == "test" and str(tested.data) == trained.data
     assert len(list(predicted.inputs[0].iterdir())) == 10
     shown = capsys.readouterr().out
-    assert "77 images" in shown and "fd_random 1.25" in shown and "mIoU 0.62" in shown
+    assert "77 images" in shown and "fd_random 1.25" in shown and "mIoU 0.625" in shown
     page = np.asarray(Image.open(out / "demo.png"))
     side = 8 * 34 + 2
     assert page.shape == (side, 2 * side + 16, 3)

@@ -24,7 +24,7 @@ from seg.predict import classify, load_segmenter, overlay, read_picture, scaled_
 RECIPE = {"_target_": "seg.unet.UNet", "classes": 3, "widths": [4, 8]}
 CLASSES = ["background", "l_eye", "r_eye"]
 PALETTE = [[10, 20, 30], [250, 0, 0], [0, 0, 250]]
-INFO = {"classes": CLASSES, "palette": PALETTE, "image_size": 24, "resized": True, "fit": "crop"}
+INFO = {"classes": CLASSES, "palette": PALETTE, "image_size": 24, "resized": True, "fit": "crop", "images_seen": 5}
 
 
 def saved(folder, **info):
@@ -163,7 +163,7 @@ def spoiled():
         "cut.jpg": (jpeg(1)[:900], "truncated"),
         "empty.png": (b"", "not an image"),
         "float.tif": (floats.getvalue(), "floating-point"),
-        "long.png": (wide.getvalue(), "too long"),
+        "long.png": (wide.getvalue(), "would be scaled to"),
         "text.png": (b"hello", "not an image"),
         "vast.png": (vast, "exceeds limit"),
     }
@@ -267,6 +267,16 @@ def test_only_segmenters_are_taken(tmp_path, monkeypatch, capsys):
     ):
         model = tmp_path / f"{name}.safetensors"
         assert message in refused(monkeypatch, capsys, model, tmp_path / "a.jpg", "--out", tmp_path / "out")
+
+
+def test_resuming_does_what_is_missing_and_nothing_else(run, tmp_path, monkeypatch, capsys):
+    folder, out = pictures(tmp_path / "in", "1.jpg", "2.jpg", "3.jpg"), tmp_path / "out"
+    command(monkeypatch, run, folder, "--out", out)
+    (out / "2.overlay.png").unlink()
+    (out / "1.png").write_bytes(b"kept")
+    command(monkeypatch, run, folder, "--out", out, "--resume")
+    assert "2 of 3 pictures are done already" in capsys.readouterr().err
+    assert (out / "2.overlay.png").exists() and (out / "1.png").read_bytes() == b"kept"
 
 
 def test_an_interruption_leaves_complete_files(run, tmp_path, monkeypatch, capsys):

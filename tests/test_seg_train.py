@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from core.loop import TrainingLoop
 from core.state import Checkpoints
 from core.weights import load_model
 from seg import evaluate, train
+from seg.loading import load_unet
+from seg.metrics import SegmentationMetrics
 from seg.settings import TrainConfig, learning_rate_factor, training_window
 from seg.train import run_training
 from seg.unet import UNet
@@ -63,7 +66,7 @@ def test_every_shipped_model_steps_and_predicts(discs, tmp_path, model, precisio
         f"mixed_precision={precision}",
         "batch_size=2",
         "images=2",
-        "valid_split=train",
+        "warmup=0",
         *small,
     ]
     data = write_discs(tmp_path / "few", count=3, valid=1)
@@ -74,12 +77,21 @@ def test_every_shipped_model_steps_and_predicts(discs, tmp_path, model, precisio
     assert network(torch.zeros(1, 3, side, side)).shape[1] == 4
 
 
+DEFAULTS = {"optim=adamw", "augment=faces", "schedule=cosine", "workers=1", "tracker=tensorboard"}
+
+
+@pytest.fixture(scope="module")
+def usual(discs, tmp_path_factory):
+    """Weights after two steps with the usual settings."""
+    folder = run(discs, tmp_path_factory.mktemp("usual"), "images=8")
+    return load_model(folder.path / "last.safetensors")[0].state_dict()
+
+
 @pytest.mark.parametrize(
     "choice",
     [
         *(f"optim={name}" for name in shipped("optim")),
         *(f"augment={name}" for name in shipped("augment")),
-        *(f"experiment={name}" for name in shipped("experiment", "unet")),
         *(f"schedule={name}" for name in ("cosine", "poly", "constant")),
         "loss.focal=1",
         "loss.dice=0",
@@ -88,18 +100,45 @@ def test_every_shipped_model_steps_and_predicts(discs, tmp_path, model, precisio
         "border.classes=[l_disc,r_disc]",
         "crop=16",
         "model.network.padding=valid",
-        "clip_gradient=0",
+        "clip_gradient=0.01",
         "ema_half_life=0",
+        "warmup=8",
+        "seed=1",
         "workers=1",
         "tracker=tensorboard",
     ],
 )
-def test_every_choice_steps(discs, tmp_path, choice):
-    folder = run(discs, tmp_path, choice, "images=8")
+def test_every_choice_acts(discs, tmp_path, usual, choice):
+    """Each changes what two steps do, but for the defaults and what must not matter."""
+    folder = run(discs, tmp_path, "images=8", choice)
     rows = folder.read_stats()
     assert rows[-1]["images"] == 8 and 0 <= rows[-1]["valid_miou"] <= 1
-    changed = load_model(folder.path)[0].state_dict()
-    assert any(value.isfinite().all() and value.abs().sum() > 0 for value in changed.values())
+    weights = load_model(folder.path / "last.safetensors")[0].state_dict()
+    same = all(torch.equal(value, weights[name]) for name, value in usual.items())
+    assert same == (choice in DEFAULTS)
+    assert (folder.path / "curves").exists() == choice.startswith("tracker")
+
+
+@pytest.mark.parametrize("name", shipped("experiment", "unet"))
+def test_every_shipped_experiment_steps(discs, tmp_path, name):
+    wanted = compose("seg", [*words(discs, tmp_path), f"experiment={name}"])
+    folder = run_training(
+        typed(
+            compose(
+                "seg",
+                [*words(discs, tmp_path), f"experiment={name}", "model.network.widths=[4,8]", "images=8", "warmup=0"],
+            ),
+            TrainConfig,
+        )
+    )
+    assert f"batch_size: {wanted.batch_size}\n" in folder.config.read_text()
+    assert load_model(folder.path / "last.safetensors")[1]["images_seen"] == 8
+
+
+@pytest.mark.parametrize("command", ["seg", "gen"])
+def test_a_mistyped_experiment_is_refused(command):
+    with pytest.raises(UserError, match=r"experiment/dmeo|'dmeo'|dmeo"):
+        compose(command, ["data=x", "name=x", "experiment=dmeo"])
 
 
 def test_it_learns_to_tell_left_from_right(discs, tmp_path):
@@ -138,7 +177,8 @@ def test_interrupted_runs_end_bit_identical(discs, tmp_path, monkeypatch, stops)
     stop_after(monkeypatch, 0)
     torch.manual_seed(int.from_bytes(os.urandom(4), "little"))
     assert_equal(outcome(run(discs, tmp_path / "stopped", *HARD)), straight)
-    assert straight[0]["images_seen"] == 40 and straight[3]["images_seen"] in (16, 32, 40)
+    scores = {row["images"]: row["valid_miou"] for row in straight[1] if "valid_miou" in row}
+    assert list(scores) == [16, 32, 40] and scores[straight[3]["images_seen"]] == max(scores.values())
 
 
 def launch(ranks, discs, runs, *more):
@@ -171,14 +211,36 @@ def test_two_ranks_follow_one(discs, tmp_path):
 
 
 @pytest.mark.slow
-def test_interrupt_of_the_real_command(discs, tmp_path):
-    command = [sys.executable, "-m", "seg.train", *words(discs, tmp_path, *SMALL, "images=10_000_000", "save_every=8")]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    while not Checkpoints(tmp_path / "t" / "state").files():
-        assert process.poll() is None, process.stderr.read()
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "the same command continues" in errors and "Traceback" not in errors
+def test_two_ranks_score_the_model_that_is_saved(discs, tmp_path):
+    """With batch norm every rank has statistics of its own; the score must be that of the saved ones."""
+    result = launch(2, discs, tmp_path, "images=16", "optim.lr=0.05", "ema_half_life=0")
+    assert result.returncode == 0, result.stderr
+    data = PreparedData.open(discs)
+    model, _ = load_unet(tmp_path / "t", torch.device("cpu"))
+    metrics = SegmentationMetrics(data.classes)
+    for predicted, true in evaluate.predictions(model, data, data.indices("valid")):
+        metrics.update(predicted, true)
+    assert json.loads((tmp_path / "t" / "valid.json").read_text())["dataset"] == metrics.results()["dataset"]
+
+
+@pytest.mark.slow
+def test_interrupt_and_kill_of_the_real_command(discs, tmp_path):
+    steady = ["schedule=constant", "save_every=8", "workers=1"]
+    command = [sys.executable, "-m", "seg.train", *words(discs, tmp_path, *SMALL, "images=10_000_000", *steady)]
+    checkpoints = Checkpoints(tmp_path / "t" / "state")
+    for sent, code in ((signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        before = checkpoints.files()
+        while checkpoints.files() == before:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        os.killpg(process.pid, sent)  # as a scheduler does: the workers get it as well
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == code, errors
+        assert "Traceback" not in errors
+    images = checkpoints.load_newest()["images_seen"] + 4
+    expected = outcome(run(discs, tmp_path / "straight", f"images={images}", *steady))
+    assert_equal(outcome(run(discs, tmp_path, f"images={images}", *steady)), expected)
 
 
 def test_the_best_weights_are_those_of_the_best_evaluation(discs, tmp_path, monkeypatch, capsys):
@@ -248,7 +310,13 @@ def test_windows_of_a_valid_network_are_its_outputs():
         ("model.network.up=cubic", "up='cubic'"),
         ("model.network.depth=3", "depth"),
         ("valid_every=0", "valid_every=0 must be at least 1"),
-        ("batch_size=1", "batch_size=1"),
+        ("batch_size=1", r"at least 2 \(batch norm"),
+        ("model.network.channels=1", "pictures are RGB"),
+        ("class_weights=[0,0,0,0]", "not all 0"),
+        ("loss.dice=nan", "loss.dice=nan"),
+        ("clip_gradient=nan", "clip_gradient=nan"),
+        ("warmup=50_000", "warmup=50000 must not exceed images=40000"),
+        ("seed=99999999999999999999", "seed"),
         ("optim.learning_rate=1", "unknown key|Could not override"),
     ],
 )
@@ -270,7 +338,7 @@ def test_data_that_does_not_fit_is_refused(discs, prepared, tmp_path, monkeypatc
         run(prepared, tmp_path)
     folder = run(discs, tmp_path, "images=4")
     other = write_discs(tmp_path / "other", seed=1)
-    with pytest.raises(UserError, match=r"started with other settings: .*masks_sha256"):
+    with pytest.raises(UserError, match=r"started with other settings: data_sha256.images.npy .*data_sha256.masks.npy"):
         run(other, tmp_path, "images=4")
     with pytest.raises(UserError, match=r"images \(4 -> 8\)"):
         run(discs, tmp_path, "images=8")  # would change the learning rate of the steps already made
@@ -284,12 +352,36 @@ def test_data_that_does_not_fit_is_refused(discs, prepared, tmp_path, monkeypatc
     assert stop.value.code == 1 and "knows the classes ground, l_disc" in error and error.count("\n") == 1
 
 
-def test_masks_without_a_known_pixel_are_told(tmp_path):
+def test_masks_without_a_known_pixel_are_told(tmp_path, monkeypatch, capsys):
     folder = write_discs(tmp_path / "blank")
     masks = np.load(folder / "masks.npy")
     masks[PreparedData.open(folder).indices("valid")] = 255
     np.save(folder / "masks.npy", masks)
     with pytest.raises(UserError, match="every pixel of split 'valid' is ignored"):
+        run(folder, tmp_path, "images=4")
+    trained = run(write_discs(tmp_path / "discs"), tmp_path, "images=4", name="other")
+    monkeypatch.setattr(sys, "argv", ["seg.evaluate", str(trained.path), "--data", str(folder)])
+    with pytest.raises(SystemExit):
+        evaluate.main()
+    assert "every pixel of split 'valid' is ignored" in capsys.readouterr().err
+    assert not (trained.path / "model-valid.json").exists()
+
+
+def test_another_scale_than_in_training_is_told(discs, tmp_path, monkeypatch, capsys):
+    folder = run(discs, tmp_path, "images=4")
+    larger = write_discs(tmp_path / "larger", size=48)
+    monkeypatch.setattr(sys, "argv", ["seg.evaluate", str(folder.path), "--data", str(larger)])
+    evaluate.main()
+    assert "trained on pictures of 32 pixels" in capsys.readouterr().err
+    assert json.loads((folder.path / "model-valid.json").read_text())["trained_size"] == 32
+
+
+def test_a_mask_value_without_a_class_is_named(tmp_path):
+    folder = write_discs(tmp_path / "damaged")
+    masks = np.load(folder / "masks.npy")
+    masks[3, 4, 5] = 9
+    np.save(folder / "masks.npy", masks)
+    with pytest.raises(UserError, match="mask 3 holds the value 9, but there are 4 classes"):
         run(folder, tmp_path, "images=4")
 
 

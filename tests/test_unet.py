@@ -47,7 +47,6 @@ def test_the_papers_network():
     assert parameters(model) == 31_030_658
     assert model(torch.zeros(1, 1, 572, 572, device="meta")).shape == (1, 2, 388, 388)
     assert crops_of(model, 572) == [(4, 4), (16, 16), (40, 40), (88, 88)]
-    assert model.skip_crops() == [4, 16, 40, 88]
     assert (model.output_size(572), model.input_size(388), model.margin) == (388, 572, 92)
 
 
@@ -79,10 +78,11 @@ def test_valid_sizes_are_those_that_a_forward_pass_gives(depth):
     height=st.integers(1, 40),
     width=st.integers(1, 40),
     residual=st.booleans(),
+    norm=st.sampled_from(get_args(Norm)),
     up=st.sampled_from(get_args(Upsampling)),
 )
-def test_padded_networks_keep_any_size(height, width, residual, up):
-    model = UNet(3, 5, TINY, up=up, block="residual" if residual else "plain").eval()
+def test_padded_networks_keep_any_size(height, width, residual, norm, up):
+    model = UNet(3, 5, TINY, up=up, norm=norm, block="residual" if residual else "plain").eval()
     assert model(torch.zeros(1, 3, height, width)).shape == (1, 5, height, width)
 
 
