@@ -12,14 +12,15 @@ from PIL import Image
 
 from core.classes import CELEBAMASK_HQ
 from core.errors import UserError
-from core.pairs import PairOptions, choose_split, digest
+from core.pairs import CHUNK, PairOptions, choose_split, digest
 from core.pictures import Source, decode
-from core.store import Store, stem_of
+from core.store import Store, one_line, stem_of
 
 IMAGES, PARTS = "CelebA-HQ-img", "CelebAMask-HQ-mask-anno"
 MAPPING = "CelebA-HQ-to-CelebA-mapping.txt"
 PART_NAME = re.compile(r"([0-9]+)_(\w+)")
-# The pictures come from CelebA, whose partition these two positions separate.
+# What the authors' script compares the numbers in CelebA, from 0, with. CelebA's own parts begin one earlier, its files
+# being numbered from 1: with these borders the first picture of each later part stays in the part before.
 FIRST_VALID, FIRST_TEST = 162_771, 182_638
 CLASSES = list(CELEBAMASK_HQ)
 
@@ -81,11 +82,11 @@ def open_celebamask(store: Store, options: PairOptions) -> CelebAMaskSource:
         folders = name.split("/")[:-1]
         if PARTS in folders:
             number, part = _part_of(store, name)
-            parts.setdefault(number, {})[part] = name
+            _put(store, parts.setdefault(number, {}), part, name)
         elif IMAGES in folders:
             if not stem_of(name).isdecimal():
                 raise UserError(f"{store.place(name)} is not named by a number: remove it")
-            images[int(stem_of(name))] = name
+            _put(store, images, int(stem_of(name)), name)
     for single, what in (
         (images.keys() - parts.keys(), "picture without parts"),
         (parts.keys() - images.keys(), "part"),
@@ -95,8 +96,9 @@ def open_celebamask(store: Store, options: PairOptions) -> CelebAMaskSource:
             name = images[lost] if lost in images else next(iter(parts[lost].values()))
             trouble = what if lost in images else "part without picture"
             raise UserError(f"{store.place(name)} is a {trouble} (of {len(single):,}): unpack the download completely")
-    numbers = sorted(images)[: options.limit]
+    numbers = sorted(images)
     split = choose_split(store, [str(number) for number in numbers], _mapped_split(store, numbers), options)
+    numbers = numbers[: options.limit]
     files = [name for number in numbers for name in (images[number], *parts[number].values())]
     return CelebAMaskSource(
         label=store.label,
@@ -105,11 +107,17 @@ def open_celebamask(store: Store, options: PairOptions) -> CelebAMaskSource:
         identity=store.identity(files) | {"layout": "celebamask-hq", "split": digest(split)},
         classes=CLASSES,
         palette=[list(colour) for colour in CELEBAMASK_HQ.values()],
-        chunk=16,
+        chunk=CHUNK,
         store=store,
         images=[images[number] for number in numbers],
         parts=[sorted(parts[number].items()) for number in numbers],
     )
+
+
+def _put(store: Store, files: dict[int, str], key: int, name: str) -> None:
+    other = files.setdefault(key, name)
+    if other != name:
+        raise UserError(f"{store.place(other)} and {one_line(name)} are the same picture or part: remove one of them")
 
 
 def _part_of(store: Store, name: str) -> tuple[int, int]:

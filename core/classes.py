@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +14,7 @@ from core.errors import UserError
 
 IGNORE = 255  # the mask value of pixels that neither train nor count
 MAX_CLASSES = 255  # what fits beside IGNORE in a uint8 mask
+IGNORE_NAME = "ignore"  # in a class table, with a colour: no class, but pixels to ignore
 TABLE_LIMIT = 1 << 20  # bytes; a table of 255 classes has a few thousand
 
 SIDES = {"l": "r", "r": "l", "left": "right", "right": "left"}
@@ -44,10 +46,11 @@ CELEBAMASK_HQ: dict[str, tuple[int, int, int]] = {
 
 @dataclass(frozen=True)
 class ClassTable:
-    """Class names in index order, and their RGB colours where the table gives them."""
+    """Class names in index order, their RGB colours where the table gives them, and the colours that are ignored."""
 
     names: list[str]
     colours: list[list[int]] | None = None
+    ignored: tuple[tuple[int, ...], ...] = ()
 
 
 def mirrored_classes(classes: Sequence[str]) -> list[int]:
@@ -93,7 +96,7 @@ def read_classes(text: str) -> ClassTable:
     """The class table that `--classes` names: a file, `celebamask-hq`, or names with commas between them.
 
     A file has one class a line, in the order of the indices: `name`, or `name,r,g,b` with colours of 0..255; blank
-    lines and what follows a `#` are skipped.
+    lines and what follows a `#` are skipped. A line `ignore,r,g,b` is no class: pixels of that colour become `IGNORE`.
 
     Raises:
         UserError: no such file, or a table that is not one.
@@ -101,11 +104,12 @@ def read_classes(text: str) -> ClassTable:
     if text.lower() == "celebamask-hq":
         return ClassTable(list(CELEBAMASK_HQ), [list(colour) for colour in CELEBAMASK_HQ.values()])
     path = Path(text)
-    if path.is_file():
-        return _from_file(path)
+    with contextlib.suppress(OSError):  # more names than a file name may have characters
+        if path.is_file():
+            return _from_file(path)
     if path.suffix.lower() in (".txt", ".csv") or "/" in text or "," not in text:
         raise UserError(f"no class table at {text}: give a text file, names as in --classes membrane,cell, or a preset")
-    return _checked([name.strip() for name in text.split(",")], None, "--classes")
+    return _checked(ClassTable([name.strip() for name in text.split(",")]), "--classes")
 
 
 def _from_file(path: Path) -> ClassTable:
@@ -117,28 +121,34 @@ def _from_file(path: Path) -> ClassTable:
         raise UserError(f"cannot read the class table {path}: {error}") from error
     names: list[str] = []
     colours: list[list[int]] = []
+    ignored: list[tuple[int, ...]] = []
     for number, line in enumerate(lines, start=1):
         words = [word.strip() for word in line.partition("#")[0].split(",")]
         if words in ([""], ["name", "r", "g", "b"]):
             continue
         if len(words) not in (1, 4) or not all(word.isdecimal() and int(word) < 256 for word in words[1:]):
             raise UserError(f"{path} line {number}: expected `name` or `name,r,g,b` of 0..255, found {line[:60]!r}")
+        colour = [int(word) for word in words[1:]]
+        if colour and words[0] == IGNORE_NAME:
+            ignored.append(tuple(colour))
+            continue
         names.append(words[0])
-        if len(words) == 4:
-            colours.append([int(word) for word in words[1:]])
-    if colours and len(colours) != len(names):
+        if colour:
+            colours.append(colour)
+    if (colours or ignored) and len(colours) != len(names):
         raise UserError(f"{path} gives colours to {len(colours)} of its {len(names)} classes: give all of them or none")
-    return _checked(names, colours or None, str(path))
+    return _checked(ClassTable(names, colours or None, tuple(ignored)), str(path))
 
 
-def _checked(names: list[str], colours: list[list[int]] | None, place: str) -> ClassTable:
+def _checked(table: ClassTable, place: str) -> ClassTable:
+    names = table.names
     if not 2 <= len(names) <= MAX_CLASSES:
         raise UserError(f"{place} names {len(names)} classes: 2 to {MAX_CLASSES} are possible")
     odd = next((name for name in names if not name or not name.isprintable()), None)
     if odd is not None:
         raise UserError(f"{place} has a class without a printable name ({odd!r}): name every class")
-    for entries in (names, [tuple(colour) for colour in colours or ()]):
+    for entries in (names, [*map(tuple, table.colours or ()), *table.ignored]):
         twice = next((entry for number, entry in enumerate(entries) if entry in entries[:number]), None)
         if twice is not None:
             raise UserError(f"{place} has {twice} twice: every class needs a name and a colour of its own")
-    return ClassTable(names, colours)
+    return table

@@ -63,12 +63,13 @@ def open_pets(store: Store, prefix: str, options: PairOptions) -> PetSource:
         if file not in store.files:
             raise UserError(f"no {store.place(file)}: fetch the annotations of Oxford-IIIT Pet again")
         listed |= {line.split()[0]: part for line in store.text(file).splitlines() if line.strip()}
-    stems = sorted(listed, key=natural)[: options.limit]
+    stems = sorted(listed, key=natural)
+    split = choose_split(store, stems, np.array([listed[stem] for stem in stems], np.uint8), options)
+    stems = stems[: options.limit]
     pairs = [(f"{prefix}images/{stem}.jpg", f"{prefix}annotations/trimaps/{stem}.png") for stem in stems]
     missing = next((name for pair in pairs for name in pair if name not in store.files), None)
     if missing:
         raise UserError(f"no {store.place(missing)}, though it is listed: fetch Oxford-IIIT Pet again")
-    split = choose_split(store, stems, np.array([listed[stem] for stem in stems], np.uint8), options)
     return PetSource(
         label=store.label,
         names=[f"{stem}.jpg" for stem in stems],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import zipfile
@@ -10,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from core.errors import UserError
 
@@ -25,10 +26,12 @@ class Store(ABC):
         path: the folder or the zip.
         files: size and a mark that changes with the content of each file, by path with `/`; worker processes, which
             only read what they are told to, get none.
+        folders: paths of folders, those without a file too; a zip need not list those with files.
     """
 
     path: Path
     files: dict[str, tuple[int, int]]
+    folders: frozenset[str] = frozenset()
 
     @property
     def label(self) -> str:
@@ -44,9 +47,13 @@ class Store(ABC):
     def read(self, name: str) -> bytes:
         """The content of one file."""
 
+    def open(self, name: str) -> IO[bytes]:
+        """One file to read from, for who needs its beginning alone."""
+        return io.BytesIO(self.read(name))
+
     @abstractmethod
     def place(self, name: str) -> str:
-        """Where a file is, for messages."""
+        """Where a file is, for messages: one line."""
 
     @abstractmethod
     def identity(self, names: Iterable[str]) -> dict[str, Any]:
@@ -57,7 +64,7 @@ class Store(ABC):
         return self.read(name).decode("utf-8", "replace")
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"files": {}}
+        return self.__dict__ | {"files": {}, "folders": frozenset()}
 
 
 @dataclass
@@ -68,9 +75,13 @@ class FolderStore(Store):
         """The content of one file."""
         return Path(self.path, name).read_bytes()
 
+    def open(self, name: str) -> IO[bytes]:
+        """One file to read from, for who needs its beginning alone."""
+        return Path(self.path, name).open("rb")
+
     def place(self, name: str) -> str:
         """The path of a file."""
-        return str(self.path / name)
+        return one_line(str(self.path / name))
 
     def identity(self, names: Iterable[str]) -> dict[str, Any]:
         """Folder, and sizes and dates of the files: content may change behind an unchanged folder date."""
@@ -86,23 +97,25 @@ class ZipStore(Store):
 
     def read(self, name: str) -> bytes:
         """The content of one member; reading checks its CRC."""
-        return self._archive().read(name)
+        archive, members = self._archive()
+        return archive.read(members[name])
 
     def place(self, name: str) -> str:
         """Zip and member."""
-        return f"{self.path.name}:{name}"
+        return one_line(f"{self.path.name}:{name}")
 
     def identity(self, names: Iterable[str]) -> dict[str, Any]:
         """Path, size and date of the zip, whichever members are asked about."""
         stat = self.path.stat()
         return {"zip": str(self.path.resolve()), "size": stat.st_size, "mtime": stat.st_mtime_ns}
 
-    def _archive(self) -> zipfile.ZipFile:
+    def _archive(self) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
         """This process's own open archive: processes that share one would move each other's file position."""
-        opened: tuple[int, zipfile.ZipFile] | None = self.__dict__.get("_opened")
+        opened: tuple[int, zipfile.ZipFile, dict[str, zipfile.ZipInfo]] | None = self.__dict__.get("_opened")
         if opened is None or opened[0] != os.getpid():
-            opened = self.__dict__["_opened"] = os.getpid(), zipfile.ZipFile(self.path)
-        return opened[1]
+            archive = zipfile.ZipFile(self.path)
+            opened = self.__dict__["_opened"] = os.getpid(), archive, _members(archive)
+        return opened[1:]
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in super().__getstate__().items() if key != "_opened"}
@@ -123,8 +136,20 @@ def open_store(path: str | Path) -> Store:
 
 def _list_folder(folder: Path) -> FolderStore:
     files: dict[str, tuple[int, int]] = {}
-    for place, folders, entries in os.walk(folder, onerror=_raise):
-        folders[:] = [name for name in folders if _visible(name)]
+    found: set[str] = set()
+    real = folder.resolve()
+    # Of each folder still to be walked, itself and all around it: a link to one of those would lead round and round.
+    around = {folder: {real, *real.parents}}
+    for place, folders, entries in os.walk(folder, onerror=_raise, followlinks=True):
+        above, kept = around.pop(Path(place)), []
+        for name in folders:
+            inner = Path(place, name)
+            target = inner.resolve()
+            if _visible(name) and target not in above:
+                around[inner] = above | {target}
+                kept.append(name)
+        folders[:] = kept
+        found.update(Path(place, name).relative_to(folder).as_posix() for name in kept)
         for name in entries:
             file = Path(place, name)
             if _visible(name) and file.is_file():
@@ -132,7 +157,7 @@ def _list_folder(folder: Path) -> FolderStore:
                 files[file.relative_to(folder).as_posix()] = (stat.st_size, stat.st_mtime_ns)
     if not any(_is_image(name) for name in files):
         raise UserError(f"no images in {folder}: looked for {_suffixes()} at any depth")
-    return FolderStore(folder, files)
+    return FolderStore(folder, files, frozenset(found))
 
 
 def _raise(error: OSError) -> None:
@@ -142,9 +167,10 @@ def _raise(error: OSError) -> None:
 def _list_zip(path: Path) -> ZipStore:
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+            members = _members(archive)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, IndexError) as error:
         raise UserError(f"{path} is not a zip archive or is damaged ({error}): fetch it again") from error
+    entries = {name: info for name, info in members.items() if not name.endswith("/")}
     images = [name for name in entries if _is_image(name)]
     if not images:
         nested = next((name for name in sorted(entries) if name.lower().endswith(".zip")), None)
@@ -154,7 +180,13 @@ def _list_zip(path: Path) -> ZipStore:
     if locked:
         raise UserError(f"{path} is encrypted ({locked}): unpack it with its password and give the folder")
     files = {name: (info.file_size, info.CRC) for name, info in entries.items() if _visible(name)}
-    return ZipStore(path.resolve(), files)
+    folders = frozenset(name.rstrip("/") for name in members.keys() - entries.keys() if _visible(name))
+    return ZipStore(path.resolve(), files, folders)
+
+
+def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """Members by path. Some packers of Windows write its own separator, which no zip should hold."""
+    return {info.filename.replace("\\", "/"): info for info in archive.infolist()}
 
 
 def _visible(name: str) -> bool:
@@ -175,10 +207,10 @@ def short_names(members: list[str]) -> list[str]:
     """Paths without the folders all of them share, so that every layout of CelebA gives the names 000001.jpg, ..."""
     relative = [name.lstrip("/") for name in members]
     shared = os.path.commonpath({name.rpartition("/")[0] for name in relative})
-    return [_one_line(name[len(shared) + 1 :] if shared else name) for name in relative]
+    return [one_line(name[len(shared) + 1 :] if shared else name) for name in relative]
 
 
-def _one_line(name: str) -> str:
+def one_line(name: str) -> str:
     """A file name as one printable line; control characters and bytes that are no UTF-8 come out as escapes."""
     return name if name.isprintable() else name.encode("unicode_escape").decode("ascii")
 

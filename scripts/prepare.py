@@ -1,4 +1,4 @@
-"""Prepare a data set: decode, resize to the course's 64x64 and store as one array that training reads at once."""
+"""Prepare a data set: decode, resize to squares (the course's 64x64 unless told otherwise) and store as one array."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ sources:
 
 sources with masks, folder or zip:
   images/ beside masks/   pairs of the same file stem; also image(s), img(s), JPEGImages beside mask(s), label(s),
-                          annotations, SegmentationClass, gt, inside or around folders train, valid, test (a split)
+                          annotations, SegmentationClass, gt, inside or around folders train, val (or valid,
+                          validation), test, which then are the split
   CelebAMask-HQ.zip       as downloaded; the files of each picture's parts are merged
   oxford-iiit-pet         Oxford-IIIT Pet, unpacked; pet --download fetches it through torchvision
 
@@ -52,8 +53,12 @@ and listed in meta.json; more than 1% of them is an error. Interrupted, the same
 
 Masks of one bit, or of 0 and 255 alone, have two classes; other masks of one channel or with a palette hold class
 indices, 255 is ignored; colour masks need a class table with colours. A class table is a text file with a line for each
-class, `name` or `name,r,g,b`, in the order of the indices. Pairs without a split of their own: one tenth validates,
-chosen by a hash of the file stem, or the last N by name (2.png before 10.png) with --valid N.
+class, `name` or `name,r,g,b`, in the order of the indices; a line `ignore,r,g,b` is no class, pixels of that colour are
+ignored. Pairs without a split of their own: one tenth validates, chosen by a hash of the file stem, or the last N by
+name (2.png before 10.png) with --valid N. --limit takes the first pairs and leaves each in the part it has without.
+
+A picture without mask is refused. Where only some pictures have one, as in Pascal VOC with its 2,913 masks for 17,125
+JPEGImages, give a folder of the pairs alone: SegmentationClass, and JPEGImages with just the pictures of its stems.
 """
 
 
@@ -111,7 +116,7 @@ def source_of(options: argparse.Namespace) -> Source:
     if not download and (options.download or options.root is not None):
         raise UserError("--download and --root are for the sources `celeba` and `pet`: pet --download [--root FOLDER]")
     classes = read_classes(options.classes) if options.classes is not None else None
-    pairs = PairOptions(classes, options.valid, options.limit)
+    pairs = PairOptions(classes, options.valid, options.limit, workers=options.workers or cpu_cores())
     if drawn:
         pairs.refuse("drawn", classes="has classes of its own", valid="has a split of its own")
         return drawn_source(options.count or DRAWN_COUNT, options.seed or 0)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.classes import CELEBAMASK_HQ, IGNORE, default_palette, mirrored_classes, read_classes
+from core.classes import CELEBAMASK_HQ, IGNORE, ClassTable, default_palette, mirrored_classes, read_classes
 from core.errors import UserError
 
 # --- mirrors ----------------------------------------------------------------------------------------------------------
@@ -63,6 +63,18 @@ def test_table_with_colours_is_read(tmp_path: Path, text: str) -> None:
     assert table.names == ["road", "car"] and table.colours == [[128, 64, 128], [0, 0, 142]]
 
 
+def test_ignored_colours_are_no_classes(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("road,1,1,1\nignore,0,0,0\ncar,2,2,2\nignore,9,9,9\n")
+    table = read_classes(str(tmp_path / "table.csv"))
+    assert table == ClassTable(["road", "car"], [[1, 1, 1], [2, 2, 2]], ((0, 0, 0), (9, 9, 9)))
+    assert read_classes("road,ignore").names == ["road", "ignore"]
+
+
+def test_more_names_than_a_file_name_has_characters() -> None:
+    names = [f"class-{number}" for number in range(200)]
+    assert read_classes(",".join(names)).names == names
+
+
 def test_table_without_colours_is_read(tmp_path: Path) -> None:
     (tmp_path / "names").write_text("sky\nbuilding\nold tree\n")
     table = read_classes(str(tmp_path / "names"))
@@ -78,6 +90,8 @@ MISTAKES = {
     "nothing": ("# empty\n", "names 0 classes"),
     "too many": ("".join(f"c{i}\n" for i in range(256)), "names 256 classes"),
     "same name": ("a\nb\na\n", "has a twice"),
+    "ignored colour": ("a,1,2,3\nb,0,0,0\nignore,1,2,3\n", r"has \(1, 2, 3\) twice"),
+    "only an ignored colour": ("a\nb\nignore,1,2,3\n", "colours to 0 of its 2 classes"),
     "same colour": ("a,1,2,3\nb,1,2,3\n", r"has \(1, 2, 3\) twice"),
     "no name": (",0,0,0\nb,1,2,3\n", "without a printable name"),
 }

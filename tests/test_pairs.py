@@ -163,11 +163,13 @@ def test_nothing_left_to_train_on_is_refused(tmp_path: Path, count: int, valid: 
         open_source(folder, PairOptions(valid=valid, quiet=True))
 
 
-def test_limit_takes_the_first_pairs_and_splits_those(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "in", pairs([png(blobs(number)) for number in range(12)]))
-    source = open_source(folder, PairOptions(valid=2, limit=5, quiet=True))
+def test_limit_takes_the_first_pairs(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "in", pairs([png(blobs(number)) for number in range(7)]))
+    source = open_source(folder, PairOptions(valid=4, limit=5, quiet=True))
     assert source.names == [f"{number}.png" for number in range(5)] and source.split is not None
     assert source.split.tolist() == [0, 0, 0, 1, 1]
+    with pytest.raises(UserError, match="raise --limit"):
+        open_source(folder, PairOptions(valid=2, limit=5, quiet=True))
 
 
 @pytest.mark.parametrize("change", ["classes", "palette", "valid", "fit"])
@@ -196,7 +198,7 @@ def test_command_passes_its_options_on(
     monkeypatch.setattr("sys.argv", ["prepare", *map(str, [*words, "--classes", tmp_path / "table.csv"])])
     main()
     printed = capsys.readouterr().out
-    assert "3 images 24x24 from in, masks with 3 classes" in printed and "split: train 1, valid 2, test 0" in printed
+    assert "3 images 24x24 from in, masks with 3 classes" in printed and "split: train 2, valid 1, test 0" in printed
     data = PreparedData.open(tmp_path / "out")
     assert data.classes == ["a", "b", "c"] and data.palette[1] == [9, 9, 9] and "Pad(24" in data.meta["transform"]
 
@@ -269,6 +271,15 @@ def test_mixed_sizes_are_padded_and_too_small_ones_skipped(tmp_path: Path) -> No
     assert data.masks is not None and [entry["reason"] for entry in data.meta["skipped"]] == ["tiny: 8x15"]
     assert np.array_equal(np.unique(data.masks[0]), [1, 255]) and not data.images[0][data.masks[0] == 255].any()
     assert data.meta["transform"].startswith("Resize(longer side 32") and data.resized
+
+
+def test_the_longer_side_decides_what_is_too_small_to_pad() -> None:
+    narrow = Image.new("RGB", (8, 40))
+    assert squared(narrow, None, 64, "pad")[0].size == (64, 64)
+    with pytest.raises(ValueError, match="tiny: 8x40"):
+        squared(narrow, None, 64, "crop")
+    with pytest.raises(ValueError, match="tiny: 8x40"):
+        squared(narrow, None, 88, "pad")
 
 
 def test_only_squares_of_the_right_side_count_as_not_resized(tmp_path: Path) -> None:
