@@ -102,7 +102,7 @@ def score(config: FidConfig) -> dict[str, Any]:
         label = f"set {index + 1}/{source.sets}"
         drawn = np.concatenate(list(feature_batches(features, images, config.batch_size, label)))
         values.append(frechet_distance(Statistics.of(drawn), real))
-    warnings = source.warnings + _doubts(images.size, reference, features) + ([refusal] if refusal else [])
+    warnings = source.warnings + doubts(images.size, reference, features) + ([refusal] if refusal else [])
     return _result(config, source, reference, features, values, floor, warnings)
 
 
@@ -129,7 +129,7 @@ def _check(config: FidConfig) -> None:
         require_dims(config.fid.dims)
 
 
-def _doubts(size: tuple[int, int], reference: Reference, features: Features) -> list[str]:
+def doubts(size: tuple[int, int], reference: Reference, features: Features) -> list[str]:
     """What else to warn of once both sides are known."""
     doubts = []
     if size != reference.images.size:
@@ -165,7 +165,7 @@ def _result(
         "weights": weights | {"sha256": features.weights_sha256},
         "distance": DISTANCE,
         "device": str(features.device),
-        "versions": _versions(),
+        "versions": versions(),
         "warnings": warnings,
     }
 
@@ -186,7 +186,8 @@ def _sd(values: list[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of what computed a result."""
     packages = ("facet-faces", "torch", "torchvision", "pytorch-fid", "numpy", "pillow")
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
 

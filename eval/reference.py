@@ -86,8 +86,8 @@ def _subset(positions: np.ndarray, count: int | None, seed: int) -> tuple[np.nda
 
 def reference_sums(reference: Reference, features: Features, batch_size: int) -> RunningSums:
     """Sums over the features of the reference, from the cache when it holds exactly these, else computed and cached."""
-    key = _key(reference, features)
-    path = reference.cache / f"{features.name}-{features.dims}-{_digest(key)}.npz"
+    key = reference_key(reference, features)
+    path = reference.cache / f"{features.name}-{features.dims}-{digest_of(key)}.npz"
     cached = _load_sums(path, key)
     if cached is not None:
         return cached
@@ -101,7 +101,7 @@ def reference_sums(reference: Reference, features: Features, batch_size: int) ->
     return sums
 
 
-def _key(reference: Reference, features: Features) -> dict[str, Any]:
+def reference_key(reference: Reference, features: Features) -> dict[str, Any]:
     """Everything the statistics depend on. Where the data lie is not part of it: a moved data set keeps its cache."""
     content = {name: value for name, value in reference.facts.items() if name != "path"}
     return {
@@ -114,7 +114,7 @@ def _key(reference: Reference, features: Features) -> dict[str, Any]:
     }
 
 
-def _digest(key: dict[str, Any]) -> str:
+def digest_of(key: dict[str, Any]) -> str:
     """Short name of a key for file names; the whole key inside the file decides."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -176,8 +176,8 @@ def real_floor(
     it is; else from the reference, and each is compared with all the rest of it. There may be fewer than `sets`
     when the images do not last. `floor_refusal` must be None.
     """
-    key = _key(reference, features) | {"floor": {"count": count, "sets": sets, "seed": seed}}
-    path = reference.cache / f"floor-{features.name}-{features.dims}-{_digest(key)}.json"
+    key = reference_key(reference, features) | {"floor": {"count": count, "sets": sets, "seed": seed}}
+    path = reference.cache / f"floor-{features.name}-{features.dims}-{digest_of(key)}.json"
     cached = _load_floor(path, key)
     if cached is not None:
         return cached

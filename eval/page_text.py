@@ -1,0 +1,136 @@
+"""Numbers and sentences of the report page: how many digits, and what a score means in words."""
+
+from __future__ import annotations
+
+import html
+import math
+from typing import Any
+
+COURSE_TARGET = 20  # FID that the course asks for, at 1,000 images against 1,000 reals
+COURSE_COUNT = 1000
+COURSE_REFERENCES = ("course's real/", "1,000 random")  # names of references as in the course, the nearest first
+NOISE = 2  # standard deviations within which two numbers count as equal
+
+
+def escaped(value: object) -> str:
+    """For HTML text and attributes alike; undecodable bytes of file names become question marks."""
+    return html.escape(str(value).encode("utf-8", "replace").decode())
+
+
+def number(value: float | None) -> str:
+    """A number for a reader: few digits, thousands apart; a dash for None and what is not finite."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}".replace("-", "−")
+    size = math.floor(math.log10(abs(value)))
+    if size < -4:
+        return _power(value)
+    # Three digits below 1, two decimals up to 100, then one, then none
+    return _fixed(value, 2 - size if size < 0 else 2 if size < 2 else 1 if size < 3 else 0)
+
+
+def with_spread(value: float, spread: float | None) -> tuple[str, str]:
+    """A value and its spread to the same decimal: ("18.94", "0.21").
+
+    The spread keeps two digits where the value then has at most four, else one. It is empty where it is None, not
+    finite or zero.
+    """
+    if spread is None or not math.isfinite(spread) or spread <= 0 or not math.isfinite(value):
+        return number(value), ""
+    last = -math.floor(math.log10(spread))  # decimal of the first digit of the spread
+    fitting = 3 - math.floor(math.log10(abs(value))) if value else last + 1
+    decimals = max(0, last, min(last + 1, fitting))
+    if decimals > 6:
+        return number(value), number(spread)
+    return _fixed(value, decimals), _fixed(spread, decimals)
+
+
+def on_one_line(value: float, spread: float | None) -> str:
+    """`18.94 ± 0.21`, or the value alone where the spread is not known."""
+    shown, by = with_spread(value, spread)
+    return f"{shown} ± {by}" if by else shown
+
+
+def _fixed(value: float, decimals: int) -> str:
+    text = f"{value:,.{decimals}f}"
+    return text.replace("-", "−") if float(text.replace(",", "")) else text.lstrip("-")
+
+
+def _power(value: float) -> str:
+    digits, exponent = f"{value:.1e}".split("e")
+    raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{digits.replace('-', '−')} × 10{raised}"
+
+
+def title_of(name: str) -> str:
+    """`mode_collapse` -> `Mode collapse`."""
+    words = name.replace("_", " ").strip()
+    return words[:1].upper() + words[1:]
+
+
+def has_target(metric: str, score: dict[str, Any]) -> bool:
+    """Whether the course's target applies: it is an FID at 1,000 images."""
+    return metric == "FID" and score["n"] == COURSE_COUNT
+
+
+def verdict(report: dict[str, Any]) -> tuple[str, str]:
+    """What the score means: a tone (`ok`, `doubt`, `bad` or `plain`) and up to three sentences, failed checks first."""
+    scores = report.get("scores") or []
+    found = [
+        _failed_checks(report.get("checks") or []),
+        _against_target(report["metric"], scores),
+        _above_floor(scores),
+    ]
+    said = [part for part in found if part]
+    # "ok" is said only where nothing speaks against it.
+    tone = min((tone for tone, _ in said), key=("bad", "doubt", "plain", "ok").index, default="plain")
+    return tone, " ".join(sentence for _, sentence in said)
+
+
+def _against_target(metric: str, scores: list[dict[str, Any]]) -> tuple[str, str] | None:
+    scores = [score for score in scores if has_target(metric, score)]
+    if not scores:
+        return None
+    as_in_course = {score["against"]: score for score in scores}
+    score = next((as_in_course[name] for name in COURSE_REFERENCES if name in as_in_course), scores[0])
+    where = f"against {score['against']}"
+    if score["against"] not in COURSE_REFERENCES:
+        where += " (against 1,000 reals, as in the course, it would be several points higher)"
+    gap, spread = COURSE_TARGET - score["mean"], score.get("sd")
+    if spread is not None and abs(gap) <= NOISE * spread:
+        return "doubt", f"Too close to the course's target of {COURSE_TARGET} to call, {where}."
+    side, tone = ("Below", "ok") if gap > 0 else ("Above", "plain")
+    chance = "; one sample set alone does not tell how much of it is chance" if spread is None else ""
+    return tone, f"{side} the course's target of {COURSE_TARGET}, by {number(abs(gap))} {where}{chance}."
+
+
+def _above_floor(scores: list[dict[str, Any]]) -> tuple[str, str] | None:
+    if not scores or not scores[0].get("floor"):
+        return None
+    score, floor = scores[0], scores[0]["floor"]
+    excess = score["mean"] - floor["mean"]
+    noise = math.hypot(score.get("sd") or 0, floor.get("sd") or 0)
+    if abs(excess) <= NOISE * noise:
+        return "ok", (
+            f"As close to {score['against']} as other real images are: this score cannot tell the samples from reals, "
+            "so the checks for copies decide."
+        )
+    if excess < 0:
+        return "doubt", (
+            f"Closer to {score['against']} than other real images are: a sign of copied images, or of a reference "
+            "that is not what it seems."
+        )
+    share = f"{100 * excess / score['mean']:.0f}%"
+    return "ok", (
+        f"Against {score['against']}, {number(excess)} ({share}) is the generator's; real images in its place would "
+        f"score {number(floor['mean'])}."
+    )
+
+
+def _failed_checks(checks: list[dict[str, Any]]) -> tuple[str, str] | None:
+    for tone, words in (("bad", "the score means little until that is put right"), ("doubt", "read what they found")):
+        names = [title_of(check["name"]).lower() for check in checks if check["verdict"] == tone]
+        if names:
+            return tone, f"{'Failed' if tone == 'bad' else 'Doubtful'} checks ({', '.join(names)}): {words}."
+    return None

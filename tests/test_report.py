@@ -1,0 +1,159 @@
+"""The report: its scores are those of eval.fid, planted faults show, and a second report does no work twice."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from core.blocks import init_normal
+from core.config import compose, typed
+from core.errors import UserError
+from core.files import sha256_of, write_json
+from core.images import write_png
+from core.weights import build_model, save_model
+from eval import collect, fid, report
+from eval.fid import FidConfig
+from eval.report import ReportConfig, build
+
+RECIPE = {"_target_": "gen.dcgan.Generator", "image_size": 32, "latent_dim": 6, "width": 4}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """120 blurred blobs at 32 pixels, 80 of them for training."""
+    folder = tmp_path_factory.mktemp("data") / "blobs"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    coarse = [Image.fromarray(rng.integers(0, 256, (5, 5, 3), np.uint8)).resize((32, 32)) for _ in range(120)]
+    np.save(folder / "images.npy", np.stack([np.asarray(picture) for picture in coarse]))
+    np.save(folder / "split.npy", (np.arange(120) >= 80).astype(np.uint8))
+    hashes = {name: sha256_of(folder / name) for name in ("images.npy", "split.npy")}
+    meta = {"format": 1, "source": "blobs", "count": 120, "image_size": 32, "transform": "none", "sha256": hashes}
+    write_json(folder / "meta.json", meta)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder with a random generator, said to be trained on the training split."""
+    folder = tmp_path_factory.mktemp("run")
+    network = build_model(RECIPE)
+    init_normal(network, std=0.2, seed=1)
+    save_model(folder / "model.safetensors", network, RECIPE, {"images_seen": 0})
+    (folder / "config.yaml").write_text("split: train\n")
+    return folder
+
+
+def config(source, data, *more):
+    words = [f"source={source}", f"data={data}", "features=random", "n=20", "sets=2", "kid_subsets=3", *more]
+    return typed(compose("report", [*words, "reference_count=50"]), ReportConfig)
+
+
+def command(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["eval.report", *map(str, words)])
+    report.main()
+
+
+def write_samples(folder, pictures):
+    for index, picture in enumerate(pictures):
+        write_png(folder / f"{index:03d}.png", picture)
+    return folder
+
+
+def test_scores_and_floor_are_those_of_the_fid_command(run, data, tmp_path):
+    found, pictures = build(config(run, data), tmp_path)
+    assert [score["against"] for score in found["scores"]] == ["all of the data", "training split", "50 random"]
+    for score, extra in zip(found["scores"], ([], ["split=train"], ["reference_count=50"]), strict=True):
+        words = [f"source={run}", f"data={data}", "features=random", "n=20", "sets=2", *extra]
+        other = fid.score(typed(compose("fid", words), FidConfig))
+        assert score["values"] == pytest.approx(other["values"], rel=1e-6)
+        assert score["excess"] == pytest.approx(score["mean"] - np.mean(score["floor"]["values"]))
+    # Floors: five sets of 20 inside all 120; two from the 40 outside the training split; three outside the 50.
+    assert [len(score["floor"]["values"]) for score in found["scores"]] == [5, 2, 3]
+    assert [score["floor"]["against"] for score in found["scores"]] == [100, 80, 50]
+    assert {"samples", "reals"} <= pictures.keys() and json.loads(json.dumps(found)) is not None
+    assert [check["name"] for check in found["checks"]] == [
+        "pixels",
+        "duplicates",
+        "memorisation",
+        "mode collapse",
+        "sample size",
+    ]
+
+
+def test_a_second_report_extracts_nothing_and_says_the_same(run, data, tmp_path, monkeypatch):
+    first, _ = build(config(run, data), tmp_path)
+
+    def refuse(*arguments):
+        raise AssertionError("features were extracted again")
+
+    monkeypatch.setattr(collect, "feature_batches", refuse)
+    again, _ = build(config(run, data), tmp_path)
+    assert json.loads(json.dumps(again)) == json.loads(json.dumps(first))
+
+
+def test_damaged_and_foreign_leftovers_are_computed_again(run, data, tmp_path, capsys):
+    first, _ = build(config(run, data), tmp_path)
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:50])
+    again, _ = build(config(run, data), tmp_path)
+    assert again["scores"] == first["scores"] and again["kid"] == first["kid"]
+    assert "computing again" in capsys.readouterr().err
+
+
+def test_copied_training_images_are_found_and_shown(data, tmp_path, monkeypatch, capsys):
+    images = np.load(data / "images.npy")
+    noise = np.random.default_rng(1).integers(-2, 3, (20, 32, 32, 3))
+    copies = np.clip(images[:20].astype(int) + noise, 0, 255).astype(np.uint8)
+    source = write_samples(tmp_path / "copies", copies)
+    out = tmp_path / "out"
+    command(monkeypatch, source, f"data={data}", "features=random", "kid_subsets=2", f"out={out}")
+    found = json.loads((out / "report.json").read_text())
+    verdicts = {check["name"]: check["verdict"] for check in found["checks"]}
+    assert verdicts["memorisation"] == "bad"
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png") >= 3
+    shown = capsys.readouterr()
+    assert "fd_random" in shown.out and "bad" in shown.out and "report.html" in shown.err
+    assert found["subject"]["sets"] == 1 and any("one sample set" in line for line in found["limits"])
+
+
+def test_unseen_images_of_the_same_kind_are_not_called_copies(data, tmp_path):
+    source = write_samples(tmp_path / "unseen", np.load(data / "images.npy")[80:100])
+    found, _ = build(config(source, data), tmp_path / "cache")
+    assert {check["name"]: check["verdict"] for check in found["checks"]}["memorisation"] == "ok"
+    assert found["scores"][1]["mean"] < 3 * found["scores"][1]["floor"]["mean"]
+
+
+def test_larger_numbers_come_from_models_alone(run, data, tmp_path):
+    found, _ = build(config(run, data, "large=[40,30]"), tmp_path)
+    assert [entry["n"] for entry in found["larger"]] == [30, 40]
+    words = [f"source={run}", f"data={data}", "features=random", "n=40", "sets=1"]
+    other = fid.score(typed(compose("fid", words), FidConfig))
+    assert found["larger"][1]["value"] == pytest.approx(other["mean"], rel=1e-6)
+    folder = write_samples(tmp_path / "few", np.load(data / "images.npy")[:4])
+    with pytest.raises(UserError, match="needs a run or model"):
+        build(config(folder, data, "large=[30]"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["n=1"], "n=1: must be at least 2"),
+        (["infinity=true"], "at least 10,000 samples"),
+        (["large=[1]"], "each must be at least 2"),
+        (["features=vgg"], "features=vgg"),
+        (["kid=3"], "unknown key 'kid'"),
+        (["out=OCCUPIED"], "is a file"),
+    ],
+)
+def test_settings_that_cannot_work_get_one_line(run, data, tmp_path, monkeypatch, capsys, words, line):
+    (tmp_path / "taken").write_text("")
+    words = [word.replace("OCCUPIED", str(tmp_path / "taken")) for word in words]
+    with pytest.raises(SystemExit) as stop:
+        command(monkeypatch, run, f"data={data}", "features=random", *words)
+    error = capsys.readouterr().err
+    assert stop.value.code == 1 and line in error and error.count("\n") == 1
+    assert not (run / "report").exists()
