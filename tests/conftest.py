@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
+from mask_data import write_discs
 
 from core.files import sha256_of, write_json
 
@@ -35,6 +36,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     meta = {"format": 1, "source": "blobs", "count": 24, "image_size": 32, "transform": "none", "skipped": []}
     write_json(folder / "meta.json", meta | {"sha256": {"images.npy": sha256_of(folder / "images.npy")}})
     return folder
+
+
+@pytest.fixture(scope="session")
+def discs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared data set with masks: 24 pictures of two discs at 32 pixels."""
+    return write_discs(tmp_path_factory.mktemp("masked") / "discs")
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from core.config import compose, typed
 from core.files import sha256_of, write_json
+from core.rundir import RunFolder
+from seg.settings import TrainConfig
+from seg.train import run_training
 
 CLASSES = ["ground", "l_disc", "r_disc", "rare"]
 PALETTE = [[20, 20, 20], [250, 60, 60], [60, 250, 60], [60, 60, 250]]
@@ -38,3 +42,16 @@ def write_discs(folder: Path, count: int = 24, size: int = 32, valid: int = 7, s
     hashes = {f"{name}.npy": sha256_of(folder / f"{name}.npy") for name in ("images", "masks", "split")}
     write_json(folder / "meta.json", meta | {"sha256": hashes})
     return folder
+
+
+SMALL = ["model.network.widths=[4,8]", "batch_size=4", "log_every=8", "valid_every=16", "save_every=0", "warmup=0"]
+
+
+def words(discs: Path, runs: Path, *more: str, name: str = "t") -> list[str]:
+    """The command line of a run."""
+    return [f"data={discs}", f"runs={runs}", f"name={name}", *more]
+
+
+def run(discs: Path, runs: Path, *more: str, name: str = "t") -> RunFolder:
+    """Train a tiny network."""
+    return run_training(typed(compose("seg", words(discs, runs, *SMALL, *more, name=name)), TrainConfig))
