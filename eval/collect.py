@@ -56,13 +56,12 @@ def kept_features(
             pass
         say(f"note: {path} is damaged or belongs to other images: computing again")
     images = open_images()
-    with atomic_path(path) as temporary:
-        array = npy.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(len(images), features.dims))
-        start = 0
+    # Written as a stream: a full disk is an error there, and would end the process in a memory map.
+    header = {"descr": "<f4", "fortran_order": False, "shape": (len(images), features.dims)}
+    with atomic_path(path) as temporary, temporary.open("wb") as handle:
+        npy.write_array_header_1_0(handle, header)
         for batch in feature_batches(features, images, batch_size, label):
-            array[start : start + len(batch)] = batch
-            start += len(batch)
-        array.flush()
+            handle.write(batch.astype("<f4").tobytes())
     write_json(path.with_suffix(".json"), whole)
     return np.load(path, mmap_mode="r", allow_pickle=False)
 

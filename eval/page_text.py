@@ -8,7 +8,6 @@ from typing import Any
 
 COURSE_TARGET = 20  # FID that the course asks for, at 1,000 images against 1,000 reals
 COURSE_COUNT = 1000
-COURSE_REFERENCES = ("course's real/", "1,000 random")  # names of references as in the course, the nearest first
 NOISE = 2  # standard deviations within which two numbers count as equal
 
 
@@ -92,10 +91,9 @@ def _against_target(metric: str, scores: list[dict[str, Any]]) -> tuple[str, str
     scores = [score for score in scores if has_target(metric, score)]
     if not scores:
         return None
-    as_in_course = {score["against"]: score for score in scores}
-    score = next((as_in_course[name] for name in COURSE_REFERENCES if name in as_in_course), scores[0])
+    score = next((score for score in scores if score["count"] == COURSE_COUNT), scores[0])
     where = f"against {score['against']}"
-    if score["against"] not in COURSE_REFERENCES:
+    if score["count"] > COURSE_COUNT:
         where += " (against 1,000 reals, as in the course, it would be several points higher)"
     gap, spread = COURSE_TARGET - score["mean"], score.get("sd")
     if spread is not None and abs(gap) <= NOISE * spread:
@@ -109,7 +107,7 @@ def _above_floor(scores: list[dict[str, Any]]) -> tuple[str, str] | None:
     if not scores or not scores[0].get("floor"):
         return None
     score, floor = scores[0], scores[0]["floor"]
-    excess = score["mean"] - floor["mean"]
+    excess = score["excess"]
     noise = math.hypot(score.get("sd") or 0, floor.get("sd") or 0)
     if abs(excess) <= NOISE * noise:
         return "ok", (

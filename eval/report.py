@@ -19,23 +19,25 @@ from core.files import atomic_path, write_json
 from core.images import make_grid, png_bytes
 from core.runtime import share_cores
 from eval.checks import Check, mode_collapse, sample_size
-from eval.collect import features_key, kept_features, remembered
+from eval.collect import features_key, remembered, sums_of
 from eval.copy_checks import duplicates, memorisation
-from eval.evidence import Evidence
+from eval.evidence import Evidence, set_key, writable
 from eval.extrapolate import extrapolate
-from eval.features import InceptionFeatures
+from eval.features import InceptionFeatures, require_dims
 from eval.fid import FidSection, doubts, make_features, versions
 from eval.frechet import frechet_distance
 from eval.kernel import kernel_distance_subsets
 from eval.manifold import Manifold, manifold, nearest
 from eval.page import render_page
 from eval.pixel_checks import pixel_statistics
-from eval.reference import reference_key
-from eval.sources import is_run, open_source
+from eval.reference import digest_of, reference_key
+from eval.sources import LOSSY, FileImages, ImageSet, is_run, open_source
 
 GRID = 64  # pictures of each kind on the page
 HELD_OUT = 1000  # real images that show how near unseen faces come to the training images
 KID_REALS = 10_000  # real images that KID's subsets are drawn from
+KID_SIZE = 1000  # images of a subset (Binkowski et al. 2018)
+NEIGHBOURS = 5  # k of precision, recall, density and coverage
 
 
 @dataclass
@@ -69,13 +71,15 @@ def build(config: ReportConfig, folder: Path) -> tuple[dict[str, Any], dict[str,
         UserError: settings, source, data or weights that are not usable.
     """
     check(config)
+    evidence = Evidence(Path(config.source), Path(config.data), config.n, config.sets, config.seed)
+    if config.large and evidence.source.facts["kind"] != "model":
+        raise UserError(f"large={config.large} needs a run or model: {config.source} holds just what it holds")
     features = make_features(config.features, config.fid, config.device)
-    source, data = Path(config.source), Path(config.data)
-    evidence = Evidence(source, data, features, folder, config.n, config.sets, config.seed, config.batch_size)
+    evidence.extract(features, folder, config.batch_size)
     scores = [evidence.scores(way, config.floor_sets) for way in evidence.comparisons(config.reference_count)]
     larger, infinity = at_larger_numbers(config, evidence)
-    measures = {"kid": kid(config, evidence), "manifold": asdict(faithfulness(evidence))}
-    checks = honesty(evidence, measures["manifold"]["coverage"])
+    faithful, floor = faithfulness(evidence)
+    checks = honesty(evidence, faithful, floor)
     pictures = {check.name: png_bytes(check.pictures) for check in checks if check.pictures is not None}
     pictures["samples"] = png_bytes(make_grid(evidence.pixels[:GRID]))
     pictures["reals"] = png_bytes(make_grid(evidence.real_pixels(evidence.real_rows(GRID))))
@@ -87,7 +91,8 @@ def build(config: ReportConfig, folder: Path) -> tuple[dict[str, Any], dict[str,
         "scores": scores,
         "larger": larger,
         "infinity": infinity,
-        **measures,
+        "kid": kid(config, evidence),
+        "manifold": None if faithful is None else asdict(faithful),
         "checks": [as_json(check) for check in checks],
         "limits": limits(config, evidence, scores),
         "provenance": provenance(config, evidence),
@@ -107,6 +112,8 @@ def check(config: ReportConfig) -> None:
             raise UserError(f"{key}={getattr(config, key)}: must be at least {limit}")
     if any(count < 2 for count in config.large):
         raise UserError(f"large={config.large}: each must be at least 2")
+    if config.features == "inception":
+        require_dims(config.fid.dims)
     if config.infinity and max(config.large, default=0) < 10_000:
         raise UserError("infinity=true extrapolates from at least 10,000 samples: give large=[10000] or more")
 
@@ -114,27 +121,16 @@ def check(config: ReportConfig) -> None:
 def at_larger_numbers(config: ReportConfig, evidence: Evidence) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     """The score against all real images at the numbers in `large`, and extrapolated from the largest.
 
-    Raises:
-        UserError: the source is not a model, which alone can give more samples.
+    The smaller sets are the first samples of the largest one.
     """
     if not config.large:
         return [], None
-    if evidence.source.facts["kind"] != "model":
-        raise UserError(f"large={config.large} needs a run or model: {config.source} holds just what it holds")
     real = evidence.statistics()
-    larger = []
-    for count in sorted(config.large):
-        source = open_source(Path(config.source), count, 1, config.seed)
-        key = {name: value for name, value in source.facts.items() if name not in ("path", "model")}
-        drawn = kept_features(
-            lambda source=source: source.open_set(0),  # type: ignore[misc]
-            key | {"set": 0},
-            evidence.folder,
-            evidence.features,
-            config.batch_size,
-            f"{count:,} samples",
-        )
-        larger.append({"n": count, "value": frechet_distance(evidence.statistics(drawn), real)})
+    drawn = evidence.sample_features(open_source(Path(config.source), max(config.large), 1, config.seed), 0)
+    larger = [
+        {"n": count, "value": frechet_distance(sums_of(drawn, np.arange(count)).statistics(), real)}
+        for count in sorted(config.large)
+    ]
     if not config.infinity:
         return larger, None
     found = extrapolate(real, drawn, seed=config.seed)
@@ -143,54 +139,53 @@ def at_larger_numbers(config: ReportConfig, evidence: Evidence) -> tuple[list[di
 
 
 def kid(config: ReportConfig, evidence: Evidence) -> dict[str, Any]:
-    """KID over all sample sets; kept, since it takes a while."""
+    """KID over all sample sets; kept, since it takes a while.
+
+    A subset holds at most half of the smaller side: subsets that are nearly the whole show no spread.
+    """
     generated = np.concatenate([np.asarray(drawn) for drawn in evidence.sets])
     reals = evidence.real_rows(min(KID_REALS, len(evidence.real)))
-    size = min(1000, evidence.n, len(reals))
+    size = max(2, min(KID_SIZE, len(generated) // 2, len(reals) // 2))
     key = key_of(evidence) | {"subsets": config.kid_subsets, "size": size, "reals": len(reals)}
-    return remembered(
-        evidence.folder,
-        "kid",
-        key,
-        lambda: (
-            asdict(
-                kernel_distance_subsets(
-                    np.asarray(evidence.real[reals]), generated, config.kid_subsets, size, config.seed
-                )
-            )
-            | {"subset_size": size}
-        ),
-    )
+
+    def compute() -> dict[str, Any]:
+        features = np.asarray(evidence.real[reals])
+        return asdict(kernel_distance_subsets(features, generated, config.kid_subsets, size, config.seed))
+
+    return remembered(evidence.folder, "kid", key, compute) | {"subset_size": size}
 
 
 def key_of(evidence: Evidence) -> dict[str, Any]:
     """What names samples and real images together."""
     return {
-        "extractor": features_key(evidence.features),
         "real": reference_key(evidence.reference, evidence.features),
-        "samples": {name: value for name, value in evidence.source.facts.items() if name not in ("path", "model")},
+        "samples": [set_key(evidence.source, index) for index in range(evidence.source.sets)],
         "seed": evidence.seed,
     }
 
 
-def faithfulness(evidence: Evidence) -> Manifold:
-    """Precision, recall, density and coverage of the first set against as many real images."""
-    reals = evidence.real[evidence.real_rows(evidence.n)]
-    return manifold(np.asarray(reals), np.asarray(evidence.sets[0]))
+def faithfulness(evidence: Evidence) -> tuple[Manifold | None, Manifold | None]:
+    """Precision, recall, density and coverage of the first set, and of other real images in its place.
+
+    Both at one number, at most half of the real images; None where these are too few.
+    """
+    count = min(evidence.n, len(evidence.real) // 2)
+    if count <= NEIGHBOURS:
+        return None, None
+    real, others = (np.asarray(evidence.real[evidence.real_rows(count, part)]) for part in (0, 1))
+    return manifold(real, np.asarray(evidence.sets[0][:count]), NEIGHBOURS), manifold(real, others, NEIGHBOURS)
 
 
-def honesty(evidence: Evidence, coverage: float) -> list[Check]:
-    """All checks of the first sample set, the most serious matters first."""
+def honesty(evidence: Evidence, faithful: Manifold | None, floor: Manifold | None) -> list[Check]:
+    """All checks of the first sample set."""
     rows = evidence.real_rows(evidence.n)
     real, drawn, pixels = np.asarray(evidence.real[rows]), np.asarray(evidence.sets[0]), evidence.pixels
     real_pixels = evidence.real_pixels(rows)
-    others = evidence.real_rows(evidence.n, part=1)
-    floor_coverage = manifold(real, np.asarray(evidence.real[others])).coverage if len(others) == len(rows) else None
-    near = remembered(evidence.folder, "nearest", key_of(evidence), lambda: neighbours(evidence))
-    train, unseen = (
-        (np.array(part[0]), np.array(part[1], dtype=np.int64)) for part in (near["train"], near["held_out"])
-    )
-    transform = evidence.reference.facts.get("transform")
+    coverage, usual = (None if found is None else found.coverage for found in (faithful, floor))
+    digests = {name: digest_of({"rows": getattr(evidence, name).tolist()}) for name in ("trained_on", "held_out")}
+    key = key_of(evidence) | digests | {"most": HELD_OUT}
+    near = remembered(evidence.folder, "nearest", key, lambda: neighbours(evidence))
+    train, unseen = ((np.array(part[0]), np.array(part[1], np.int64)) for part in (near["train"], near["held_out"]))
     sizes = evidence.images.size, evidence.reference.images.size
     return [
         pixel_statistics(pixels, real_pixels),
@@ -201,9 +196,20 @@ def honesty(evidence: Evidence, coverage: float) -> list[Check]:
             unseen if len(unseen[0]) else None,
             lambda index: evidence.real_pixels(evidence.trained_on[index]),
         ),
-        mode_collapse(drawn, real, pixels, real_pixels, coverage, floor_coverage),
-        sample_size(evidence.n, len(evidence.real), evidence.features.dims, sizes, transform=transform),
+        mode_collapse(drawn, real, pixels, real_pixels, coverage, usual),
+        sample_size(
+            evidence.n,
+            len(evidence.real),
+            evidence.features.dims,
+            sizes,
+            lossy=(lossy_files(evidence.images), lossy_files(evidence.reference.images)),
+        ),
     ]
+
+
+def lossy_files(images: ImageSet) -> int:
+    """How many of these are files of a lossy format."""
+    return sum(file.suffix[1:].lower() in LOSSY for file in images.files) if isinstance(images, FileImages) else 0
 
 
 def neighbours(evidence: Evidence) -> dict[str, Any]:
@@ -236,8 +242,13 @@ def limits(config: ReportConfig, evidence: Evidence, scores: list[dict[str, Any]
         for score in scores
         if score["floor"] is None
     ]
-    if len(evidence.held_out) == 0:
-        lines.append("No real image is known to be unseen by the generator, so copying is judged by pictures alone.")
+    if evidence.doubt:
+        lines.append(evidence.doubt)
+    elif not len(evidence.held_out):
+        lines.append(
+            "The generator was trained on all of the data, so copying is judged by pictures alone: a run with "
+            "split=train leaves real images to compare with."
+        )
     warned = evidence.source.warnings + doubts(evidence.images.size, evidence.reference, evidence.features)
     return lines + [f"{warning[0].upper()}{warning[1:]}." for warning in warned]
 
@@ -260,20 +271,21 @@ def target(config: ReportConfig) -> Path:
     """The folder of the report.
 
     Raises:
-        UserError: `out` is a file.
+        UserError: it is a file or cannot be written to.
     """
     source = Path(config.source)
-    default = source / "report" if is_run(source) else Path(f"{source.absolute()}.report")
+    default = source / "report" if is_run(source) else Path(f"{source.resolve()}.report")
     folder = default if config.out is None else Path(config.out)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"out={folder} is a file: give a folder for report.html and report.json")
+    if (folder.exists() and not folder.is_dir()) or not writable(folder):
+        raise UserError(f"the report cannot be written to {folder}: give out=FOLDER, for report.html and report.json")
     return folder
 
 
 def source_first(words: list[str]) -> list[str]:
     """The command line with a leading path written as `source=path`."""
-    if words and "=" not in words[0] and not words[0].startswith("-"):
-        return [f"source='{words[0]}'", *words[1:]]
+    if words and not words[0].startswith("-") and ("=" not in words[0] or Path(words[0]).exists()):
+        quoted = words[0].replace("\\", "\\\\").replace("'", "\\'")
+        return [f"source='{quoted}'", *words[1:]]
     return words
 
 

@@ -7,7 +7,8 @@ def score(against="1,000 random", mean=24.613, sd: float | None = 0.312, floor: 
     below = None if floor is None else {"mean": floor, "sd": 0.25, "values": [19.2, 19.6], "count": n, "against": 1000}
     excess = None if floor is None else mean - floor
     values = [mean - 0.3, mean + 0.3] if sd else [mean]
-    facts = {"against": against, "count": 1000, "n": n, "values": values, "floor": below, "excess": excess}
+    count = 10_000 if against == "all of the data" else 1000
+    facts = {"against": against, "count": count, "n": n, "values": values, "floor": below, "excess": excess}
     return facts | {"mean": mean, "sd": sd}
 
 
