@@ -29,7 +29,7 @@ SEGMENTED = 10  # faces on the page of masks
 
 EXAMPLES = """
 examples:
-  python -m scripts.demo                     about seven minutes on two quiet cores
+  python -m scripts.demo                     about six minutes on two quiet cores
   python -m scripts.demo --images 100000     train longer; what is already there is continued
 """
 
