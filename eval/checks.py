@@ -15,8 +15,6 @@ import torch
 from torch.nn import functional
 
 from core.images import make_grid
-from core.pictures import transform_name
-from core.submission import EXPECTED_COUNT, EXPECTED_SIZE
 
 Verdict = Literal["ok", "doubt", "bad", "skipped"]
 _GRAVITY: tuple[Verdict, ...] = ("ok", "doubt", "bad")
@@ -264,10 +262,7 @@ def sample_size(
     reference_count: int,
     dims: int,
     sizes: tuple[tuple[int, int], tuple[int, int]],
-    *,
-    course: bool = False,
     lossy: tuple[int, int] = (0, 0),
-    transform: str | None = None,
 ) -> Check:
     """What numbers and kinds of images mean for the score.
 
@@ -276,12 +271,10 @@ def sample_size(
         reference_count: real images they are compared with.
         dims: dimensions of the features.
         sizes: (height, width) of samples and of reals.
-        course: the score shall be comparable with the course's (1,000 images against its 1,000 reals at 64x64).
         lossy: JPEG or WebP files among samples and among reals, for folders.
-        transform: how the reals were brought to their size, as the prepared data set records it.
     """
     findings = _size_findings(sizes) + _lossy_findings(lossy)
-    if reference_count <= dims and not course:
+    if reference_count <= dims:
         findings.append(
             Finding(
                 "doubt",
@@ -290,16 +283,6 @@ def sample_size(
                 "taken. Take all of the data as the reference.",
             )
         )
-    if course and (count, reference_count) != (EXPECTED_COUNT, EXPECTED_COUNT):
-        findings.append(
-            Finding(
-                "doubt",
-                f"The course compares {EXPECTED_COUNT:,} images with {EXPECTED_COUNT:,} reals, "
-                f"here it is {count:,} with {reference_count:,}.",
-                "The number is not comparable with the course's: score against `real/` or a random 1,000.",
-            )
-        )
-    findings += _transform_findings(course, sizes[1], transform)
     figures: dict[str, float | int] = {"count": count, "reference": reference_count, "dims": dims}
     told = (
         f"Few images bias the distance upward: {count:,} perfect samples would not score 0 but about the floor of "
@@ -347,17 +330,3 @@ def _lossy_findings(lossy: tuple[int, int]) -> list[Finding]:
             )
         )
     return findings
-
-
-def _transform_findings(course: bool, size: tuple[int, int], transform: str | None) -> list[Finding]:
-    """Reals of another geometry than the course's."""
-    wanted = transform_name(EXPECTED_SIZE)
-    if not course or (transform in (None, wanted) and size == (EXPECTED_SIZE, EXPECTED_SIZE)):
-        return []
-    return [
-        Finding(
-            "doubt",
-            f"The reals are {size[1]}x{size[0]} by {transform or 'an unknown transform'}.",
-            f"The course's are made by {wanted}: prepare the data with --size {EXPECTED_SIZE}.",
-        )
-    ]

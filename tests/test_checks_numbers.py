@@ -162,9 +162,6 @@ def test_sample_size_explains_the_bias_without_raising_doubt():
     assert "dimensions" not in sample_size(1000, 10_000, 768, (BIG, BIG)).details
 
 
-COURSE = "Resize(64, bilinear, antialias) CenterCrop(64)"
-
-
 @pytest.mark.parametrize(
     ("change", "verdict", "words"),
     [
@@ -172,11 +169,6 @@ COURSE = "Resize(64, bilinear, antialias) CenterCrop(64)"
         ({"sizes": ((32, 48), BIG)}, "bad", "48x32 pixels, the reals 64x64"),
         ({"lossy": (3, 0)}, "bad", "3 of the scored files"),
         ({"lossy": (0, 1200)}, "doubt", "1,200 of the real files"),
-        ({"course": True}, "doubt", "The course compares 1,000 images"),
-        ({"course": True, "reference_count": 1000}, "ok", "1,000 real images"),
-        ({"course": True, "reference_count": 1000, "transform": "Pad(64)"}, "doubt", "Pad(64)"),
-        ({"course": True, "reference_count": 1000, "sizes": ((128, 128),) * 2}, "doubt", "128x128"),
-        ({"course": True, "reference_count": 1000, "transform": COURSE}, "ok", "compare with scores"),
     ],
 )
 def test_terms_that_change_the_meaning_of_a_score_are_named(change, verdict, words):
