@@ -97,6 +97,15 @@ def test_another_scale_than_in_training_is_told(discs, tmp_path, monkeypatch, ca
     assert json.loads((folder.path / "model-valid.json").read_text())["trained_size"] == 32
 
 
+@pytest.mark.parametrize("key", ["count", "sha256", "classes", "palette"])
+def test_a_description_that_lacks_something_is_named(tmp_path, key):
+    folder = write_discs(tmp_path / "damaged")
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps({name: value for name, value in meta.items() if name != key}))
+    with pytest.raises(UserError, match=f"meta.json lacks {key}: prepare"):
+        PreparedData.open(folder)
+
+
 def test_a_mask_value_without_a_class_is_named(tmp_path):
     folder = write_discs(tmp_path / "damaged")
     masks = np.load(folder / "masks.npy")
