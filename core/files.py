@@ -56,6 +56,17 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path} is not valid JSON ({error}); it was damaged or is not ours") from error
 
 
+def digest_of(key: Any) -> str:
+    """16 hexadecimal digits for a JSON-ready key, for file names; the whole key is in the file, and decides."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def writable(folder: Path) -> bool:
+    """Whether files can be made in `folder`, or in a folder that would be made for it."""
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    return existing.is_dir() and os.access(existing, os.W_OK)
+
+
 def sha256_of(path: str | Path) -> str:
     """Hexadecimal SHA-256 of a file's content, read in pieces."""
     digest = hashlib.sha256()

@@ -7,13 +7,15 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
 from torch import Tensor
 
 from core.errors import UserError
@@ -71,6 +73,39 @@ def start_accelerator(mixed_precision: str, tracker: str | None, run_folder: Pat
     if tracker is not None and not accelerator.log_with:  # accelerate leaves out what is not installed, silently
         raise UserError(f"tracker={tracker} is not installed: pip install {tracker}, or tracker=null")
     return accelerator
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that work on one command together.
+
+    Attributes:
+        index: number of this one, from 0.
+        count: how many there are.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def join(cls) -> Ranks:
+        """Those that `accelerate launch` started, or this process alone; after it each has a GPU of its own if any."""
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls()
+        on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+        # They wait for one another where one may have an hour's work left: the default of minutes would end them.
+        state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))
+        return cls(state.process_index, state.num_processes)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that reports."""
+        return self.index == 0
+
+    def wait(self) -> None:
+        """Go on when all processes have come here."""
+        if self.count > 1:
+            PartialState().wait_for_everyone()
 
 
 def pick_device(name: str = "auto") -> torch.device:

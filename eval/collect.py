@@ -1,25 +1,73 @@
-"""Work that is done once and kept on disk: features of image sets, and figures that take long."""
+"""Work that is done once and kept on disk: features of image sets, and figures that take long.
+
+Features of an image set are extracted in blocks of 256 images, each a file of its own until all are there. So an
+interrupted extraction goes on where it was, and several processes share one by taking every so-manieth block: an image
+is in the same batch with the same neighbours however many there are.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
 
-from core.console import say
+from core.console import progress_bar, say
 from core.errors import UserError
-from core.files import atomic_path, read_json, write_json
-from eval.features import Features, feature_batches
+from core.files import atomic_path, digest_of, read_json, write_json
+from core.runtime import Ranks
+from eval.features import Features
 from eval.frechet import RunningSums
-from eval.reference import digest_of
-from eval.sources import ImageSet
+from eval.sources import ImageSet, Source
 
-FORMAT = 1  # raised whenever what is kept would no longer be what this code computes
+FORMAT = 2  # raised whenever what is kept would no longer be what this code computes
+BLOCK = 256  # images in a file while features are extracted; batches do not cross its border
 ROWS = 4096  # features in memory at once, where a whole data set may not fit
+
+
+class KeptFeatures:
+    """Some rows of features on disk, in any order; what is read is a copy, so that memory does not grow with N.
+
+    Attributes:
+        file: array file of float32 features (N, D).
+        rows: positions in the file; None for all of them.
+        shape: (rows, D).
+    """
+
+    def __init__(self, file: Path, rows: np.ndarray | None = None) -> None:
+        self.file, self.rows = file, rows
+        count, dims = np.load(file, mmap_mode="r", allow_pickle=False).shape
+        self.shape = (count if rows is None else len(rows), dims)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, chosen: slice | np.ndarray) -> np.ndarray:
+        """float32 features (n, D) of a slice or of an array of positions."""
+        # Mapped anew each time: pages of a mapping that lives on would count as memory of this process.
+        mapped = np.load(self.file, mmap_mode="r", allow_pickle=False)
+        return np.array(mapped[chosen] if self.rows is None else mapped[self.rows[chosen]])
+
+    def take(self, rows: np.ndarray) -> KeptFeatures:
+        """The features at these positions, in this order; nothing is read."""
+        return KeptFeatures(self.file, rows if self.rows is None else self.rows[rows])
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """All of it in order, up to 4,096 rows at a time."""
+        return (self[slice(start, start + ROWS)] for start in range(0, len(self), ROWS))
+
+    def sums(self) -> RunningSums:
+        """Sums over all of it."""
+        sums = RunningSums(self.shape[1])
+        for block in self.blocks():
+            sums.add(block)
+        return sums
 
 
 def features_key(features: Features) -> dict[str, Any]:
@@ -28,50 +76,149 @@ def features_key(features: Features) -> dict[str, Any]:
     return {"format": FORMAT} | {name: getattr(features, name) for name in names}
 
 
-def kept_features(
-    open_images: Callable[[], ImageSet],
-    key: dict[str, Any],
-    folder: Path,
-    features: Features,
-    batch_size: int,
-    label: str,
-) -> np.ndarray:
-    """Features of images, float32 (N, D), memory-mapped from `folder`; extracted only when they are not there.
+@dataclass(frozen=True)
+class Extractor:
+    """How features are had: by which network, how many images at a time, and by which processes together.
 
-    Args:
-        open_images: gives the images; called only when they are needed.
-        key: names their content exactly.
-
-    Raises:
-        UserError: they cannot be kept there.
+    Every process must ask for the same features in the same order.
     """
-    whole = features_key(features) | {"images": key}
-    path = folder / f"{features.name}-{features.dims}-{digest_of(whole)}.npy"
-    if path.is_file() and path.with_suffix(".json").is_file():
+
+    features: Features
+    batch_size: int
+    ranks: Ranks
+
+    def extract(
+        self, open_images: Callable[[], ImageSet], key: dict[str, Any], folder: Path, label: str
+    ) -> KeptFeatures:
+        """Features of images, from `folder` where they are kept under this key, else extracted and kept there.
+
+        Args:
+            open_images: gives the images; called only when they are needed.
+            key: names their content exactly.
+            label: of the progress bar.
+
+        Raises:
+            UserError: they cannot be kept there, or an image cannot be read.
+        """
+        whole, path = self._place(key, folder)
+        present = self.is_kept(key, folder)
+        self.ranks.wait()  # every process has looked before any of them writes
+        if not present:
+            images = open_images()
+            parts = path.with_suffix(".parts")
+            self._extract_blocks(images, parts, label)
+            self.ranks.wait()
+            if self.ranks.first:
+                _join(parts, path, (len(images), self.features.dims))
+                write_json(path.with_suffix(".json"), whole)
+                shutil.rmtree(parts, ignore_errors=True)
+                _remove_others(folder, key)
+            self.ranks.wait()
+        return KeptFeatures(path)
+
+    def samples(self, source: Source, index: int, folder: Path) -> KeptFeatures:
+        """Features of sample set `index` of `source`, kept in `folder`."""
+        label = f"samples {index + 1}/{source.sets}" if source.sets > 1 else "samples"
+        return self.extract(lambda: source.open_set(index), set_key(source, index), folder, label)
+
+    def _place(self, key: dict[str, Any], folder: Path) -> tuple[dict[str, Any], Path]:
+        """The whole key, with the network's part, and the file that goes with it."""
+        whole = features_key(self.features) | {"images": key}
+        return whole, folder / f"{self.features.name}-{self.features.dims}-{digest_of(whole)}.npy"
+
+    def is_kept(self, key: dict[str, Any], folder: Path) -> bool:
+        """Whether `extract` would find features there; a file that is damaged or not theirs is announced."""
+        whole, path = self._place(key, folder)
+        described = path.with_suffix(".json")
+        if not (path.is_file() and described.is_file()):
+            return False
         try:
             kept = np.load(path, mmap_mode="r", allow_pickle=False)
-            if read_json(path.with_suffix(".json")) == whole and kept.ndim == 2 and kept.shape[1] == features.dims:
-                return kept
+            if read_json(described) == json.loads(json.dumps(whole)) and kept.ndim == 2:
+                return bool(kept.shape[1] == self.features.dims)
         except (OSError, ValueError, EOFError, UserError):
             pass
-        say(f"note: {path} is damaged or belongs to other images: computing again")
-    images = open_images()
+        if self.ranks.first:
+            say(f"note: {path} is damaged or belongs to other images: computing again")
+        return False
+
+    def _extract_blocks(self, images: ImageSet, parts: Path, label: str) -> None:
+        """Write the missing ones of this process's blocks."""
+        starts = range(0, len(images), BLOCK)[self.ranks.index :: self.ranks.count]
+        spans = [(start, min(start + BLOCK, len(images))) for start in starts]
+        missing = [(start, stop) for start, stop in spans if not self._is_block(_block(parts, start), stop - start)]
+        batches = [
+            (first, min(first + self.batch_size, stop))
+            for start, stop in missing
+            for first in range(start, stop, self.batch_size)
+        ]
+        if self.ranks.count > 1:
+            label += f" (share of process 1 of {self.ranks.count})"
+        total = sum(stop - start for start, stop in spans)
+        left = sum(stop - start for start, stop in missing)
+        with progress_bar(quiet=not self.ranks.first) as bar:
+            task = bar.add_task(label, total=total, completed=total - left)
+            pixels = _ahead(lambda span: images.read(*span), batches)
+            for start, stop in missing:
+                found = []
+                for _ in range(start, stop, self.batch_size):
+                    batch = next(pixels)
+                    found.append(self.features(batch))
+                    bar.advance(task, len(batch))
+                with atomic_path(_block(parts, start)) as temporary, temporary.open("wb") as handle:
+                    np.save(handle, np.concatenate(found).astype("<f4"))
+
+    def _is_block(self, path: Path, count: int) -> bool:
+        """Whether a block is there, whole."""
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False).shape == (count, self.features.dims)
+        except (OSError, ValueError, EOFError):
+            return False
+
+
+def _block(parts: Path, start: int) -> Path:
+    return parts / f"{start:09d}.npy"
+
+
+def _ahead(read: Callable[[tuple[int, int]], np.ndarray], spans: list[tuple[int, int]]) -> Iterator[np.ndarray]:
+    """What `read` gives for each span in turn; one span ahead, so that decoding and the network overlap."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(read, spans[0]) if spans else None
+        for following in [*spans[1:], None]:
+            assert coming is not None
+            pixels = coming.result()
+            if following is not None:
+                coming = pool.submit(read, following)
+            yield pixels
+
+
+def _join(parts: Path, path: Path, shape: tuple[int, int]) -> None:
+    """Make one array file of all blocks."""
     # Written as a stream: a full disk is an error there, and would end the process in a memory map.
-    header = {"descr": "<f4", "fortran_order": False, "shape": (len(images), features.dims)}
     with atomic_path(path) as temporary, temporary.open("wb") as handle:
-        npy.write_array_header_1_0(handle, header)
-        for batch in feature_batches(features, images, batch_size, label):
-            handle.write(batch.astype("<f4").tobytes())
-    write_json(path.with_suffix(".json"), whole)
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+        npy.write_array_header_1_0(handle, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        for start in range(0, shape[0], BLOCK):
+            handle.write(np.load(_block(parts, start), allow_pickle=False).tobytes())
 
 
-def sums_of(features: np.ndarray, rows: np.ndarray) -> RunningSums:
-    """Sums over some rows of features, read a few at a time."""
-    sums = RunningSums(features.shape[1])
-    for start in range(0, len(rows), ROWS):
-        sums.add(features[rows[start : start + ROWS]])
-    return sums
+def _remove_others(folder: Path, key: dict[str, Any]) -> None:
+    """Remove features of what was in the place of these images before: of an older model, or of older data."""
+    names = [name for name in ("kind", "sha256", "model_sha256") if name in key]
+    for described in folder.glob("*.json"):
+        try:
+            other = read_json(described).get("images", {})
+        except (UserError, AttributeError):
+            continue
+        if other.get("kind") == key["kind"] and any(other.get(name) != key[name] for name in names):
+            described.unlink(missing_ok=True)
+            described.with_suffix(".npy").unlink(missing_ok=True)
+
+
+def set_key(source: Source, index: int) -> dict[str, Any]:
+    """What names the content of one sample set, wherever it lies and however many others there are."""
+    names = ("kind", "sha256", "model_sha256", "count")
+    key = {name: source.facts[name] for name in names if name in source.facts}
+    return key | ({"first_seed": source.facts["first_seeds"][index]} if "first_seeds" in source.facts else {})
 
 
 def remembered(folder: Path, name: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:

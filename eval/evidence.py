@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from core.console import say
 from core.data import SPLITS, PreparedData
 from core.errors import UserError
 from core.weights import load_model
-from eval.collect import ROWS, kept_features, sums_of
-from eval.features import Features
-from eval.frechet import RunningSums, Statistics, frechet_distance
-from eval.reference import Reference, open_reference, reference_key
-from eval.sources import ImageSet, Source, is_run, open_source
+from eval.collect import Extractor
+from eval.frechet import Statistics, frechet_distance
+from eval.reference import RealFeatures, open_reference, random_rows
+from eval.score import Score, plan_floor, score_against, spread
+from eval.sources import ImageSet, Source
 
 UNKNOWN = (
     "It is not known which images the generator was trained on, so copies are looked for among all real images, and "
@@ -48,33 +47,37 @@ class Evidence:
     """Samples and real images, and, after `extract`, their features.
 
     Attributes:
+        n: samples in a set.
         trained_on: rows of the real images among which copies are looked for.
         held_out: rows that the generator has certainly not seen.
         doubt: what is not known about its training, in a sentence; empty when all is known.
+
+    Args:
+        course: the course's own folder of real images, if it is at hand.
 
     Raises:
         UserError: source or data cannot be used.
     """
 
-    def __init__(self, source: Path, data: Path, n: int, sets: int, seed: int) -> None:
-        self.seed = seed
-        self.source: Source = open_source(source, n, sets, seed)
-        self.reference: Reference = open_reference(data)
+    def __init__(self, source: Source, data: Path, seed: int, course: Path | None = None) -> None:
+        self.seed, self.source, self.n = seed, source, source.count
+        self.reference = open_reference(data)
+        self.course = None if course is None else open_reference(course)
         self.data = PreparedData.open(data) if (data / "meta.json").is_file() else None
-        self.n = self.source.count
-        every = np.arange(len(self.reference.images))
+        every = np.arange(len(self.reference.every))
         self.trained_on, self.held_out, self.doubt = every, every[:0], UNKNOWN
-        self._look_up_training(source)
+        self._look_up_training()
 
-    def _look_up_training(self, source: Path) -> None:
+    def _look_up_training(self) -> None:
         """What a run says of its training: on which data, and on which split of them."""
         if self.source.facts["kind"] != "model" or self.data is None:
             return
-        trained = load_model(source)[1].get("data", {}).get("sha256")
+        model = Path(self.source.facts["model"])
+        trained = load_model(model)[1].get("data", {}).get("sha256")
         if trained not in (None, self.data.fingerprint):
             self.doubt = FOREIGN
             return
-        config = (source if is_run(source) and source.is_dir() else source.parent) / "config.yaml"
+        config = model.parent / "config.yaml"
         if not config.is_file():
             return
         try:
@@ -86,91 +89,78 @@ class Evidence:
             self.held_out = np.setdiff1d(np.arange(len(self.data)), self.trained_on)
             self.doubt = ""
 
-    def extract(self, features: Features, folder: Path, batch_size: int) -> None:
-        """Get all features, from where they are kept or by the network.
+    def extract(self, extractor: Extractor, folder: Path) -> None:
+        """Get all features, from where they are kept or by the network; every process must call it.
 
         Args:
             folder: where those of samples are kept; those of the real images are kept in the folder of the data.
         """
-        self.features, self.folder, self.batch_size = features, folder, batch_size
-        place = self.reference.cache
-        if not writable(place):
-            say(f"note: {place} cannot be written to, features of the real images are kept in {folder}")
-            place = folder
+        self.extractor, self.folder = extractor, folder
+        self.real = RealFeatures(self.reference, extractor, folder)
         # The real images first: they take longest, and are kept should anything fail afterwards.
-        key = reference_key(self.reference, features)
-        self.real = kept_features(lambda: self.reference.images, key, place, features, batch_size, "real images")
-        self.sets = [self.sample_features(self.source, index) for index in range(self.source.sets)]
-        self.images: ImageSet = self.source.open_set(0)
-        self.pixels = self.images.read(0, len(self.images))
+        self.features = self.real.of(np.arange(len(self.real)))
+        if self.course is not None:
+            self.course_real = RealFeatures(self.course, extractor, folder)
+            self.course_real.of(self.course.rows, "course's real images")
+        self.sets = [extractor.samples(self.source, index, folder) for index in range(self.source.sets)]
 
-    def sample_features(self, source: Source, index: int) -> np.ndarray:
-        """Features of sample set `index` of `source`, float32 (N, D)."""
-        label = f"samples {index + 1}/{source.sets}"
-        return kept_features(
-            lambda: source.open_set(index), set_key(source, index), self.folder, self.features, self.batch_size, label
-        )
+    def read_samples(self, most: int) -> None:
+        """Read the pictures of the first `most` samples, for the checks."""
+        self.images: ImageSet = self.source.open_set(0)
+        self.pixels = self.images.read(0, min(most, len(self.images)))
 
     def comparisons(self, random: int) -> list[Comparison]:
         """All real images, the training split where there is one, and `random` real images."""
-        every = np.arange(len(self.reference.images))
+        every = np.arange(len(self.reference.every))
         ways = [Comparison("all of the data", every)]
         if self.data is not None and self.data.split is not None:
             training = np.flatnonzero(self.data.split == SPLITS.index("train"))
             if len(training) > 1:
                 ways.append(Comparison("training split", training))
         if random < len(every):
-            chosen = np.random.default_rng(self.seed).permutation(every)[:random]
-            ways.append(Comparison(f"{random:,} random", np.sort(chosen)))
+            ways.append(Comparison(f"{random:,} random", random_rows(every, random, self.seed)))
         return ways
 
-    def scores(self, way: Comparison, floor_sets: int) -> dict[str, Any]:
-        """Distances of every sample set from the real images of `way`, and the floor at the same number."""
-        sums = sums_of(self.real, way.rows)
-        drawn = [Statistics.of(np.asarray(features)) for features in self.sets]
-        real = sums.statistics()
-        values = [frechet_distance(one, real) for one in drawn]
-        # The floor's reals may have had to come out of the reference. The excess compares like with like: samples and
-        # reals against the same others.
-        floors, excesses = [], []
-        for subset, others in self._floor(way, sums, floor_sets):
-            rest = others.statistics()
-            floors.append(frechet_distance(Statistics.of(subset), rest))
-            against = values if others is sums else [frechet_distance(one, rest) for one in drawn]
-            excesses.append(float(np.mean(against)) - floors[-1])
-            count = others.count
-        floor = {"mean": float(np.mean(floors)), "sd": spread(floors), "values": floors} if floors else None
+    def scores(self, random: int, floor_sets: int) -> list[dict[str, Any]]:
+        """The score of the sample sets against every choice of real images."""
+        drawn = [Statistics.of(kept[:]) for kept in self.sets]
+        found = []
+        for way in self.comparisons(random):
+            score = score_against(self.real, way.rows, drawn, self.n, floor_sets, self.seed)
+            found.append(self._as_json(way.name, len(way.rows), score))
+        if self.course is not None:
+            name = f"the course's {Path(self.course.facts['path']).name}/"
+            found.append(self._as_json(name, len(self.course.rows), self._course_score(drawn, floor_sets)))
+        return found
+
+    def _course_score(self, drawn: list[Statistics], floor_sets: int) -> Score:
+        """The score against the course's images; the floor is that of images of the data which are not among them."""
+        assert self.course is not None
+        statistics = self.course_real.sums(self.course.rows).statistics()
+        values = [frechet_distance(one, statistics) for one in drawn]
+        plan = plan_floor(len(self.real), self._also_in_course(), self.n, floor_sets, self.seed)
+        if plan.inside or not plan.subsets:
+            return Score(values, [], 0, None)
+        floor = [frechet_distance(Statistics.of(self.features[subset]), statistics) for subset in plan.subsets]
+        return Score(values, floor, len(self.course.rows), float(np.mean(values) - np.mean(floor)))
+
+    def _also_in_course(self) -> np.ndarray:
+        """Rows of the real images that the course's folder holds too, pixel for pixel."""
+        assert self.course is not None
+        known = {digest for _, digest in _digests(self.course.images)}
+        return np.array([row for row, digest in _digests(self.reference.every) if digest in known], np.int64)
+
+    def _as_json(self, name: str, count: int, score: Score) -> dict[str, Any]:
         return {
-            "against": way.name,
-            "count": len(way.rows),
+            "against": name,
+            "count": count,
             "n": self.n,
-            "mean": float(np.mean(values)),
-            "sd": spread(values),
-            "values": values,
-            "floor": None if floor is None else floor | {"count": self.n, "against": count},
-            "excess": float(np.mean(excesses)) if excesses else None,
+            "mean": score.mean,
+            "sd": spread(score.values),
+            "values": score.values,
+            "floor": score.floor_facts(self.n, self.seed),
+            "excess": score.excess,
         }
-
-    def _floor(self, way: Comparison, sums: RunningSums, sets: int) -> Iterator[tuple[np.ndarray, RunningSums]]:
-        """Features of disjoint subsets of real images, each with the sums over those it is compared with.
-
-        They come from outside of `way` where that suffices, else from inside, and are taken out of it then.
-        """
-        outside = np.setdiff1d(np.arange(len(self.real)), way.rows)
-        inside = len(outside) < self.n
-        pool = way.rows if inside else outside
-        if inside and len(pool) < 2 * self.n:
-            return
-        # Two halves of one set give the same number twice, so fewer than three subsets' worth inside give one.
-        possible = 1 if inside and len(pool) < 3 * self.n else len(pool) // self.n
-        order = np.random.default_rng(self.seed + 1).permutation(pool)
-        for index in range(min(sets, possible)):
-            subset = self.real[np.sort(order[index * self.n : (index + 1) * self.n])]
-            yield subset, sums.without(subset) if inside else sums
-
-    def statistics(self) -> Statistics:
-        """Mean and covariance of all real images, read a few at a time."""
-        return sums_of(self.real, np.arange(len(self.real))).statistics()
 
     def real_rows(self, count: int, part: int = 0) -> np.ndarray:
         """Up to `count` random rows of the real images; different parts do not overlap."""
@@ -179,28 +169,11 @@ class Evidence:
 
     def real_pixels(self, rows: np.ndarray) -> np.ndarray:
         """uint8 (len(rows), H, W, 3) of some real images."""
-        images = self.reference.images.take(rows)
+        images = self.reference.every.take(rows)
         return images.read(0, len(images))
 
-    def blocks(self, rows: np.ndarray) -> Iterator[np.ndarray]:
-        """Features of some real images, a few at a time, in the order of `rows`."""
-        for start in range(0, len(rows), ROWS):
-            yield self.real[rows[start : start + ROWS]]
 
-
-def set_key(source: Source, index: int) -> dict[str, Any]:
-    """What names the content of one sample set, wherever it lies and however many others there are."""
-    names = ("kind", "sha256", "model_sha256", "count")
-    key = {name: source.facts[name] for name in names if name in source.facts}
-    return key | ({"first_seed": source.facts["first_seeds"][index]} if "first_seeds" in source.facts else {})
-
-
-def writable(folder: Path) -> bool:
-    """Whether files can be made in `folder`, or in a folder that would be made for it."""
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    return existing.is_dir() and os.access(existing, os.W_OK)
-
-
-def spread(values: list[float]) -> float | None:
-    """Standard deviation of independent values (n - 1); None for a single one."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+def _digests(images: ImageSet) -> Iterator[tuple[int, bytes]]:
+    """Number and hash of the pixels of every image."""
+    for index in range(len(images)):
+        yield index, hashlib.sha256(images.read(index, index + 1).tobytes()).digest()

@@ -15,6 +15,7 @@ import numpy as np
 
 from core.console import progress_bar
 from core.errors import UserError
+from eval.collect import KeptFeatures
 from eval.frechet import RunningSums, Statistics, frechet_distance
 
 POINTS = 15  # as in the paper
@@ -44,7 +45,9 @@ class Infinity:
     residual: float
 
 
-def extrapolate(reference: Statistics, features: np.ndarray, start: int = LEAST_START, seed: int = 0) -> Infinity:
+def extrapolate(
+    reference: Statistics, features: np.ndarray | KeptFeatures, start: int = LEAST_START, seed: int = 0
+) -> Infinity:
     """Extrapolate the distance of generated features (N, D) from a reference to unlimited samples.
 
     Takes random subsets, without replacement, of 15 sizes evenly spaced from `start` to N.
@@ -89,7 +92,7 @@ def _check(count: int, start: int) -> None:
         raise UserError(f"FID at infinity from {start:,} to {count:,} images: start from at most {count // 2:,}")
 
 
-def _statistics(features: np.ndarray, chosen: np.ndarray) -> Statistics:
+def _statistics(features: np.ndarray | KeptFeatures, chosen: np.ndarray) -> Statistics:
     """Statistics of some of the features by streaming sums: 50,000 of them in float64 would not be small."""
     sums = RunningSums(features.shape[1])
     for first in range(0, len(chosen), BATCH):

@@ -8,31 +8,34 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from core.config import config_command
 from core.console import say, warn
 from core.errors import UserError
-from core.files import write_json
-from core.runtime import pick_device, share_cores
+from core.files import writable, write_json
+from core.runtime import Ranks, pick_device, share_cores
+from eval.collect import Extractor
 from eval.features import (
     PUBLISHED_SHA256_PREFIX,
     Features,
     InceptionFeatures,
     RandomFeatures,
-    feature_batches,
     find_weights,
     require_dims,
 )
-from eval.frechet import Statistics, frechet_distance
-from eval.reference import Floor, Reference, floor_refusal, open_reference, real_floor, reference_sums
+from eval.frechet import Statistics
+from eval.reference import RealFeatures, Reference, open_reference
+from eval.score import Score, plan_floor, score_against, spread
 from eval.sources import Source, is_run, open_source
 
+FEATURES = "features"  # folder in a run, for those of its samples
 DISTANCE = "squared Frechet distance of Gaussians, float64, trace of the root by symmetric eigenvalues"
 BIAS = (
     "Few images bias the score upward: at 1,000, a perfect sampler has FID of about 13-15 against all of CelebA and "
@@ -72,8 +75,10 @@ class FidConfig:
     device: str = "auto"
 
 
-def score(config: FidConfig) -> dict[str, Any]:
+def score(config: FidConfig) -> dict[str, Any] | None:
     """Compute the score as configured and return the result, without writing it.
+
+    Several processes share the work on features; all but the first then return None.
 
     Returns:
         JSON-ready: metric, values (one per sample set), mean, sd (None for one set), floor, excess, and everything
@@ -83,31 +88,62 @@ def score(config: FidConfig) -> dict[str, Any]:
         UserError: source, reference, weights or settings are not usable.
     """
     _check(config)
-    source = open_source(Path(config.source), config.n, config.sets, config.seed)
+    ranks = Ranks.join()
+    source = open_source(Path(config.source), config.n, config.sets, config.seed, config.device)
     reference = open_reference(Path(config.data), config.split, config.reference_count, config.reference_seed)
-    features = make_features(config.features, config.fid, config.device)
-    # The reference first: it takes longest, and is kept should anything fail afterwards.
-    sums = reference_sums(reference, features, config.batch_size)
-    floor, refusal = None, None
-    if config.floor:
-        refusal = floor_refusal(reference, source.count)
-        if refusal is None:
-            floor = real_floor(
-                reference, sums, features, source.count, config.floor_sets, config.seed, config.batch_size
-            )
-    real = sums.statistics()
-    values = []
-    for index in range(source.sets):
-        images = source.open_set(index)
-        label = f"set {index + 1}/{source.sets}"
-        drawn = np.concatenate(list(feature_batches(features, images, config.batch_size, label)))
-        values.append(frechet_distance(Statistics.of(drawn), real))
-    warnings = source.warnings + doubts(images.size, reference, features) + ([refusal] if refusal else [])
-    return _result(config, source, reference, features, values, floor, warnings)
+    extractor = Extractor(make_features(config.features, config.fid, config.device, ranks), config.batch_size, ranks)
+    with features_folder(source, result_path(config), ranks) as folder:
+        real = RealFeatures(reference, extractor, folder)
+        # The reference first: it takes longest, and is kept should anything fail afterwards.
+        real.of(reference.rows)
+        plan = plan_floor(len(real), reference.rows, source.count, config.floor_sets, config.seed)
+        if config.floor:
+            for index, subset in enumerate(plan.subsets):
+                real.of(subset, f"floor {index + 1}/{len(plan.subsets)}")
+        sets = [extractor.samples(source, index, folder) for index in range(source.sets)]
+        if not ranks.first:
+            return None
+        drawn = [Statistics.of(kept[:]) for kept in sets]
+        floor_sets = config.floor_sets if config.floor else 0
+        found = score_against(real, reference.rows, drawn, source.count, floor_sets, config.seed)
+    warnings = source.warnings + doubts(source.open_set(0).size, reference, extractor.features)
+    if config.floor and not plan.subsets:
+        warnings.append(
+            f"no floor at {source.count:,} images: it needs {2 * source.count:,} real images, there are {len(real):,}"
+        )
+    return _result(config, source, reference, extractor.features, found, warnings)
 
 
-def make_features(name: str, inception: FidSection, device: str) -> Features:
+@contextmanager
+def features_folder(source: Source, result: Path, ranks: Ranks) -> Iterator[Path]:
+    """The folder for features of samples: in a run they are kept, beside anything else removed after the block.
+
+    After an error they stay there, and the same command goes on from them.
+    """
+    kept = run_features(source)
+    if kept is not None:
+        yield kept
+        return
+    folder = result.with_name(f".{result.name}.features")
+    yield folder
+    ranks.wait()
+    if ranks.first:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_features(source: Source) -> Path | None:
+    """Where a run keeps features of samples of this one of its models; None for what is not of a run."""
+    if source.facts["kind"] != "model":
+        return None
+    model = Path(source.facts["model"])
+    return model.parent / FEATURES / model.stem if is_run(model.parent) and writable(model.parent) else None
+
+
+def make_features(name: str, inception: FidSection, device: str, ranks: Ranks | None = None) -> Features:
     """The extractor of this name, `inception` or `random`, on `device` (`auto`: a GPU if there is one).
+
+    Args:
+        ranks: processes that all make it; the first of them downloads the weights where they are not here.
 
     Raises:
         UserError: unknown name, device or dims; weights that cannot be had.
@@ -117,6 +153,10 @@ def make_features(name: str, inception: FidSection, device: str) -> Features:
         return RandomFeatures(place)
     if name != "inception":
         raise UserError(f"features={name}: use inception, or random for the fd_random substitute")
+    ranks = ranks or Ranks()
+    if ranks.first:
+        find_weights(inception.weights)
+    ranks.wait()
     return InceptionFeatures(inception.dims, find_weights(inception.weights), place)
 
 
@@ -132,8 +172,8 @@ def _check(config: FidConfig) -> None:
 def doubts(size: tuple[int, int], reference: Reference, features: Features) -> list[str]:
     """What else to warn of once both sides are known."""
     doubts = []
-    if size != reference.images.size:
-        (height, width), (real_height, real_width) = size, reference.images.size
+    if size != reference.every.size:
+        (height, width), (real_height, real_width) = size, reference.every.size
         doubts.append(f"scored images are {width}x{height}, the reference is {real_width}x{real_height}")
     if features.name == "inception" and not features.weights_sha256.startswith(PUBLISHED_SHA256_PREFIX):
         doubts.append("the Inception weights are not pytorch-fid's published file (another sha256)")
@@ -145,20 +185,18 @@ def _result(
     source: Source,
     reference: Reference,
     features: Features,
-    values: list[float],
-    floor: Floor | None,
+    found: Score,
     warnings: list[str],
 ) -> dict[str, Any]:
     """Everything needed to read the score and to reproduce it."""
-    mean = float(np.mean(values))
     weights = {"path": str(features.weights)} if isinstance(features, InceptionFeatures) else {}
     return {
         "metric": features.metric,
-        "mean": mean,
-        "sd": _sd(values),
-        "values": values,
-        "floor": None if floor is None else _floor_facts(floor, config),
-        "excess": None if floor is None else mean - float(np.mean(floor.values)),
+        "mean": found.mean,
+        "sd": spread(found.values),
+        "values": found.values,
+        "floor": found.floor_facts(source.count, config.seed),
+        "excess": found.excess,
         "source": source.facts,
         "reference": reference.facts,
         "features": {"name": features.name, "dims": features.dims, "transform": features.transform},
@@ -168,22 +206,6 @@ def _result(
         "versions": versions(),
         "warnings": warnings,
     }
-
-
-def _floor_facts(floor: Floor, config: FidConfig) -> dict[str, Any]:
-    return {
-        "mean": float(np.mean(floor.values)),
-        "sd": _sd(floor.values),
-        "values": floor.values,
-        "count": floor.count,
-        "against": floor.against,
-        "seed": config.seed,
-    }
-
-
-def _sd(values: list[float]) -> float | None:
-    """Standard deviation of independent values (n - 1); None for a single one."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def versions() -> dict[str, str]:
@@ -250,6 +272,8 @@ def main(config: FidConfig) -> None:
     path = result_path(config)
     share_cores()
     result = score(config)
+    if result is None:
+        return
     for warning in result["warnings"]:
         warn(warning)
     # Printed before it is written: a full disk then costs the file, not the number.

@@ -1,4 +1,4 @@
-"""The real images that samples are compared with: statistics, their cache, and the real-versus-real floor."""
+"""The real images that samples are compared with: which they are, their features and the sums over them, kept."""
 
 from __future__ import annotations
 
@@ -15,29 +15,36 @@ import numpy as np
 from core.console import say
 from core.data import PreparedData
 from core.errors import UserError
-from core.files import atomic_path, read_json, write_json
-from eval.features import Features, feature_batches
-from eval.frechet import RunningSums, Statistics, frechet_distance
+from core.files import atomic_path, digest_of, writable
+from core.runtime import Ranks
+from eval.collect import Extractor, KeptFeatures, features_key
+from eval.features import Features
+from eval.frechet import RunningSums
 from eval.sources import ArrayImages, ImageSet, list_images
-
-CACHE_FORMAT = 1  # raised whenever older cached numbers would no longer be what this code computes
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A set of real images.
+    """A set of real images: all at one place, or some of them.
 
     Attributes:
-        images: the reference itself.
-        outside: the images of the same split that a random subset left out; empty without one.
-        cache: folder for statistics.
-        facts: what names the content exactly, for results and cache keys.
+        every: all images at the place.
+        rows: positions of the reference among them, ascending.
+        cache: folder for features and sums.
+        content: what names all images at the place exactly.
+        facts: the same and where and which part it is, for results.
     """
 
-    images: ImageSet
-    outside: ImageSet
+    every: ImageSet
+    rows: np.ndarray
     cache: Path
+    content: dict[str, Any]
     facts: dict[str, Any]
+
+    @property
+    def images(self) -> ImageSet:
+        """The reference itself."""
+        return self.every.take(self.rows)
 
 
 def open_reference(path: Path, split: str = "all", count: int | None = None, seed: int = 0) -> Reference:
@@ -52,71 +59,101 @@ def open_reference(path: Path, split: str = "all", count: int | None = None, see
         files = list_images(path)
         every: ImageSet = files
         positions = np.arange(len(files))
-        facts: dict[str, Any] = {"kind": "folder", "path": str(path), "sha256": files.sha256()}
+        content: dict[str, Any] = {"kind": "folder", "sha256": files.sha256()}
         cache = path / ".facet-fid"
     else:
         data = PreparedData.open(path)
         every, positions = ArrayImages(data.images), data.indices(split)
-        facts = {"kind": "prepared", "path": str(path), "sha256": data.fingerprint}
-        facts["transform"] = data.meta.get("transform")
+        content = {"kind": "prepared", "sha256": data.fingerprint, "transform": data.meta.get("transform")}
         cache = path / "fid"
-    chosen, left = _subset(positions, count, seed)
-    facts |= {
+    content["size"] = list(every.size)
+    rows = random_rows(positions, count, seed)
+    facts = content | {
+        "path": str(path),
         "split": split,
-        "count": len(chosen),
+        "count": len(rows),
         "subset_seed": None if count is None else seed,
-        "selection_sha256": hashlib.sha256(chosen.astype("<i8").tobytes()).hexdigest(),
-        "size": list(every.size),
+        "selection_sha256": selection_of(rows)["sha256"],
     }
-    return Reference(every.take(chosen), every.take(left) if len(left) else ArrayImages(_NOTHING), cache, facts)
+    return Reference(every, rows, cache, content, facts)
 
 
-_NOTHING = np.zeros((0, 1, 1, 3), np.uint8)
+def random_rows(positions: np.ndarray, count: int | None, seed: int) -> np.ndarray:
+    """`count` random positions (all when None), ascending.
 
-
-def _subset(positions: np.ndarray, count: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """`count` random positions (all when None) and the remaining ones, both ascending."""
+    Raises:
+        UserError: there are not so many, or fewer than two are wanted.
+    """
     if count is None:
         count = len(positions)
     if not 2 <= count <= len(positions):
         raise UserError(f"the reference has {len(positions)} images: {count} of them cannot be used (at least 2)")
     mixed = np.random.default_rng(seed).permutation(positions) if count < len(positions) else positions
-    return np.sort(mixed[:count]), np.sort(mixed[count:])
+    return np.sort(mixed[:count])
+
+
+def selection_of(rows: np.ndarray) -> dict[str, Any]:
+    """What names a choice of images at one place."""
+    return {"count": len(rows), "sha256": hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()}
+
+
+class RealFeatures:
+    """Features of the real images at one place, each extracted at most once, and the sums over parts of them.
+
+    A part of what is kept is read from there; a part that is needed alone is extracted alone.
+
+    Args:
+        spare: folder to keep them in when the images' own cannot be written to.
+    """
+
+    def __init__(self, reference: Reference, extractor: Extractor, spare: Path) -> None:
+        self.reference, self.extractor = reference, extractor
+        self.cache = reference.cache
+        if not writable(self.cache):
+            self.cache = spare
+            if extractor.ranks.first:
+                say(f"note: {reference.cache} cannot be written to, features of real images are kept in {spare}")
+        self._had: list[tuple[np.ndarray, KeptFeatures]] = []  # positions and their features
+
+    def __len__(self) -> int:
+        return len(self.reference.every)
+
+    def key(self, rows: np.ndarray) -> dict[str, Any]:
+        """What names these images; where they lie is not part of it, so that a moved data set keeps its cache."""
+        return self.reference.content | {"rows": selection_of(rows)}
+
+    def of(self, rows: np.ndarray, label: str = "real images") -> KeptFeatures:
+        """Features of the images at these positions, ascending; every process must ask for the same."""
+        every = np.arange(len(self))
+        if not self._had and len(rows) < len(every) and self.extractor.is_kept(self.key(every), self.cache):
+            self.of(every)
+        for positions, features in self._had:
+            at = np.searchsorted(positions, rows).clip(max=len(positions) - 1)
+            if np.array_equal(positions[at], rows):
+                return features.take(at)
+        features = self.extractor.extract(lambda: self.reference.every.take(rows), self.key(rows), self.cache, label)
+        self._had.append((rows, features))
+        return features
+
+    def sums(self, rows: np.ndarray) -> RunningSums:
+        """Sums over the features of the images at these positions, kept."""
+        key = features_key(self.extractor.features) | {"images": self.key(rows)}
+        name = f"sums-{self.extractor.features.name}-{self.extractor.features.dims}-{digest_of(key)}.npz"
+        kept = _load_sums(self.cache / name, key)
+        if kept is not None:
+            return kept
+        sums = self.of(rows).sums()
+        _save_sums(self.cache / name, key, sums)
+        return sums
 
 
 def reference_sums(reference: Reference, features: Features, batch_size: int) -> RunningSums:
-    """Sums over the features of the reference, from the cache when it holds exactly these, else computed and cached."""
-    key = reference_key(reference, features)
-    path = reference.cache / f"{features.name}-{features.dims}-{digest_of(key)}.npz"
-    cached = _load_sums(path, key)
-    if cached is not None:
-        return cached
-    sums = RunningSums(features.dims)
-    for batch in feature_batches(features, reference.images, batch_size, "reference"):
-        sums.add(batch)
-    try:
-        _save_sums(path, key, sums)
-    except UserError as error:
-        _note(f"reference statistics are not kept for the next time: {error}")
-    return sums
+    """Sums over the features of a reference, kept beside its images; for a single process.
 
-
-def reference_key(reference: Reference, features: Features) -> dict[str, Any]:
-    """Everything the statistics depend on. Where the data lie is not part of it: a moved data set keeps its cache."""
-    content = {name: value for name, value in reference.facts.items() if name != "path"}
-    return {
-        "format": CACHE_FORMAT,
-        "features": features.name,
-        "dims": features.dims,
-        "weights_sha256": features.weights_sha256,
-        "transform": features.transform,
-        "reference": content,
-    }
-
-
-def digest_of(key: dict[str, Any]) -> str:
-    """Short name of a key for file names; the whole key inside the file decides."""
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    Raises:
+        UserError: they cannot be kept there.
+    """
+    return RealFeatures(reference, Extractor(features, batch_size, Ranks()), reference.cache).sums(reference.rows)
 
 
 def _save_sums(path: Path, key: dict[str, Any], sums: RunningSums) -> None:
@@ -127,93 +164,18 @@ def _save_sums(path: Path, key: dict[str, Any], sums: RunningSums) -> None:
 
 
 def _load_sums(path: Path, key: dict[str, Any]) -> RunningSums | None:
-    """Cached sums, or None where there are none for this key; a file that is damaged or of another key is announced."""
+    """Kept sums, or None where there are none for this key; a file that is damaged or of another key is announced."""
     if not path.is_file():
         return None
     try:
         with np.load(path, allow_pickle=False) as stored:
             if json.loads(str(stored["key"])) != key:
-                _note(f"{path} belongs to other data or features and is refused: computing again")
+                say(f"note: {path} belongs to other data or features and is refused: computing again")
                 return None
             sums = RunningSums(key["dims"])
             sums.count = int(stored["count"])
             sums.shift, sums.total, sums.outer = stored["shift"], stored["total"], stored["outer"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        _note(f"{path} is damaged ({' '.join(str(error).split())}): computing again")
+        say(f"note: {path} is damaged ({' '.join(str(error).split())}): computing again")
         return None
     return sums
-
-
-@dataclass(frozen=True)
-class Floor:
-    """Distances that real images of the same number have from the reference: what a perfect generator would score.
-
-    Attributes:
-        values: one per subset.
-        count: images per subset.
-        against: images they are compared with, none of which is in the subset.
-    """
-
-    values: list[float]
-    count: int
-    against: int
-
-
-def floor_refusal(reference: Reference, count: int) -> str | None:
-    """Why a floor at this number of images cannot be had, in one line; None when it can."""
-    inside, outside = len(reference.images), len(reference.outside)
-    if outside >= count or inside >= 2 * count:
-        return None
-    return f"no floor at {count:,} images: it needs {2 * count:,} real images, the reference has {inside:,}"
-
-
-def real_floor(
-    reference: Reference, sums: RunningSums, features: Features, count: int, sets: int, seed: int, batch_size: int
-) -> Floor:
-    """Compare disjoint random subsets of `count` reals, drawn without replacement, with reals outside of each.
-
-    They come from what a random reference left out where that suffices, and are then compared with the reference as
-    it is; else from the reference, and each is compared with all the rest of it. There may be fewer than `sets`
-    when the images do not last. `floor_refusal` must be None.
-    """
-    key = reference_key(reference, features) | {"floor": {"count": count, "sets": sets, "seed": seed}}
-    path = reference.cache / f"floor-{features.name}-{features.dims}-{digest_of(key)}.json"
-    cached = _load_floor(path, key)
-    if cached is not None:
-        return cached
-    from_outside = len(reference.outside) >= count
-    pool = reference.outside if from_outside else reference.images
-    order = np.random.default_rng(seed).permutation(len(pool))
-    # Two halves of one set give the same number twice, so fewer than three subsets' worth inside give one.
-    possible = len(pool) // count if from_outside or len(pool) >= 3 * count else 1
-    values = []
-    for index in range(min(sets, possible)):
-        images = pool.take(np.sort(order[index * count : (index + 1) * count]))
-        label = f"floor {index + 1}/{min(sets, possible)}"
-        subset = np.concatenate(list(feature_batches(features, images, batch_size, label)))
-        others = sums if from_outside else sums.without(subset)
-        values.append(frechet_distance(Statistics.of(subset), others.statistics()))
-    floor = Floor(values, count, others.count)
-    try:
-        write_json(path, {"key": key, "values": floor.values, "against": floor.against})
-    except UserError as error:
-        _note(f"the floor is not kept for the next time: {error}")
-    return floor
-
-
-def _load_floor(path: Path, key: dict[str, Any]) -> Floor | None:
-    """A cached floor of exactly this key, or None."""
-    if not path.is_file():
-        return None
-    try:
-        stored = read_json(path)
-        if stored["key"] == key:
-            return Floor([float(value) for value in stored["values"]], key["floor"]["count"], int(stored["against"]))
-    except (UserError, KeyError, TypeError, ValueError):
-        pass
-    _note(f"{path} is damaged or belongs to other data and is refused: computing again")
-    return None
-
-
-def _note(message: str) -> None:
-    say(f"note: {message}")

@@ -15,27 +15,27 @@ import numpy as np
 from core.config import config_command
 from core.console import say
 from core.errors import UserError
-from core.files import atomic_path, write_json
+from core.files import atomic_path, digest_of, writable, write_json
 from core.images import make_grid, png_bytes
-from core.runtime import share_cores
+from core.runtime import Ranks, share_cores
 from eval.checks import Check, mode_collapse, sample_size
-from eval.collect import features_key, remembered, sums_of
+from eval.collect import Extractor, KeptFeatures, features_key, remembered, set_key
 from eval.copy_checks import duplicates, memorisation
-from eval.evidence import Evidence, set_key, writable
+from eval.evidence import Evidence
 from eval.extrapolate import extrapolate
 from eval.features import InceptionFeatures, require_dims
-from eval.fid import FidSection, doubts, make_features, versions
+from eval.fid import FidSection, doubts, make_features, run_features, versions
 from eval.frechet import frechet_distance
 from eval.kernel import kernel_distance_subsets
 from eval.manifold import Manifold, manifold, nearest
 from eval.page import render_page
 from eval.pixel_checks import pixel_statistics
-from eval.reference import digest_of, reference_key
 from eval.sources import LOSSY, FileImages, ImageSet, is_run, open_source
 
 GRID = 64  # pictures of each kind on the page
+CHECKED = 5_000  # samples that the checks look at: they compare all with all
 HELD_OUT = 1000  # real images that show how near unseen faces come to the training images
-KID_REALS = 10_000  # real images that KID's subsets are drawn from
+KID_IMAGES = 10_000  # of each side, that KID's subsets are drawn from
 KID_SIZE = 1000  # images of a subset (Binkowski et al. 2018)
 NEIGHBOURS = 5  # k of precision, recall, density and coverage
 
@@ -46,6 +46,7 @@ class ReportConfig:
 
     source: str
     data: str
+    real: str | None = None
     features: str = "inception"
     fid: FidSection = field(default_factory=FidSection)
     n: int = 1000
@@ -61,33 +62,46 @@ class ReportConfig:
     device: str = "auto"
 
 
-def build(config: ReportConfig, folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+def build(config: ReportConfig, folder: Path) -> tuple[dict[str, Any], dict[str, bytes]] | None:
     """The content of report.json, and the PNG files that go onto the page.
 
+    Several processes share the work on features; all but the first then return None.
+
     Args:
-        folder: where features of samples and figures that take long are kept.
+        folder: where features of samples and figures that take long are kept, unless the run that they come from can
+            keep them.
 
     Raises:
         UserError: settings, source, data or weights that are not usable.
     """
     check(config)
-    evidence = Evidence(Path(config.source), Path(config.data), config.n, config.sets, config.seed)
-    if config.large and evidence.source.facts["kind"] != "model":
+    ranks = Ranks.join()
+    source = open_source(Path(config.source), config.n, config.sets, config.seed, config.device)
+    if config.large and source.facts["kind"] != "model":
         raise UserError(f"large={config.large} needs a run or model: {config.source} holds just what it holds")
-    features = make_features(config.features, config.fid, config.device)
-    evidence.extract(features, folder, config.batch_size)
-    scores = [evidence.scores(way, config.floor_sets) for way in evidence.comparisons(config.reference_count)]
-    larger, infinity = at_larger_numbers(config, evidence)
+    evidence = Evidence(source, Path(config.data), config.seed, None if config.real is None else Path(config.real))
+    extractor = Extractor(make_features(config.features, config.fid, config.device, ranks), config.batch_size, ranks)
+    folder = run_features(source) or folder
+    evidence.extract(extractor, folder)
+    many = None
+    if config.large:
+        one = open_source(Path(config.source), max(config.large), 1, config.seed, config.device)
+        many = extractor.samples(one, 0, folder)
+    if not ranks.first:
+        return None
+    evidence.read_samples(CHECKED)
+    scores = evidence.scores(config.reference_count, config.floor_sets)
+    larger, infinity = at_larger_numbers(config, evidence, many)
     faithful, floor = faithfulness(evidence)
     checks = honesty(evidence, faithful, floor)
     pictures = {check.name: png_bytes(check.pictures) for check in checks if check.pictures is not None}
     pictures["samples"] = png_bytes(make_grid(evidence.pixels[:GRID]))
     pictures["reals"] = png_bytes(make_grid(evidence.real_pixels(evidence.real_rows(GRID))))
-    facts = evidence.source.facts
+    facts = source.facts
     report = {
         "format": 1,
         "subject": {name: facts[name] for name in ("path", "kind", "count", "sets")},
-        "metric": features.metric,
+        "metric": extractor.features.metric,
         "scores": scores,
         "larger": larger,
         "infinity": infinity,
@@ -118,75 +132,90 @@ def check(config: ReportConfig) -> None:
         raise UserError("infinity=true extrapolates from at least 10,000 samples: give large=[10000] or more")
 
 
-def at_larger_numbers(config: ReportConfig, evidence: Evidence) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-    """The score against all real images at the numbers in `large`, and extrapolated from the largest.
+def at_larger_numbers(
+    config: ReportConfig, evidence: Evidence, drawn: KeptFeatures | None
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """The score against all real images at the numbers in `large`, and extrapolated from the largest; kept.
 
-    The smaller sets are the first samples of the largest one.
+    The smaller sets are the first samples of the largest one, `drawn`.
     """
-    if not config.large:
+    if drawn is None:
         return [], None
-    real = evidence.statistics()
-    drawn = evidence.sample_features(open_source(Path(config.source), max(config.large), 1, config.seed), 0)
-    larger = [
-        {"n": count, "value": frechet_distance(sums_of(drawn, np.arange(count)).statistics(), real)}
-        for count in sorted(config.large)
-    ]
-    if not config.infinity:
-        return larger, None
-    found = extrapolate(real, drawn, seed=config.seed)
-    infinity = {"value": found.value, "points": found.points, "from": found.start, "to": found.stop}
-    return larger, infinity | {"residual": found.residual}
+    key = key_of(evidence) | {"large": sorted(config.large), "infinity": config.infinity}
+
+    def compute() -> dict[str, Any]:
+        real = evidence.real.sums(np.arange(len(evidence.real))).statistics()
+        larger = [
+            {"n": count, "value": frechet_distance(drawn.take(np.arange(count)).sums().statistics(), real)}
+            for count in sorted(config.large)
+        ]
+        if not config.infinity:
+            return {"larger": larger, "infinity": None}
+        found = extrapolate(real, drawn, seed=config.seed)
+        infinity = {"value": found.value, "points": found.points, "from": found.start, "to": found.stop}
+        return {"larger": larger, "infinity": infinity | {"residual": found.residual}}
+
+    kept = remembered(evidence.folder, "large", key, compute)
+    return kept["larger"], kept["infinity"]
 
 
 def kid(config: ReportConfig, evidence: Evidence) -> dict[str, Any]:
-    """KID over all sample sets; kept, since it takes a while.
+    """KID over all sample sets, 10,000 images at most; kept, since it takes a while.
 
     A subset holds at most half of the smaller side: subsets that are nearly the whole show no spread.
     """
-    generated = np.concatenate([np.asarray(drawn) for drawn in evidence.sets])
-    reals = evidence.real_rows(min(KID_REALS, len(evidence.real)))
-    size = max(2, min(KID_SIZE, len(generated) // 2, len(reals) // 2))
-    key = key_of(evidence) | {"subsets": config.kid_subsets, "size": size, "reals": len(reals)}
+    count, sets = evidence.n, evidence.source.sets
+    each = min(count, KID_IMAGES // sets + 1)
+    reals = evidence.real_rows(min(KID_IMAGES, len(evidence.real)))
+    size = max(2, min(KID_SIZE, each * sets // 2, len(reals) // 2))
+    key = key_of(evidence) | {"subsets": config.kid_subsets, "size": size, "reals": len(reals), "of a set": each}
 
     def compute() -> dict[str, Any]:
-        features = np.asarray(evidence.real[reals])
-        return asdict(kernel_distance_subsets(features, generated, config.kid_subsets, size, config.seed))
+        generated = np.concatenate([drawn[:each] for drawn in evidence.sets])
+        real = evidence.features[reals]
+        return asdict(kernel_distance_subsets(real, generated, config.kid_subsets, size, config.seed))
 
     return remembered(evidence.folder, "kid", key, compute) | {"subset_size": size}
 
 
 def key_of(evidence: Evidence) -> dict[str, Any]:
     """What names samples and real images together."""
-    return {
-        "real": reference_key(evidence.reference, evidence.features),
+    return features_key(evidence.extractor.features) | {
+        "real": evidence.real.key(np.arange(len(evidence.real))),
         "samples": [set_key(evidence.source, index) for index in range(evidence.source.sets)],
         "seed": evidence.seed,
     }
 
 
 def faithfulness(evidence: Evidence) -> tuple[Manifold | None, Manifold | None]:
-    """Precision, recall, density and coverage of the first set, and of other real images in its place.
+    """Precision, recall, density and coverage of the first set, and of other real images in its place; kept.
 
     Both at one number, at most half of the real images; None where these are too few.
     """
-    count = min(evidence.n, len(evidence.real) // 2)
+    count = min(evidence.n, len(evidence.real) // 2, CHECKED)
     if count <= NEIGHBOURS:
         return None, None
-    real, others = (np.asarray(evidence.real[evidence.real_rows(count, part)]) for part in (0, 1))
-    return manifold(real, np.asarray(evidence.sets[0][:count]), NEIGHBOURS), manifold(real, others, NEIGHBOURS)
+
+    def compute() -> dict[str, Any]:
+        real, others = (evidence.features[evidence.real_rows(count, part)] for part in (0, 1))
+        drawn = evidence.sets[0][:count]
+        return {name: asdict(manifold(real, one, NEIGHBOURS)) for name, one in (("samples", drawn), ("reals", others))}
+
+    found = remembered(evidence.folder, "manifold", key_of(evidence) | {"count": count, "k": NEIGHBOURS}, compute)
+    return Manifold(**found["samples"]), Manifold(**found["reals"])
 
 
 def honesty(evidence: Evidence, faithful: Manifold | None, floor: Manifold | None) -> list[Check]:
-    """All checks of the first sample set."""
-    rows = evidence.real_rows(evidence.n)
-    real, drawn, pixels = np.asarray(evidence.real[rows]), np.asarray(evidence.sets[0]), evidence.pixels
+    """All checks of the first sample set, of its first 5,000 samples if there are more."""
+    rows, pixels = evidence.real_rows(min(evidence.n, CHECKED)), evidence.pixels
+    real, drawn = evidence.features[rows], evidence.sets[0][: len(pixels)]
     real_pixels = evidence.real_pixels(rows)
     coverage, usual = (None if found is None else found.coverage for found in (faithful, floor))
     digests = {name: digest_of({"rows": getattr(evidence, name).tolist()}) for name in ("trained_on", "held_out")}
     key = key_of(evidence) | digests | {"most": HELD_OUT}
     near = remembered(evidence.folder, "nearest", key, lambda: neighbours(evidence))
     train, unseen = ((np.array(part[0]), np.array(part[1], np.int64)) for part in (near["train"], near["held_out"]))
-    sizes = evidence.images.size, evidence.reference.images.size
+    sizes = evidence.images.size, evidence.reference.every.size
     return [
         pixel_statistics(pixels, real_pixels),
         duplicates(pixels, drawn, real),
@@ -200,9 +229,9 @@ def honesty(evidence: Evidence, faithful: Manifold | None, floor: Manifold | Non
         sample_size(
             evidence.n,
             len(evidence.real),
-            evidence.features.dims,
+            evidence.features.shape[1],
             sizes,
-            lossy=(lossy_files(evidence.images), lossy_files(evidence.reference.images)),
+            lossy=(lossy_files(evidence.images), lossy_files(evidence.reference.every)),
         ),
     ]
 
@@ -215,10 +244,11 @@ def lossy_files(images: ImageSet) -> int:
 def neighbours(evidence: Evidence) -> dict[str, Any]:
     """Distance and index of the training image nearest to each sample, and to each of some held-out reals."""
     chosen = np.random.default_rng(evidence.seed).permutation(evidence.held_out)[:HELD_OUT]
-    queries = {"train": np.asarray(evidence.sets[0]), "held_out": np.asarray(evidence.real[np.sort(chosen)])}
+    queries = {"train": evidence.sets[0][:CHECKED], "held_out": evidence.features[np.sort(chosen)]}
+    trained_on = evidence.features.take(evidence.trained_on)
     found = {}
     for name, features in queries.items():
-        distance, index = nearest(features, evidence.blocks(evidence.trained_on)) if len(features) else ([], [])
+        distance, index = nearest(features, trained_on.blocks()) if len(features) else ([], [])
         found[name] = [np.asarray(distance).tolist(), np.asarray(index).tolist()]
     return found
 
@@ -249,18 +279,19 @@ def limits(config: ReportConfig, evidence: Evidence, scores: list[dict[str, Any]
             "The generator was trained on all of the data, so copying is judged by pictures alone: a run with "
             "split=train leaves real images to compare with."
         )
-    warned = evidence.source.warnings + doubts(evidence.images.size, evidence.reference, evidence.features)
+    warned = evidence.source.warnings + doubts(evidence.images.size, evidence.reference, evidence.extractor.features)
     return lines + [f"{warning[0].upper()}{warning[1:]}." for warning in warned]
 
 
 def provenance(config: ReportConfig, evidence: Evidence) -> dict[str, Any]:
     """Everything needed to reproduce the report."""
-    features = evidence.features
+    features = evidence.extractor.features
     weights = {"weights": str(features.weights)} if isinstance(features, InceptionFeatures) else {}
     return {
         "features": features_key(features) | weights,
         "samples": evidence.source.facts,
         "real images": evidence.reference.facts,
+        "course's real images": None if evidence.course is None else evidence.course.facts,
         "settings": {"seed": config.seed, "floor_sets": config.floor_sets, "reference_count": config.reference_count},
         "device": str(features.device),
         "versions": versions(),
@@ -295,7 +326,10 @@ def command(config: ReportConfig) -> None:
     check(config)
     folder = target(config)
     share_cores()
-    report, pictures = build(config, folder / "cache")
+    built = build(config, folder / "cache")
+    if built is None:
+        return
+    report, pictures = built
     write_json(folder / "report.json", report)
     with atomic_path(folder / "report.html") as temporary:
         temporary.write_text(render_page(report, pictures), encoding="utf-8")

@@ -104,6 +104,52 @@ class FileImages:
         return digest.hexdigest()
 
 
+class DrawnImages:
+    """Samples of a generator, drawn when they are read: the i-th from the i-th of `seeds`.
+
+    They are drawn in groups that begin at multiples of 64, as gen.sample writes them, and the last group is kept:
+    whatever is read in order is drawn once, and 50,000 samples are never in memory together.
+
+    Raises:
+        UserError: no generator, or no such device.
+    """
+
+    def __init__(self, model: Path, seeds: np.ndarray, device: str = "auto") -> None:
+        from gen.sample import BATCH_SIZE, load_generator  # here: training scores its samples, so gen may import eval
+
+        self.path, self.seeds, self.device, self.group = model, seeds, device, BATCH_SIZE
+        self.model, self.latent_dim = load_generator(model, device)
+        self._kept: tuple[int, np.ndarray] = 0, self._draw(0)
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return int(self._kept[1].shape[1]), int(self._kept[1].shape[2])
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """uint8 (stop - start, H, W, 3), RGB."""
+        parts = []
+        for first in range(start - start % self.group, stop, self.group):
+            if self._kept[0] != first:
+                self._kept = first, self._draw(first)
+            parts.append(self._kept[1][max(start - first, 0) : stop - first])
+        return np.concatenate(parts)
+
+    def take(self, positions: np.ndarray) -> DrawnImages:
+        """The images at these positions, in this order."""
+        return DrawnImages(self.path, self.seeds[positions], self.device)
+
+    def _draw(self, first: int) -> np.ndarray:
+        from gen.latents import sample_latents
+        from gen.sample import render
+
+        seeds = self.seeds[first : first + self.group].tolist()
+        return render(self.model, sample_latents(seeds, self.latent_dim))
+
+
 @dataclass(frozen=True)
 class Source:
     """What is scored.
@@ -111,7 +157,7 @@ class Source:
     Attributes:
         count: images in a sample set.
         sets: number of independent sample sets; a folder or an archive is one.
-        open_set: gives set `k`; a model draws it then, so that only one set is in memory.
+        open_set: gives set `k`; a model draws its pictures only as they are read.
         facts: what a result says about it (path, hash, counts, seeds).
         warnings: what makes the score doubtful, one line each.
     """
@@ -123,10 +169,10 @@ class Source:
     warnings: list[str]
 
 
-def open_source(path: Path, count: int, sets: int, seed: int) -> Source:
+def open_source(path: Path, count: int, sets: int, seed: int, device: str = "auto") -> Source:
     """Open a folder of images, a packed archive, or a run folder or model file to draw samples from.
 
-    `count`, `sets` and `seed` are for models: image `i` of set `k` is drawn with the seed `seed + k * count + i`.
+    All but the first are for models: image `i` of set `k` is drawn with the seed `seed + k * count + i`.
 
     Raises:
         UserError: nothing there, or nothing that can be scored.
@@ -134,11 +180,11 @@ def open_source(path: Path, count: int, sets: int, seed: int) -> Source:
     if not path.exists():
         raise UserError(f"source={path}: there is no such file or folder")
     if path.is_dir():
-        return _open_model(path, count, sets, seed) if is_run(path) else _open_folder(path)
+        return _open_model(path, count, sets, seed, device) if is_run(path) else _open_folder(path)
     if path.name.endswith(ARCHIVES):
         return _open_archive(path)
     if path.suffix == ".safetensors":
-        return _open_model(path, count, sets, seed)
+        return _open_model(path, count, sets, seed, device)
     raise UserError(f"source={path}: give a folder of PNGs, a run folder, a .safetensors model or a .tar.gz archive")
 
 
@@ -186,10 +232,8 @@ def _open_archive(path: Path) -> Source:
     return Source(len(images), 1, lambda _: images, facts, _count_warnings(len(images)))
 
 
-def _open_model(path: Path, count: int, sets: int, seed: int) -> Source:
-    """Sample sets of a trained generator, each drawn when it is opened."""
-    from gen.sample import generate  # here: training scores its samples, so gen may import eval
-
+def _open_model(path: Path, count: int, sets: int, seed: int, device: str) -> Source:
+    """Sample sets of a trained generator, drawn a few pictures at a time when they are read."""
     model = model_file(path)
     first_seeds = [seed + index * count for index in range(sets)]
     facts = {
@@ -204,7 +248,7 @@ def _open_model(path: Path, count: int, sets: int, seed: int) -> Source:
     }
 
     def draw(index: int) -> ImageSet:
-        return ArrayImages(generate(model, range(first_seeds[index], first_seeds[index] + count)))
+        return DrawnImages(model, np.arange(first_seeds[index], first_seeds[index] + count), device)
 
     return Source(count, sets, draw, facts, _count_warnings(count))
 

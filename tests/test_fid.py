@@ -133,7 +133,8 @@ def test_report_names_everything_that_was_compared(tmp_path: Path) -> None:
     text = report(result)
     for part in ("fd_random", "20 images", "80 images, split train", "floor", "20 reals against 60 others", "excess"):
         assert part in text
-    assert result["excess"] == result["mean"] - result["floor"]["mean"]
+    # The samples meet the same 60 reals as the floor's do, so it is nearly, but not exactly, the difference.
+    assert result["excess"] == pytest.approx(result["mean"] - result["floor"]["mean"], abs=0.1 * result["mean"])
 
 
 def test_help_explains_every_key(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

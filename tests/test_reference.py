@@ -1,4 +1,4 @@
-"""The reference of a score: splits and subsets, cached statistics, the real-versus-real floor."""
+"""The real images of a score: splits and subsets, features and sums that are kept, one extraction for all uses."""
 
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ import torch
 from scoring import pictures, write_folder, write_prepared
 
 from core.errors import UserError
+from core.runtime import Ranks
+from eval import collect
+from eval.collect import Extractor
 from eval.features import RandomFeatures
-from eval.frechet import Statistics, frechet_distance
-from eval.reference import floor_refusal, open_reference, real_floor, reference_sums
+from eval.frechet import Statistics
+from eval.reference import RealFeatures, open_reference, reference_sums
 
 CPU = torch.device("cpu")
 
 
-# What it is, and its cache
+def real_features(path: Path, spare: Path | None = None, **choice: int) -> RealFeatures:
+    reference = open_reference(path, **choice)
+    return RealFeatures(reference, Extractor(RandomFeatures(CPU), 16, Ranks()), spare or path)
+
+
+# What it is
 
 
 def test_splits_and_subsets_of_a_prepared_reference(tmp_path: Path) -> None:
@@ -28,8 +36,8 @@ def test_splits_and_subsets_of_a_prepared_reference(tmp_path: Path) -> None:
     chosen = open_reference(data, count=12, seed=3)
     again, other = open_reference(data, count=12, seed=3), open_reference(data, count=12, seed=4)
     assert chosen.facts == again.facts != other.facts
-    both = np.concatenate([chosen.images.read(0, 12), chosen.outside.read(0, 18)])
-    assert len({picture.tobytes() for picture in both}) == 30, "outside is exactly the rest"
+    assert len(set(chosen.rows)) == 12 and list(chosen.rows) == sorted(chosen.rows)
+    np.testing.assert_array_equal(chosen.images.read(0, 12), images[chosen.rows])
     with pytest.raises(UserError, match="has 30 images: 31"):
         open_reference(data, count=31)
     with pytest.raises(UserError, match="has no splits"):
@@ -75,14 +83,31 @@ def test_statistics_are_computed_once_and_again_when_the_content_changes(
     assert sum(calls) == 60, "statistics of other images are not used"
 
 
+def test_a_part_is_read_from_the_whole_where_that_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = pictures(1, 40)
+    data = write_prepared(tmp_path / "data", images)
+    rows = np.array([3, 4, 20, 33])
+    calls = count_calls(monkeypatch)
+    alone = real_features(data).of(rows)[:]
+    assert sum(calls) == 4, "a part that is needed alone is extracted alone"
+    np.testing.assert_array_equal(alone, RandomFeatures(CPU)(images[rows]))
+    real_features(data).of(np.arange(40))
+    del calls[:]
+    part = real_features(data).of(rows)
+    assert calls == [] and len(part) == 4
+    np.testing.assert_allclose(part[:], alone, rtol=1e-5)
+    np.testing.assert_array_equal(part[np.array([2, 0])], part[:][[2, 0]])
+    np.testing.assert_array_equal(part.take(np.array([3, 1]))[:], part[:][[3, 1]])
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "text", "other key"])
-def test_a_cache_file_that_is_damaged_or_foreign_is_computed_again(
-    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_sums_that_are_damaged_or_foreign_are_computed_again(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_prepared(tmp_path / "data", pictures(1, 30))
     features = RandomFeatures(CPU)
     expected = reference_sums(open_reference(data), features, 16)
-    (cached,) = (data / "fid").iterdir()
+    (cached,) = (data / "fid").glob("sums-*.npz")
     content = bytearray(cached.read_bytes())
     if damage == "cut":
         del content[len(content) // 2 :]
@@ -93,66 +118,87 @@ def test_a_cache_file_that_is_damaged_or_foreign_is_computed_again(
     else:
         other = write_prepared(tmp_path / "other", pictures(2, 30))
         reference_sums(open_reference(other), features, 16)
-        content = bytearray(next((other / "fid").iterdir()).read_bytes())
+        content = bytearray(next((other / "fid").glob("sums-*.npz")).read_bytes())
     cached.write_bytes(content)
-    calls = count_calls(monkeypatch)
+    capsys.readouterr()
     sums = reference_sums(open_reference(data), features, 16)
-    assert sum(calls) == 30
     assert "computing again" in capsys.readouterr().err
     np.testing.assert_array_equal(sums.outer, expected.outer)
     reference_sums(open_reference(data), features, 16)
-    assert sum(calls) == 30, "and the cache is good again"
+    assert capsys.readouterr().err == "", "and the file is good again"
 
 
-def test_without_a_place_for_the_cache_scoring_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = write_folder(tmp_path / "real", pictures(1, 30))
-    (folder / ".facet-fid").symlink_to(tmp_path / "nowhere")
-    assert reference_sums(open_reference(folder), RandomFeatures(CPU), 16).count == 30
-    assert "not kept" in capsys.readouterr().err
-
-
-# The floor
-
-
-def test_the_floor_compares_each_subset_with_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = pictures(1, 100)
-    reference = open_reference(write_prepared(tmp_path / "data", images))
-    features = RandomFeatures(CPU)
-    sums = reference_sums(reference, features, 16)
-    floor = real_floor(reference, sums, features, 20, 3, 0, 16)
-    order = np.random.default_rng(0).permutation(100)
-    for index, value in enumerate(floor.values):
-        subset = np.sort(order[20 * index : 20 * index + 20])
-        rest = np.delete(images, subset, axis=0)
-        expected = frechet_distance(Statistics.of(features(images[subset])), Statistics.of(features(rest)))
-        assert value == pytest.approx(expected, rel=1e-5)
-    assert (floor.count, floor.against, len(floor.values)) == (20, 80, 3)
+@pytest.mark.parametrize("damage", ["cut", "text", "description"])
+def test_features_that_are_damaged_are_extracted_again(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_prepared(tmp_path / "data", pictures(1, 30))
+    expected = real_features(data).of(np.arange(30))
+    file = expected.file.with_suffix(".json") if damage == "description" else expected.file
+    before = expected[:]
+    file.write_bytes(b"features" if damage == "text" else file.read_bytes()[:200])
     calls = count_calls(monkeypatch)
-    assert real_floor(reference, sums, features, 20, 3, 0, 16) == floor
-    assert calls == [], "the second time it comes from the cache"
+    np.testing.assert_array_equal(real_features(data).of(np.arange(30))[:], before)
+    assert sum(calls) == 30 and "computing again" in capsys.readouterr().err
 
 
-def test_a_random_reference_is_floored_by_what_it_left_out(tmp_path: Path) -> None:
-    reference = open_reference(write_prepared(tmp_path / "data", pictures(1, 100)), count=40)
-    features = RandomFeatures(CPU)
-    floor = real_floor(reference, reference_sums(reference, features, 16), features, 20, 5, 0, 16)
-    assert (floor.count, floor.against, len(floor.values)) == (20, 40, 3)
+def test_features_go_to_the_spare_folder_where_the_data_cannot_be_written_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_folder(tmp_path / "real", pictures(1, 30))
+    (folder / ".facet-fid").write_text("in the way")
+    real = real_features(folder, tmp_path / "spare")
+    assert real.sums(np.arange(30)).count == 30
+    assert "cannot be written to" in capsys.readouterr().err
+    assert len(list((tmp_path / "spare").glob("random-*.npy"))) == 1
 
 
-def test_two_halves_make_one_floor_and_less_none(tmp_path: Path) -> None:
-    reference = open_reference(write_folder(tmp_path / "real", pictures(1, 40)))
-    features = RandomFeatures(CPU)
-    assert len(real_floor(reference, reference_sums(reference, features, 16), features, 20, 3, 0, 16).values) == 1
-    assert floor_refusal(reference, 20) is None
-    assert "it needs 42 real images, the reference has 40" in str(floor_refusal(reference, 21))
+# Extraction: in blocks, by several processes, and again after an interruption
 
 
-def test_a_damaged_floor_is_computed_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    reference = open_reference(write_prepared(tmp_path / "data", pictures(1, 60)))
-    features = RandomFeatures(CPU)
-    sums = reference_sums(reference, features, 16)
-    floor = real_floor(reference, sums, features, 20, 3, 0, 16)
-    (cached,) = reference.cache.glob("floor-*.json")
-    cached.write_text("{")
-    assert real_floor(reference, sums, features, 20, 3, 0, 16) == floor
-    assert "computing again" in capsys.readouterr().err
+class Killed(Exception):
+    """Stands for kill -9."""
+
+
+def test_an_interrupted_extraction_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collect, "BLOCK", 32)
+    images = pictures(1, 100)
+    whole = real_features(write_prepared(tmp_path / "other", images)).of(np.arange(100))[:]
+    data = write_prepared(tmp_path / "data", images)
+    original, seen = RandomFeatures.__call__, []
+
+    def dies(self: RandomFeatures, pixels: np.ndarray) -> np.ndarray:
+        if sum(seen) > 60:
+            raise Killed
+        seen.append(len(pixels))
+        return original(self, pixels)
+
+    monkeypatch.setattr(RandomFeatures, "__call__", dies)
+    with pytest.raises(Killed):
+        real_features(data).of(np.arange(100))
+    monkeypatch.setattr(RandomFeatures, "__call__", original)
+    calls = count_calls(monkeypatch)
+    np.testing.assert_array_equal(real_features(data).of(np.arange(100))[:], whole)
+    assert sum(calls) == 36, "two blocks of 32 were there"
+    assert not list((data / "fid").glob("*.parts")), "blocks are removed when all are there"
+
+
+def test_features_of_data_that_were_there_before_are_removed(tmp_path: Path) -> None:
+    data = write_prepared(tmp_path / "data", pictures(1, 30))
+    old = real_features(data).of(np.arange(30)).file
+    again = write_prepared(tmp_path / "again", pictures(2, 30))
+    (data / "fid").rename(again / "fid")
+    new = real_features(again).of(np.arange(30)).file
+    assert not (again / "fid" / old.name).exists() and new.exists()
+
+
+@pytest.mark.parametrize("count", [30, 64, 70])
+def test_sums_are_those_of_all_features_each_once(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collect, "BLOCK", 32)
+    monkeypatch.setattr(collect, "ROWS", 20)
+    images = pictures(1, count)
+    sums = reference_sums(open_reference(write_prepared(tmp_path / "data", images)), RandomFeatures(CPU), 16)
+    expected = Statistics.of(RandomFeatures(CPU)(images))
+    assert sums.count == count
+    np.testing.assert_allclose(sums.statistics().mean, expected.mean, rtol=1e-5)
+    np.testing.assert_allclose(sums.statistics().covariance, expected.covariance, rtol=1e-4, atol=1e-7)

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from core.blocks import init_normal
@@ -13,9 +14,12 @@ from core.errors import UserError
 from core.files import sha256_of, write_json
 from core.images import write_png
 from core.weights import build_model, save_model
-from eval import collect, fid, report
+from eval import fid, report
+from eval.features import RandomFeatures
 from eval.fid import FidConfig
+from eval.frechet import Statistics, frechet_distance
 from eval.report import ReportConfig, build
+from eval.score import plan_floor
 
 RECIPE = {"_target_": "gen.dcgan.Generator", "image_size": 32, "latent_dim": 6, "width": 4}
 
@@ -93,14 +97,14 @@ def test_a_second_report_extracts_nothing_and_says_the_same(run, data, tmp_path,
     def refuse(*arguments):
         raise AssertionError("features were extracted again")
 
-    monkeypatch.setattr(collect, "feature_batches", refuse)
+    monkeypatch.setattr(RandomFeatures, "__call__", refuse)
     again, _ = build(config(run, data), tmp_path)
     assert json.loads(json.dumps(again)) == json.loads(json.dumps(first))
 
 
 def test_damaged_and_foreign_leftovers_are_computed_again(run, data, tmp_path, capsys):
     first, _ = build(config(run, data), tmp_path)
-    for path in tmp_path.iterdir():
+    for path in (run / "features" / "model").iterdir():
         path.write_bytes(path.read_bytes()[:50])
     again, _ = build(config(run, data), tmp_path)
     assert again["scores"] == first["scores"] and again["kid"] == first["kid"]
@@ -145,7 +149,6 @@ def test_what_is_not_known_of_the_training_is_said(run, data, tmp_path):
 
 def test_kept_results_belong_to_samples_rows_and_seed(run, data, tmp_path):
     """Whatever changes gives what a fresh folder would give."""
-    kept = tmp_path / "kept"
     other = tmp_path / "other"
     network = build_model(RECIPE)
     init_normal(network, std=0.2, seed=2)
@@ -154,8 +157,9 @@ def test_kept_results_belong_to_samples_rows_and_seed(run, data, tmp_path):
     for index, (source, more) in enumerate(
         [(run, []), (other, []), (run, ["seed=7"]), (run, ["sets=3"]), (run / "model.safetensors", []), (run, ["n=16"])]
     ):
-        found, _ = build(config(source, data, *more), kept)
-        fresh, _ = build(config(source, data, *more), tmp_path / f"fresh{index}")
+        found, _ = build(config(source, data, *more), tmp_path)
+        (source if source.is_dir() else source.parent).joinpath("features").rename(tmp_path / f"old{index}")
+        fresh, _ = build(config(source, data, *more), tmp_path)
         assert json.loads(json.dumps(found)) == json.loads(json.dumps(fresh))
 
 
@@ -169,6 +173,21 @@ def test_a_folder_of_images_serves_as_data(run, data, tmp_path):
     folder = write_samples(tmp_path / "real", np.load(data / "images.npy")[:45])
     found, _ = build(config(run, folder), tmp_path / "cache")
     assert [score["count"] for score in found["scores"]] == [45] and found["scores"][0]["floor"]["count"] == 20
+
+
+def test_the_course_folder_is_a_further_reference_whose_images_stay_out_of_the_floor(run, data, tmp_path):
+    images = np.load(data / "images.npy")
+    folder = write_samples(tmp_path / "real", images[10:50])
+    found, _ = build(config(run, data, f"real={folder}"), tmp_path)
+    score = found["scores"][-1]
+    assert score["against"] == "the course's real/" and score["count"] == 40
+    words = [f"source={run}", f"data={folder}", "features=random", "n=20", "sets=2"]
+    assert score["values"] == pytest.approx(fid.score(typed(compose("fid", words), FidConfig))["values"], rel=1e-6)
+    features = RandomFeatures(torch.device("cpu"))
+    rows = plan_floor(120, np.arange(10, 50), 20, 5, 0).subsets
+    assert len(rows) == len(score["floor"]["values"]) == 4
+    expected = frechet_distance(Statistics.of(features(images[rows[0]])), Statistics.of(features(images[10:50])))
+    assert score["floor"]["values"][0] == pytest.approx(expected, rel=1e-4)
 
 
 def test_larger_numbers_come_from_models_alone(run, data, tmp_path):

@@ -1,0 +1,124 @@
+"""Distances of sample sets from real images, with what they mean: the spread over sets, the floor and the excess."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from eval.collect import features_key, remembered
+from eval.frechet import RunningSums, Statistics, frechet_distance
+from eval.reference import RealFeatures
+
+
+@dataclass(frozen=True)
+class FloorPlan:
+    """Which real images stand in for samples, and whether they are taken out of the reference for it.
+
+    Attributes:
+        subsets: positions of each set, ascending; disjoint, none when the real images do not suffice.
+        inside: they belong to the reference, so each is compared with the rest of it.
+    """
+
+    subsets: list[np.ndarray]
+    inside: bool
+
+
+def plan_floor(total: int, rows: np.ndarray, count: int, sets: int, seed: int) -> FloorPlan:
+    """Choose up to `sets` disjoint random sets of `count` of the `total` real images, drawn without replacement.
+
+    They come from outside of the reference `rows` where that suffices, else from inside. There may be fewer sets when
+    the images do not last.
+    """
+    outside = np.setdiff1d(np.arange(total), rows, assume_unique=True)
+    inside = len(outside) < count
+    pool = rows if inside else outside
+    possible = len(pool) // count
+    # Two halves of one set give the same number twice, so fewer than three sets' worth inside give one.
+    if inside and possible < 3:
+        possible = min(1, possible // 2)
+    # Another stream than that of the choice of a random reference.
+    order = np.random.default_rng(seed + 1).permutation(pool)
+    subsets = [np.sort(order[index * count : (index + 1) * count]) for index in range(min(sets, possible))]
+    return FloorPlan(subsets, inside)
+
+
+@dataclass(frozen=True)
+class Score:
+    """The score of sample sets against one choice of real images.
+
+    Attributes:
+        values: one distance a set.
+        floor: distances of real images in the place of samples, one a set of them; empty when there are too few.
+        against: real images that the floor's are compared with.
+        excess: mean over the floor's sets of the samples' mean distance less the floor's, both from the same real
+            images; None without a floor.
+    """
+
+    values: list[float]
+    floor: list[float]
+    against: int
+    excess: float | None
+
+    @property
+    def mean(self) -> float:
+        """Of the values."""
+        return float(np.mean(self.values))
+
+    def floor_facts(self, count: int, seed: int) -> dict[str, Any] | None:
+        """The floor as results hold it, at `count` images a set."""
+        if not self.floor:
+            return None
+        facts = {"mean": float(np.mean(self.floor)), "sd": spread(self.floor), "values": self.floor}
+        return facts | {"count": count, "against": self.against, "seed": seed}
+
+
+def score_against(
+    real: RealFeatures, rows: np.ndarray, drawn: list[Statistics], count: int, floor_sets: int, seed: int
+) -> Score:
+    """Score sample sets of `count` images against the real images `rows`.
+
+    Args:
+        floor_sets: sets of real images for the floor; 0 for none.
+    """
+    sums = real.sums(rows)
+    statistics = sums.statistics()
+    values = [frechet_distance(one, statistics) for one in drawn]
+    plan = plan_floor(len(real), rows, count, floor_sets, seed)
+    if not plan.subsets:
+        return Score(values, [], 0, None)
+    against = len(rows) - count if plan.inside else len(rows)
+    floor = _kept_floor(real, rows, sums, plan)
+    excesses = [
+        float(np.mean([frechet_distance(one, rest) for one in drawn] if plan.inside else values)) - low
+        # The floor's reals may have had to come out of the reference: samples then meet the same rest of it.
+        for low, (_, rest) in zip(floor, _rests(real, sums, plan), strict=True)
+    ]
+    return Score(values, floor, against, float(np.mean(excesses)))
+
+
+def _kept_floor(real: RealFeatures, rows: np.ndarray, sums: RunningSums, plan: FloorPlan) -> list[float]:
+    """The distance of each set of real images from those it is compared with."""
+    key = features_key(real.extractor.features) | {
+        "images": real.key(rows),
+        "sets": [real.key(subset)["rows"] for subset in plan.subsets],
+    }
+
+    def compute() -> dict[str, Any]:
+        return {"values": [frechet_distance(subset, rest) for subset, rest in _rests(real, sums, plan)]}
+
+    return [float(value) for value in remembered(real.cache, "floor", key, compute)["values"]]
+
+
+def _rests(real: RealFeatures, sums: RunningSums, plan: FloorPlan) -> Iterator[tuple[Statistics, Statistics]]:
+    """Each set of the floor and the real images it is compared with."""
+    for subset in plan.subsets:
+        features = real.of(subset)[:]
+        yield Statistics.of(features), (sums.without(features) if plan.inside else sums).statistics()
+
+
+def spread(values: list[float]) -> float | None:
+    """Standard deviation of independent values (n - 1); None for a single one."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
