@@ -24,7 +24,7 @@ from core.files import atomic_path, digest_of, read_json, write_json
 from core.runtime import Ranks
 from eval.features import Features
 from eval.frechet import RunningSums
-from eval.sources import ImageSet, Source
+from eval.sources import ImageSet, Source, read_rows
 
 FORMAT = 2  # raised whenever what is kept would no longer be what this code computes
 BLOCK = 256  # images in a file while features are extracted; batches do not cross its border
@@ -32,7 +32,7 @@ ROWS = 4096  # features in memory at once, where a whole data set may not fit
 
 
 class KeptFeatures:
-    """Some rows of features on disk, in any order; what is read is a copy, so that memory does not grow with N.
+    """Some rows of features on disk, in any order; what is read is a copy, so that memory stays small.
 
     Attributes:
         file: array file of float32 features (N, D).
@@ -42,17 +42,16 @@ class KeptFeatures:
 
     def __init__(self, file: Path, rows: np.ndarray | None = None) -> None:
         self.file, self.rows = file, rows
-        count, dims = np.load(file, mmap_mode="r", allow_pickle=False).shape
-        self.shape = (count if rows is None else len(rows), dims)
+        self._mapped: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+        self.shape = (len(self._mapped) if rows is None else len(rows), self._mapped.shape[1])
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, chosen: slice | np.ndarray) -> np.ndarray:
         """float32 features (n, D) of a slice or of an array of positions."""
-        # Mapped anew each time: pages of a mapping that lives on would count as memory of this process.
-        mapped = np.load(self.file, mmap_mode="r", allow_pickle=False)
-        return np.array(mapped[chosen] if self.rows is None else mapped[self.rows[chosen]])
+        every = np.arange(len(self)) if self.rows is None else self.rows
+        return read_rows(self._mapped, every[chosen])
 
     def take(self, rows: np.ndarray) -> KeptFeatures:
         """The features at these positions, in this order; nothing is read."""

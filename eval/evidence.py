@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from omegaconf import OmegaConf
 from core.data import SPLITS, PreparedData
 from core.errors import UserError
 from core.weights import load_model
-from eval.collect import Extractor
+from eval.collect import Extractor, features_key, remembered, set_key
 from eval.frechet import Statistics, frechet_distance
 from eval.reference import RealFeatures, open_reference, random_rows
 from eval.score import Score, plan_floor, score_against, spread
@@ -121,23 +122,57 @@ class Evidence:
             ways.append(Comparison(f"{random:,} random", random_rows(every, random, self.seed)))
         return ways
 
+    @cached_property
+    def drawn(self) -> list[Statistics]:
+        """Statistics of every sample set."""
+        return [Statistics.of(kept[:]) for kept in self.sets]
+
     def scores(self, random: int, floor_sets: int) -> list[dict[str, Any]]:
-        """The score of the sample sets against every choice of real images."""
-        drawn = [Statistics.of(kept[:]) for kept in self.sets]
-        found = []
-        for way in self.comparisons(random):
-            score = score_against(self.real, way.rows, drawn, self.n, floor_sets, self.seed)
-            found.append(self._as_json(way.name, len(way.rows), score))
+        """The score of the sample sets against every choice of real images; kept."""
+
+        def usual(rows: np.ndarray) -> Callable[[], Score]:
+            return lambda: score_against(self.real, rows, self.drawn, self.n, floor_sets, self.seed)
+
+        found = [
+            self._kept_score(way.name, self.real.key(way.rows), floor_sets, usual(way.rows))
+            for way in self.comparisons(random)
+        ]
         if self.course is not None:
             name = f"the course's {Path(self.course.facts['path']).name}/"
-            found.append(self._as_json(name, len(self.course.rows), self._course_score(drawn, floor_sets)))
+            key = self.course_real.key(self.course.rows)
+            found.append(self._kept_score(name, key, floor_sets, lambda: self._course_score(floor_sets)))
         return found
 
-    def _course_score(self, drawn: list[Statistics], floor_sets: int) -> Score:
+    def _kept_score(
+        self, name: str, rows: dict[str, Any], floor_sets: int, compute: Callable[[], Score]
+    ) -> dict[str, Any]:
+        """A score as the report holds it, against the real images with this key."""
+        key = self.key() | {"against": rows, "floor sets": floor_sets}
+        score = Score(**remembered(self.folder, "score", key, lambda: asdict(compute())))
+        return {
+            "against": name,
+            "count": rows["rows"]["count"],
+            "n": self.n,
+            "mean": score.mean,
+            "sd": spread(score.values),
+            "values": score.values,
+            "floor": score.floor_facts(self.n, self.seed),
+            "excess": score.excess,
+        }
+
+    def key(self) -> dict[str, Any]:
+        """What names samples and real images together."""
+        return features_key(self.extractor.features) | {
+            "real": self.real.key(np.arange(len(self.real))),
+            "samples": [set_key(self.source, index) for index in range(self.source.sets)],
+            "seed": self.seed,
+        }
+
+    def _course_score(self, floor_sets: int) -> Score:
         """The score against the course's images; the floor is that of images of the data which are not among them."""
         assert self.course is not None
         statistics = self.course_real.sums(self.course.rows).statistics()
-        values = [frechet_distance(one, statistics) for one in drawn]
+        values = [frechet_distance(one, statistics) for one in self.drawn]
         plan = plan_floor(len(self.real), self._also_in_course(), self.n, floor_sets, self.seed)
         if plan.inside or not plan.subsets:
             return Score(values, [], 0, None)
@@ -149,18 +184,6 @@ class Evidence:
         assert self.course is not None
         known = {digest for _, digest in _digests(self.course.images)}
         return np.array([row for row, digest in _digests(self.reference.every) if digest in known], np.int64)
-
-    def _as_json(self, name: str, count: int, score: Score) -> dict[str, Any]:
-        return {
-            "against": name,
-            "count": count,
-            "n": self.n,
-            "mean": score.mean,
-            "sd": spread(score.values),
-            "values": score.values,
-            "floor": score.floor_facts(self.n, self.seed),
-            "excess": score.excess,
-        }
 
     def real_rows(self, count: int, part: int = 0) -> np.ndarray:
         """Up to `count` random rows of the real images; different parts do not overlap."""

@@ -19,7 +19,7 @@ from core.files import atomic_path, digest_of, writable, write_json
 from core.images import make_grid, png_bytes
 from core.runtime import Ranks, share_cores
 from eval.checks import Check, mode_collapse, sample_size
-from eval.collect import Extractor, KeptFeatures, features_key, remembered, set_key
+from eval.collect import Extractor, KeptFeatures, features_key, remembered
 from eval.copy_checks import duplicates, memorisation
 from eval.evidence import Evidence
 from eval.extrapolate import extrapolate
@@ -141,7 +141,7 @@ def at_larger_numbers(
     """
     if drawn is None:
         return [], None
-    key = key_of(evidence) | {"large": sorted(config.large), "infinity": config.infinity}
+    key = evidence.key() | {"large": sorted(config.large), "infinity": config.infinity}
 
     def compute() -> dict[str, Any]:
         real = evidence.real.sums(np.arange(len(evidence.real))).statistics()
@@ -168,7 +168,7 @@ def kid(config: ReportConfig, evidence: Evidence) -> dict[str, Any]:
     each = min(count, KID_IMAGES // sets + 1)
     reals = evidence.real_rows(min(KID_IMAGES, len(evidence.real)))
     size = max(2, min(KID_SIZE, each * sets // 2, len(reals) // 2))
-    key = key_of(evidence) | {"subsets": config.kid_subsets, "size": size, "reals": len(reals), "of a set": each}
+    key = evidence.key() | {"subsets": config.kid_subsets, "size": size, "reals": len(reals), "of a set": each}
 
     def compute() -> dict[str, Any]:
         generated = np.concatenate([drawn[:each] for drawn in evidence.sets])
@@ -176,15 +176,6 @@ def kid(config: ReportConfig, evidence: Evidence) -> dict[str, Any]:
         return asdict(kernel_distance_subsets(real, generated, config.kid_subsets, size, config.seed))
 
     return remembered(evidence.folder, "kid", key, compute) | {"subset_size": size}
-
-
-def key_of(evidence: Evidence) -> dict[str, Any]:
-    """What names samples and real images together."""
-    return features_key(evidence.extractor.features) | {
-        "real": evidence.real.key(np.arange(len(evidence.real))),
-        "samples": [set_key(evidence.source, index) for index in range(evidence.source.sets)],
-        "seed": evidence.seed,
-    }
 
 
 def faithfulness(evidence: Evidence) -> tuple[Manifold | None, Manifold | None]:
@@ -201,7 +192,7 @@ def faithfulness(evidence: Evidence) -> tuple[Manifold | None, Manifold | None]:
         drawn = evidence.sets[0][:count]
         return {name: asdict(manifold(real, one, NEIGHBOURS)) for name, one in (("samples", drawn), ("reals", others))}
 
-    found = remembered(evidence.folder, "manifold", key_of(evidence) | {"count": count, "k": NEIGHBOURS}, compute)
+    found = remembered(evidence.folder, "manifold", evidence.key() | {"count": count, "k": NEIGHBOURS}, compute)
     return Manifold(**found["samples"]), Manifold(**found["reals"])
 
 
@@ -212,7 +203,7 @@ def honesty(evidence: Evidence, faithful: Manifold | None, floor: Manifold | Non
     real_pixels = evidence.real_pixels(rows)
     coverage, usual = (None if found is None else found.coverage for found in (faithful, floor))
     digests = {name: digest_of({"rows": getattr(evidence, name).tolist()}) for name in ("trained_on", "held_out")}
-    key = key_of(evidence) | digests | {"most": HELD_OUT}
+    key = evidence.key() | digests | {"most": HELD_OUT}
     near = remembered(evidence.folder, "nearest", key, lambda: neighbours(evidence))
     train, unseen = ((np.array(part[0]), np.array(part[1], np.int64)) for part in (near["train"], near["held_out"]))
     sizes = evidence.images.size, evidence.reference.every.size
