@@ -122,6 +122,9 @@ class TrainingLoop(ABC):
     def export(self) -> None:
         """Write the model files (called on process 0 after each checkpoint)."""
 
+    def before_checkpoint(self) -> None:  # noqa: B027 (most have none)
+        """Write files that a run must have when it continues from the checkpoint (process 0, just before each)."""
+
     @abstractmethod
     def describe(self) -> str:
         """One line about what is about to run."""
@@ -171,6 +174,7 @@ class TrainingLoop(ABC):
             if isinstance(part, nn.Module) and not all(value.isfinite().all() for value in part.state_dict().values()):
                 raise self.diverged(f"weights of the {name} are not finite", self.images_seen)
         if self.accelerator.is_main_process:
+            self.before_checkpoint()
             state = {name: part.state_dict() for name, part in self._all_parts().items()}
             self.checkpoints.save(self.images_seen, state | {"images_seen": self.images_seen})
             self.export()

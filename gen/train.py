@@ -6,6 +6,7 @@ validate, build, load, then: step / statistics / samples / checkpoint, until `im
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,10 @@ from torch import Tensor, nn
 
 from core.bank import ImageBank
 from core.blocks import init_normal
-from core.config import config_command
+from core.config import as_dict, config_command
+from core.console import say
+from core.curves import FILE_NAME as CURVES_NAME
+from core.curves import Panel, draw_curves
 from core.data import PreparedData
 from core.ema import ExponentialAverage
 from core.errors import UserError
@@ -31,14 +35,19 @@ from core.loop import (
     process_count,
     run_loop,
 )
-from core.rundir import RunFolder
+from core.rundir import RunFolder, flatten
 from core.runtime import crossed
 from core.weights import FILE_NAME, build_model, save_model
 from gen.latents import sample_latents, training_latents
 from gen.monitor import PATIENCE, CollapseMonitor, identical_samples
+from gen.score import Best, EvalSection, Scorer, best_so_far, check_section, comparable, score_panel
 from gen.steps import STATISTICS, discriminator_step, generator_step
 
 GRID_SAMPLES = 64
+PANELS = (
+    Panel("losses", {"d_loss": "D", "g_loss": "G"}, wide=True),
+    Panel("mean answer of D", {"d_real": "to real images", "d_fake": "to samples"}, limits=(0, 1)),
+)
 
 
 @dataclass
@@ -47,6 +56,7 @@ class TrainConfig(LoopConfig):
 
     flip: bool
     grid_every: int
+    eval: EvalSection
 
 
 def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
@@ -57,6 +67,7 @@ def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
     """
     check_common(config, processes)
     check_least(config, 0, "grid_every")
+    check_section(config.eval)
     for key in ("generator", "discriminator"):
         if not isinstance(config.model.get(key), dict):
             raise UserError(f"model.{key} is missing: see conf/model/dcgan.yaml for what a model needs")
@@ -82,6 +93,13 @@ class Trainer(TrainingLoop):
         self.d_optimizer = make_optimizer(config.optim, self.discriminator)
         self.monitor = CollapseMonitor()
         self.load()
+        self.scorer: Scorer | None = None
+        self.best: Best | None = None
+        self.scored = ""
+        if config.eval.every:
+            self.scorer = Scorer(config.eval, data, config.split, accelerator)
+            if accelerator.is_main_process:
+                self.best = Best(run.path, self.scorer.terms, self.images_seen)
         # Wrapped only now: the average and the optimisers hold the bare networks.
         self.wrapped_generator, self.wrapped_discriminator = accelerator.prepare(self.generator, self.discriminator)
 
@@ -105,9 +123,19 @@ class Trainer(TrainingLoop):
         }
 
     def export(self) -> None:
-        """Write the sampling weights."""
-        info = {"images_seen": self.images_seen, "data": self.data_info, "seed": self.config.seed, "weights": "ema"}
-        save_model(self.run.path / FILE_NAME, self.ema.model, self.config.model["generator"], info)
+        """Write the sampling weights and the curves."""
+        save_model(self.run.path / FILE_NAME, self.ema.model, self.config.model["generator"], self._info())
+        rows = comparable(self.run.read_stats())
+        draw_curves(rows, [*PANELS, *score_panel(rows)], self.run.path / CURVES_NAME)
+
+    def before_checkpoint(self) -> None:
+        """Write the best weights."""
+        if self.best is not None:
+            self.best.write()
+
+    def _info(self) -> dict[str, Any]:
+        """What a model file says of itself."""
+        return {"images_seen": self.images_seen, "data": self.data_info, "seed": self.config.seed, "weights": "ema"}
 
     def step(self) -> None:
         """One step of D and one of G on the next global batch; G's images serve both."""
@@ -124,17 +152,19 @@ class Trainer(TrainingLoop):
         self.images_seen += config.batch_size
 
     def status(self, means: dict[str, float]) -> str:
-        """Losses and D's answers."""
-        return "D {d_loss:.3f} G {g_loss:.3f} D(real) {d_real:.2f} D(fake) {d_fake:.2f}".format(**means)
+        """Losses, D's answers and the last score."""
+        return "D {d_loss:.3f} G {g_loss:.3f} D(real) {d_real:.2f} D(fake) {d_fake:.2f}".format(**means) + self.scored
 
     def warnings(self, means: dict[str, float]) -> list[str]:
         """Signs of collapse."""
         return self.monitor.check(self.images_seen, means)
 
     def after_step(self, before: int, last: bool) -> None:
-        """A sample grid where one is due."""
+        """A sample grid and a score where they are due; the last weights are scored too."""
         if self.accelerator.is_main_process and crossed(before, self.images_seen, self.config.grid_every):
             self.grid()
+        if self.scorer is not None and (last or crossed(before, self.images_seen, self.config.eval.every)):
+            self.score(self.scorer)
 
     @torch.inference_mode()
     def grid(self) -> None:
@@ -144,6 +174,23 @@ class Trainer(TrainingLoop):
         write_png(self.run.samples / f"{self.images_seen:012d}.png", make_grid(pixels))
         if self.images_seen >= PATIENCE and (warning := identical_samples(pixels)):
             self.warn(warning)
+
+    def score(self, scorer: Scorer) -> None:
+        """Score the averaged weights, and keep them if they are the best so far."""
+        self.fold()  # finds out whether training has diverged, before the time is spent
+        started = time.perf_counter()
+        score = scorer(self.ema.model)
+        if score is None or self.best is None:
+            return
+        if not self.scored:
+            took = time.perf_counter() - started
+            every = f"every {self.config.eval.every:,} images (eval.every)"
+            say(f"scoring {scorer.n:,} samples (eval.n) took {took:.1f} s; it is done {every}")
+        row = scorer.row(score)
+        self.run.append_stats({"images": self.images_seen, **row})
+        self.accelerator.log({row["metric"]: score}, step=self.images_seen)
+        better = self.best.offer(score, self.ema.model, self.config.model["generator"], self._info())
+        self.scored = f", {row['metric']} {score:.3g}" + (" (best)" if better else "")
 
     def describe(self) -> str:
         """Model, parameters, data and machine."""
@@ -167,7 +214,7 @@ def run_training(config: TrainConfig) -> RunFolder:
         config,
         lambda accelerator, run: Trainer(config, accelerator, data, run),
         {"data_sha256": data.fingerprint},
-        (*CHANGEABLE, "grid_every"),
+        (*CHANGEABLE, "grid_every", *flatten({"eval": as_dict(config.eval)})),
     )
 
 
@@ -177,6 +224,8 @@ def main(config: TrainConfig) -> None:
     run = run_training(config)
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"trained: {run.path / FILE_NAME}; next: python -m gen.sample {run.path} --n 1000 --out samples")
+        if best := best_so_far(run):
+            print(best)
 
 
 if __name__ == "__main__":

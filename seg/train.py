@@ -19,6 +19,8 @@ from torch import nn
 from core.blocks import init_he
 from core.classes import IGNORE
 from core.config import config_command
+from core.curves import FILE_NAME as CURVES_NAME
+from core.curves import Panel, draw_curves
 from core.data import PreparedData
 from core.ema import ExponentialAverage
 from core.errors import UserError
@@ -36,6 +38,11 @@ from seg.settings import TrainConfig, class_weights, learning_rate_factor, train
 from seg.unet import UNet
 
 LAST_NAME = "last.safetensors"
+PANELS = (
+    Panel("loss", {"loss": "sum", "cross_entropy": "cross-entropy", "dice": "Dice", "focal": "focal"}, wide=True),
+    Panel("validation", {"valid_miou": "mIoU", "valid_mdice": "mean Dice"}, best="highest"),
+    Panel("pixel accuracy", {"accuracy": "training", "valid_pixel_accuracy": "validation"}),
+)
 
 
 class Best:
@@ -116,8 +123,9 @@ class Trainer(TrainingLoop):
         return {"model": self.model, "ema": self.ema.model, "optimizer": self.optimizer, "best": self.best}
 
     def export(self) -> None:
-        """Write the weights as they are now; those of the best evaluation have a file of their own."""
+        """Write the weights as they are now, and the curves; the weights of the best evaluation have their own file."""
         self.write_model(LAST_NAME)
+        draw_curves(self.run.read_stats(), PANELS, self.run.path / CURVES_NAME)
 
     def write_model(self, name: str) -> None:
         """Write the averaged weights into the run folder."""
