@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -135,3 +136,9 @@ def as_dict(value: Any) -> dict[str, Any]:
     plain = OmegaConf.to_container(OmegaConf.structured(value), resolve=True)
     assert isinstance(plain, dict)
     return {str(key): entry for key, entry in plain.items()}
+
+
+def quoted(word: str) -> str:
+    """A value as Hydra reads it back: backslashes are doubled before a quote only, and `${` does not interpolate."""
+    inner = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), word)
+    return "'" + inner.replace("${", "\\${") + "'"

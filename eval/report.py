@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from core.config import config_command
+from core.config import config_command, quoted
 from core.console import say
 from core.errors import UserError
 from core.files import atomic_path, digest_of, writable, write_json
@@ -306,8 +306,7 @@ def target(config: ReportConfig) -> Path:
 def source_first(words: list[str]) -> list[str]:
     """The command line with a leading path written as `source=path`."""
     if words and not words[0].startswith("-") and ("=" not in words[0] or Path(words[0]).exists()):
-        quoted = words[0].replace("\\", "\\\\").replace("'", "\\'")
-        return [f"source='{quoted}'", *words[1:]]
+        return [f"source={quoted(words[0])}", *words[1:]]
     return words
 
 
