@@ -19,7 +19,7 @@ from core.images import make_grid
 Verdict = Literal["ok", "doubt", "bad", "skipped"]
 _GRAVITY: tuple[Verdict, ...] = ("ok", "doubt", "bad")
 
-# Coverage as a share of what held-out reals reach. They reach it by definition; a sampler that misses a third of the
+# Coverage as a share of what other reals reach. They reach it by definition; a sampler that misses a third of the
 # data's neighbourhoods stays below 0.7, one that knows a few faces only below 0.3.
 COVERAGE_DOUBT = 0.7
 COVERAGE_BAD = 0.3
@@ -150,7 +150,7 @@ def mode_collapse(
         pixels: uint8 (N, H, W, 3) of the samples.
         real_pixels: uint8 (M, H', W', 3) of the reals.
         coverage: coverage of the reals by the samples (Naeem et al. 2020), None: not known.
-        floor_coverage: coverage by as many held-out reals.
+        floor_coverage: coverage by as many other reals.
     """
     # Both sides at one number, with the reals' own spacing at that number as the yardstick.
     count = min(len(features), len(real_features))
@@ -176,7 +176,7 @@ def mode_collapse(
     shown = _of_one_mode(spaces[0], densest, pixels[chosen]) if findings else None
     covered = ""
     if coverage is not None and floor_coverage:
-        figures |= {"coverage": coverage, "coverage_of_held_out": floor_coverage}
+        figures |= {"coverage": coverage, "coverage_of_other_reals": floor_coverage}
         findings += _lack_of_coverage(coverage, floor_coverage, collapsed=bool(findings))
         covered = f" They cover {percent(coverage)} of the data's neighbourhoods."
     fine = (
@@ -243,7 +243,7 @@ def _lack_of_coverage(coverage: float, floor: float, collapsed: bool) -> list[Fi
         "data altogether: low precision and density say the latter."
     )
     headline = (
-        f"Only {percent(coverage)} of the real images have a sample near them (by held-out reals: {percent(floor)})."
+        f"Only {percent(coverage)} of the real images have a sample near them (by as many other reals: {percent(floor)})."
     )
     return [Finding("bad" if ratio < COVERAGE_BAD else "doubt", headline, cause)]
 
@@ -286,7 +286,7 @@ def sample_size(
     figures: dict[str, float | int] = {"count": count, "reference": reference_count, "dims": dims}
     told = (
         f"Few images bias the distance upward: {count:,} perfect samples would not score 0 but about the floor of "
-        "held-out reals. Compare only scores at the same number of samples and of reals, and read the excess over the "
+        "other reals. Compare only scores at the same number of samples and of reals, and read the excess over the "
         "floor."
     )
     if min(count, reference_count) <= dims:

@@ -55,7 +55,7 @@ def pixel_statistics(pixels: np.ndarray, real_pixels: np.ndarray) -> Check:
     pixels, reals = _evenly(pixels), _evenly(real_pixels)
     shares, real_shares = _histograms(pixels), _histograms(reals)
     figures = _figures(pixels, reals, shares, real_shares)
-    findings = [finding for finding in [_size(pixels, reals), _jpeg(figures)] if finding]
+    findings = [finding for finding in [_jpeg(figures)] if finding]
     # One mistake changes all statistics: the first that explains them is told, not its consequences.
     explanations = (
         lambda: _broken(pixels, reals),
@@ -156,17 +156,6 @@ def _detail(luma: np.ndarray) -> float:
 
 
 # --- one mistake each: a finding, or None -----------------------------------------------------------------------
-
-
-def _size(pixels: np.ndarray, reals: np.ndarray) -> Finding | None:
-    (height, width), (real_height, real_width) = pixels.shape[1:3], reals.shape[1:3]
-    if (height, width) == (real_height, real_width):
-        return None
-    return Finding(
-        "bad",
-        f"The samples are {width}x{height} pixels, the reals {real_width}x{real_height}.",
-        "Scores at different sizes compare sharpness as much as content: use one size.",
-    )
 
 
 def _broken(pixels: np.ndarray, reals: np.ndarray) -> Finding | None:

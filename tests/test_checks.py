@@ -200,7 +200,6 @@ MISTAKES = {
     "JPEG 90": (lambda pixels: jpeg(pixels, 90), None, "were JPEG"),
     "blurred": (softened, "doubt", "softer"),
     "noise": (lambda pixels: noisy(pixels, 20), "doubt", "rougher"),
-    "half size": (lambda pixels: pixels[:, ::2, ::2], "bad", "32x32 pixels, the reals 64x64"),
 }
 
 

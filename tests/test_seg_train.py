@@ -14,6 +14,7 @@ from mask_data import CLASSES, PALETTE, SMALL, run, words, write_discs
 from PIL import Image
 from test_train import assert_equal
 
+import core.curves
 from core.config import compose, typed
 from core.data import PreparedData
 from core.errors import Interrupted, UserError
@@ -28,6 +29,12 @@ from seg.train import run_training
 from seg.unet import UNet
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch):
+    """Draw no curves, which would take longer than these trainings; tests/test_curves.py has runs that do."""
+    monkeypatch.setattr(core.curves, "make_figure", lambda rows, panels: None)
 
 
 def shipped(group, word=""):

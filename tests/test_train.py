@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import core.curves
 from core.config import compose, typed
 from core.errors import UserError
 from core.rundir import RunFolder
@@ -29,6 +30,12 @@ MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml") i
 OPTIMISERS = sorted(path.stem for path in (ROOT / "conf" / "optim").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml") if "unet" not in path.stem)
 SMALL = ["model.image_size=32", "model.width=4", "batch_size=8", "log_every=24", "save_every=0", "grid_every=0"]
+
+
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch):
+    """Draw no curves, which would take longer than these trainings; tests/test_curves.py has runs that do."""
+    monkeypatch.setattr(core.curves, "make_figure", lambda rows, panels: None)
 
 
 def overrides(prepared, runs, **settings):
