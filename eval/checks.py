@@ -243,7 +243,8 @@ def _lack_of_coverage(coverage: float, floor: float, collapsed: bool) -> list[Fi
         "data altogether: low precision and density say the latter."
     )
     headline = (
-        f"Only {percent(coverage)} of the real images have a sample near them (by as many other reals: {percent(floor)})."
+        f"Only {percent(coverage)} of the real images have a sample near them (of as many other reals: "
+        f"{percent(floor)})."
     )
     return [Finding("bad" if ratio < COVERAGE_BAD else "doubt", headline, cause)]
 

@@ -1,9 +1,19 @@
-"""Adversarial losses on logits, one function an equation."""
+"""Adversarial losses on logits, one function an equation, and the table of those that a configuration can name.
+
+Real and fake logits have one shape, (N,) or (N, H, W) where every pixel is judged. Every loss is a mean over all of
+them, so that the means of equal parts of a batch average to that of the whole.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 from torch.nn.functional import softplus
+
+from core.errors import UserError
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -17,3 +27,105 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 def generator_loss(fake_logits: Tensor) -> Tensor:
     """-log D(G(z)), mean over the batch: the non-saturating form (Goodfellow et al. 2014, section 3)."""
     return softplus(-fake_logits).mean()
+
+
+def hinge_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """max(0, 1 - D(x)) + max(0, 1 + D(G(z))) (Lim & Ye 2017; Miyato et al. 2018, equation 16)."""
+    return (1 - real_logits).relu().mean() + (1 + fake_logits).relu().mean()
+
+
+def critic_generator(fake_logits: Tensor) -> Tensor:
+    """-D(G(z)): G's side of the hinge and the Wasserstein loss (Miyato et al. 2018, equation 17; Arjovsky et al. 2017).
+
+    Its gradient never fades, however sure D is.
+    """
+    return -fake_logits.mean()
+
+
+def least_squares_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """(D(x) - 1)^2 / 2 + D(G(z))^2 / 2 (Mao et al. 2017, equation 9: labels 0 and 1)."""
+    return (real_logits - 1).square().mean() / 2 + fake_logits.square().mean() / 2
+
+
+def least_squares_generator(fake_logits: Tensor) -> Tensor:
+    """(D(G(z)) - 1)^2 / 2 (Mao et al. 2017, equation 9)."""
+    return (fake_logits - 1).square().mean() / 2
+
+
+def wasserstein_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """D(G(z)) - D(x) (Arjovsky et al. 2017, equation 2).
+
+    Estimates a distance only while D is 1-Lipschitz: use it with `gen.regularizers.gradient_penalty`.
+    """
+    return fake_logits.mean() - real_logits.mean()
+
+
+def relativistic_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """softplus(-(D(x) - D(G(z)))): how much more real than a fake is a real (Jolicoeur-Martineau 2019; RpGAN in
+    Huang et al. 2024, equation 2, there as a function to be maximised).
+
+    Pairs are made by index, so the sign convention is: D raises the difference of each real to the fake in its place.
+    Only differences matter; the logits may drift together.
+    """
+    return softplus(fake_logits - real_logits).mean()
+
+
+def relativistic_generator(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
+    """softplus(-(D(G(z)) - D(x))): D's loss with the parts exchanged, so that G lowers the same differences."""
+    return softplus(real_logits - fake_logits).mean()
+
+
+@dataclass(frozen=True)
+class GanLoss:
+    """The two sides of a game.
+
+    Attributes:
+        discriminator: (real logits, fake logits) -> scalar.
+        of_generator: (fake logits) -> scalar, or (fake logits, real logits) -> scalar when `paired`.
+        boundary: the logit at which D is undecided; None when only differences of logits mean anything.
+        paired: whether G's loss compares with real logits, which its step must then compute.
+    """
+
+    discriminator: Callable[[Tensor, Tensor], Tensor]
+    of_generator: Callable[..., Tensor]
+    boundary: float | None = 0.0
+    paired: bool = False
+
+    def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
+        """G's loss; `real_logits` of the images in the same places are read (and needed) only when `paired`."""
+        if not self.paired:
+            return self.of_generator(fake_logits)
+        if real_logits is None:
+            raise ValueError("this loss compares with real logits, but none were given")
+        return self.of_generator(fake_logits, real_logits)
+
+    @torch.no_grad()
+    def decisions(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """What D says of the reals and of the fakes: 1 real, -1 fake, 0 undecided; shapes as given.
+
+        Without a boundary each logit is compared with its partner. The mean over reals is the sign of overfitting that
+        `gen.augment.AdaptiveProbability` holds.
+        """
+        if self.boundary is None:
+            return (real_logits - fake_logits).sign(), (fake_logits - real_logits).sign()
+        return (real_logits - self.boundary).sign(), (fake_logits - self.boundary).sign()
+
+
+LOSSES: dict[str, GanLoss] = {
+    "non_saturating": GanLoss(discriminator_loss, generator_loss),
+    "hinge": GanLoss(hinge_discriminator, critic_generator),
+    "least_squares": GanLoss(least_squares_discriminator, least_squares_generator, boundary=0.5),
+    "wasserstein": GanLoss(wasserstein_discriminator, critic_generator, boundary=None),
+    "relativistic": GanLoss(relativistic_discriminator, relativistic_generator, boundary=None, paired=True),
+}
+
+
+def gan_loss(name: str) -> GanLoss:
+    """The loss that a configuration names.
+
+    Raises:
+        UserError: unknown name.
+    """
+    if name not in LOSSES:
+        raise UserError(f"loss={name!r} is unknown: use one of {', '.join(LOSSES)}")
+    return LOSSES[name]
