@@ -23,7 +23,7 @@ from core.curves import Panel, draw_curves
 from core.data import PreparedData
 from core.ema import ExponentialAverage
 from core.errors import UserError
-from core.images import make_grid, to_uint8, write_png
+from core.images import FASTER, make_grid, to_uint8, write_png
 from core.loop import (
     CHANGEABLE,
     LoopConfig,
@@ -108,7 +108,7 @@ class Trainer(TrainingLoop):
         networks = [build_model(recipe) for recipe in recipes]
         for offset, network in enumerate(networks):
             init_normal(network, seed=2 * self.config.seed + offset)
-            network.to(self.accelerator.device)
+            network.to(self.accelerator.device).to(memory_format=FASTER)
         return networks[0], networks[1]
 
     def parts(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from core.curves import Panel, draw_curves
 from core.data import PreparedData
 from core.ema import ExponentialAverage
 from core.errors import UserError
-from core.images import write_png
+from core.images import FASTER, write_png
 from core.loop import CHANGEABLE, TrainingLoop, describe_machine, make_optimizer, process_count, run_loop
 from core.rundir import RunFolder
 from core.runtime import crossed
@@ -96,7 +96,7 @@ class Trainer(TrainingLoop):
         if model.channels != 3:
             raise UserError(f"model.network.channels={model.channels}: pictures are RGB, so it must be 3")
         init_he(model, self.config.seed)
-        return model.to(self.accelerator.device)
+        return model.to(self.accelerator.device).to(memory_format=FASTER)
 
     def _examples(self) -> Examples:
         config, data = self.config, self.data
