@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
@@ -264,11 +263,6 @@ class TrainingLoop(ABC):
             return False
         votes = torch.tensor([float(stop.received)], device=self.accelerator.device)
         return bool(self.accelerator.reduce(votes, reduction="sum").item() > 0)
-
-
-def process_count() -> int:
-    """Processes that `accelerate launch` started, known before any of them is set up."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def run_loop(

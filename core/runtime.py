@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,16 @@ def share_cores() -> int:
     return threads
 
 
+def process_count() -> int:
+    """Processes that `accelerate launch` started, known before any of them is set up."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def several_on_cpu() -> bool:
+    """Whether several processes share this machine's CPU: accelerate must be told, else each would work alone."""
+    return process_count() > 1 and (parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available())
+
+
 def start_accelerator(mixed_precision: str, tracker: str | None, run_folder: Path) -> Accelerator:
     """The Accelerator of a training command, on all the processes that `accelerate launch` started.
 
@@ -61,8 +72,11 @@ def start_accelerator(mixed_precision: str, tracker: str | None, run_folder: Pat
     # Without broadcast_buffers=False the second forward through D would overwrite the BatchNorm buffers that the
     # first one needs in the backward pass.
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    # Newer torch wants another name for it, which accelerate does not know yet.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     try:
         accelerator = Accelerator(
+            cpu=several_on_cpu(),
             mixed_precision=PRECISIONS[mixed_precision],
             log_with=tracker,
             project_dir=str(run_folder),
@@ -90,11 +104,10 @@ class Ranks:
     @classmethod
     def join(cls) -> Ranks:
         """Those that `accelerate launch` started, or this process alone; after it each has a GPU of its own if any."""
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if process_count() == 1:
             return cls()
-        on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
         # They wait for one another where one may have an hour's work left: the default of minutes would end them.
-        state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))
+        state = PartialState(cpu=several_on_cpu(), timeout=timedelta(days=1))
         return cls(state.process_index, state.num_processes)
 
     @property

@@ -32,11 +32,10 @@ from core.loop import (
     check_least,
     describe_machine,
     make_optimizer,
-    process_count,
     run_loop,
 )
 from core.rundir import RunFolder, flatten
-from core.runtime import crossed
+from core.runtime import crossed, process_count
 from core.weights import FILE_NAME, build_model, save_model
 from gen.latents import sample_latents, training_latents
 from gen.monitor import PATIENCE, CollapseMonitor, identical_samples

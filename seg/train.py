@@ -25,9 +25,9 @@ from core.data import PreparedData
 from core.ema import ExponentialAverage
 from core.errors import UserError
 from core.images import FASTER, write_png
-from core.loop import CHANGEABLE, TrainingLoop, describe_machine, make_optimizer, process_count, run_loop
+from core.loop import CHANGEABLE, TrainingLoop, describe_machine, make_optimizer, run_loop
 from core.rundir import RunFolder
-from core.runtime import crossed
+from core.runtime import crossed, process_count
 from core.weights import FILE_NAME, build_model, save_model
 from seg.borders import border_map
 from seg.data import Batch, Examples, training_batches
