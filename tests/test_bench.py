@@ -1,0 +1,360 @@
+"""The benchmark: what it compares is the same work, it counts right, is not fooled by drift, and tells everything."""
+
+import itertools
+import json
+import math
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from core.blocks import init_normal
+from core.errors import UserError
+from core.prepare import prepare
+from core.sources import open_source
+from core.weights import build_model
+from eval.features import InceptionFeatures
+from eval.frechet import Statistics, frechet_distance
+from eval.sources import list_images
+from gen.dcgan import Discriminator, Generator
+from gen.steps import discriminator_step, generator_step
+from scripts import bench, bench_data, bench_flops, bench_measure, bench_ranks, bench_reference
+from scripts.bench_measure import Clock, Result, Side, Spread, interleave, neighbour_ratios
+from scripts.bench_parts import Settings
+from scripts.bench_tools import inception_networks
+
+TINY = Settings(
+    seconds=0.02,
+    batch=4,
+    size=32,
+    width=4,
+    unet_widths=(2, 4),
+    unet_size=32,
+    unet_batch=2,
+    samples=3,
+    features=2,
+    dims=64,
+    moments=(6, 4),
+    faces=2,
+    count=20,
+    largest=400,
+    rank_batch=4,
+    matrix=16,
+)
+SPREADS = ("ours", "reference", "ratio")
+
+
+@pytest.fixture(scope="module")
+def jpegs(tmp_path_factory):
+    return bench_data.write_jpegs(bench_data.draw_faces(2), 5, tmp_path_factory.mktemp("bench") / "jpegs")
+
+
+def recipes(size, width):
+    names = {"generator": {"latent_dim": 100}, "discriminator": {}}
+    target = "gen.dcgan.{}"
+    return {
+        name: {"_target_": target.format(name.title()), "image_size": size, "width": width} | more
+        for name, more in names.items()
+    }
+
+
+# -- the whole command
+
+
+def run_tiny(monkeypatch, capsys, path, *parts):
+    monkeypatch.setattr(bench, "choose_settings", lambda options, device: TINY)
+    monkeypatch.setattr(sys, "argv", ["bench", "--parts", *parts, "--json", str(path)])
+    bench.main()
+    return capsys.readouterr().out, json.loads(path.read_text())
+
+
+def check_complete(table, report, parts):
+    assert [part["part"] for part in report["parts"]] == parts
+    for part in report["parts"]:
+        assert re.search(rf"^\W*{part['part']} ", table, re.MULTILINE)
+        assert all(0 < part[side]["low"] <= part[side]["median"] <= part[side]["high"] for side in SPREADS)
+        assert part["unit"] in table and part["facts"]["turns"] >= 2
+    assert {"cpu", "cores", "threads", "gpu", "torch", "native_bf16", "precision", "command", "date", "commit"} <= set(
+        report["run"]
+    )
+    assert report["settings"]["batch"] == 4 and report["run"]["command"] in table and report["run"]["cpu"] in table
+
+
+def test_the_parts_report(monkeypatch, capsys, tmp_path):
+    parts = [part for part in bench.PARTS if part not in ("features", "ranks")]
+    table, report = run_tiny(monkeypatch, capsys, tmp_path / "bench.json", *reversed(parts))
+    check_complete(table, report, parts)
+    flops = {part["part"]: part["facts"]["flops"] for part in report["parts"] if "flops" in part["facts"]}
+    assert set(flops) == {"gan-step", "unet-step"}
+    assert flops["gan-step"]["flop_per_image"] == bench_flops.gan_step_flops(recipes(32, 4))
+    share = next(part["ratio"]["median"] for part in report["parts"] if part["part"] == "data")
+    assert share < 1 and f"{share:.1%}" in table
+    assert set(report["parts"][4]["facts"]["milliseconds_per_batch"]) == {"400", "40", "4"}
+    assert not list(tmp_path.glob("facet-bench-*"))
+
+
+@pytest.mark.slow
+def test_the_slow_parts_report(monkeypatch, capsys, tmp_path):
+    table, report = run_tiny(monkeypatch, capsys, tmp_path / "bench.json", "ranks", "features")
+    check_complete(table, report, ["features", "ranks"])
+    assert report["parts"][1]["facts"]["without_exchange"]["median"] > 0
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_early_is_told(monkeypatch, tmp_path):
+    with bench_ranks.worker(TINY, tmp_path / "nowhere", tmp_path / "one", [], {}) as one:
+        one.order(1)
+        with pytest.raises(UserError, match=r"last said: .*no prepared data set at .*nowhere"):
+            one.wait()
+
+
+@pytest.mark.slow
+def test_under_accelerate_launch_process_0_reports(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--multi_gpu", "--num_processes", "2"]
+    settings = ["--size", "32", "--width", "4", "--batch", "4", "--unet-batch", "4", "--images", "400"]
+    words = ["-m", "scripts.bench", "--parts", "all", *settings, "--seconds", "0.1", "--json", str(tmp_path / "b.json")]
+    done = subprocess.run([*launcher, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "b.json").read_text())
+    check_complete(done.stdout, report, list(bench.TRAINING))
+    assert report["run"]["processes"] == 2 and done.stdout.count("gan-step ") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--parts", "gan"], "error: argument --parts: invalid choice: 'gan'"),
+        (["--batch", "1"], "error: --batch must be at least 2"),
+        (["--seconds", "0"], "error: --seconds must be above 0"),
+        (["--seconds", "nan"], "error: --seconds must be above 0"),
+        (["--size", "48"], "error: --size must be 32, 64, 128 or 256"),
+    ],
+)
+def test_mistakes_get_one_line(monkeypatch, capsys, words, line):
+    monkeypatch.setattr(sys, "argv", ["bench", *words])
+    with pytest.raises(SystemExit) as stop:
+        bench.main()
+    told = capsys.readouterr().err
+    assert stop.value.code == 1 and told.startswith(line) and told.count("\n") == 1
+
+
+def test_several_processes_run_what_trains_and_nothing_else(monkeypatch):
+    assert bench.choose_parts(["all"], 2) == list(bench.TRAINING)
+    assert bench.choose_parts(bench.DEFAULT, 1) == bench.DEFAULT and "ranks" not in bench.DEFAULT
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="frechet runs on one process"):
+        bench.parse(["--parts", "gan-step", "frechet"])
+    with pytest.raises(UserError, match="--batch must be divisible by the number of processes, 2"):
+        bench.parse(["--batch", "5"])
+
+
+@pytest.mark.parametrize(("flags", "precision"), [("fma avx512_bf16 sse", "bf16"), ("fma avx2", "fp32"), ("", "fp32")])
+def test_precision_follows_the_processor(monkeypatch, flags, precision):
+    monkeypatch.setattr(bench, "_cpuinfo", lambda key: flags)
+    cpu = torch.device("cpu")
+    assert bench.choose_precision("auto", cpu) == precision and bench.choose_precision("fp32", cpu) == "fp32"
+
+
+def test_the_papers_network_and_the_size_of_a_gpu():
+    settings = bench.choose_settings(bench.parse(["--paper", "--precision", "bf16"]), torch.device("cuda"))
+    assert settings.unet_widths[-1] == 1024 and settings.unet_size == 256 and settings.precision == "bf16"
+    assert settings.matrix > Settings.matrix and settings.batch == 128
+
+
+# -- measuring
+
+
+def test_drift_of_the_machine_does_not_change_the_ratio(monkeypatch):
+    now, order = [0.0], []
+    monkeypatch.setattr(bench_measure.time, "perf_counter", lambda: now[0])
+
+    def side(name, cost):
+        def work(count):
+            order.append(name)
+            now[0] += count * cost * (1 + now[0] / 40)  # ever slower, by half in the end
+            return count
+
+        return Side(name, work)
+
+    clock = Clock(SimpleNamespace(wait_for_everyone=lambda: None, device=torch.device("cpu"), num_processes=1))
+    rates = interleave([side("a", 0.01), side("b", 0.02)], 20.0, clock)
+    assert order[-4:] == ["a", "b", "a", "b"] and len(rates["a"]) == len(rates["b"]) >= 3
+    assert rates["a"][0] / rates["b"][-1] > 2.6  # what measuring one after the other could find
+    assert Spread.of(neighbour_ratios(rates["a"], rates["b"])).median == pytest.approx(2, rel=0.1)
+
+
+def test_what_takes_longer_than_a_turn_runs_once_a_turn(monkeypatch):
+    now, runs = [0.0], []
+    monkeypatch.setattr(bench_measure.time, "perf_counter", lambda: now[0])
+
+    def work(count):
+        runs.append(count)
+        now[0] += 100 * count
+        return count
+
+    clock = Clock(SimpleNamespace(wait_for_everyone=lambda: None, device=torch.device("cpu"), num_processes=1))
+    rates = interleave([Side("slow", work, least=2)], 5.0, clock)
+    assert runs == [2, 2, 2] and rates["slow"].tolist() == [0.01, 0.01]
+
+
+def test_neighbours_and_spread():
+    ratios = neighbour_ratios(np.array([2.0, 6.0]), np.array([1.0, 2.0]))
+    assert sorted(ratios) == [2, 3, 6]  # 2/1, 6/1 and 6/2
+    assert Spread.of(ratios) == Spread(3, 2.5, 4.5)
+    result = Result.of_rates("p", "1/s", {"ours": np.array([2.0, 6.0]), "reference": np.array([1.0, 2.0])})
+    assert bench.ratio_text(result) == ("3.00 x", "2.50 - 4.50")
+
+
+# -- arithmetic
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "forward"),
+    [
+        (nn.Conv2d(2, 3, 3, padding=1), (1, 2, 5, 5), 2 * (2 * 3 * 9) * 25),
+        (nn.Conv2d(4, 6, 3, stride=2, groups=2), (2, 4, 7, 7), 2 * 2 * (2 * 6 * 9) * 9),
+        (nn.ConvTranspose2d(2, 3, 4, 2, 1), (1, 2, 5, 5), 2 * (2 * 3 * 16) * 25),
+        (nn.Linear(4, 5), (3, 4), 2 * (4 * 5) * 3),
+    ],
+)
+def test_passes_of_one_layer(layer, shape, forward):
+    x = torch.ones(shape)
+    assert bench_flops.count_flops(lambda: layer(x), layer) == 2 * forward  # forward and weights
+    assert bench_flops.count_flops(lambda: layer(x.requires_grad_()), layer) == 3 * forward
+    layer.requires_grad_(False)
+    assert bench_flops.count_flops(lambda: layer(x), layer) == 2 * forward  # forward and input
+    assert bench_flops.count_flops(lambda: layer(x.detach()), layer) == forward
+    assert not layer._forward_hooks
+
+
+def test_dcgan_step_by_hand():
+    # width 64 at 64 pixels: kernel 4x4 and channels in, channels out, positions of the smaller map
+    inner = [(64, 128, 16), (128, 256, 8), (256, 512, 4)]
+    d_first, g_first = 2 * 16 * 3 * 64 * 32**2, 2 * 16 * 100 * 512
+    d = d_first + sum(2 * 16 * a * b * side**2 for a, b, side in inner) + 2 * 16 * 512
+    g = g_first + sum(2 * 16 * a * b * side**2 for a, b, side in inner) + 2 * 16 * 64 * 3 * 32**2
+    expected = 2 * (3 * d - d_first) + 2 * d + 3 * g - g_first
+    assert bench_flops.gan_step_flops(recipes(64, 64)) == expected
+    assert expected == pytest.approx(2.29e9, rel=0.01) and expected == pytest.approx(11 * d, rel=0.02)
+
+
+def test_dcgan_step_as_counted_by_pytorch():
+    both = recipes(32, 8)
+    generator, discriminator = build_model(both["generator"]), build_model(both["discriminator"])
+    optimizers = [torch.optim.SGD(network.parameters(), 0.1) for network in (generator, discriminator)]
+    with FlopCounterMode(display=False) as counter:
+        fake = generator(torch.randn(4, 100))
+        discriminator_step(discriminator, optimizers[1], torch.randn(4, 3, 32, 32), fake)
+        generator_step(discriminator, optimizers[0], fake)
+    assert counter.get_total_flops() == 4 * bench_flops.gan_step_flops(both)
+
+
+def test_unet_step_as_counted_by_pytorch():
+    recipe = {"_target_": "seg.unet.UNet", "widths": [2, 4, 8], "classes": 3, "norm": "batch"}
+    network = build_model(recipe)
+    with FlopCounterMode(display=False) as counter:
+        network(torch.randn(2, 3, 16, 16)).sum().backward()
+    assert counter.get_total_flops() == 2 * bench_flops.unet_step_flops(recipe, 16)
+    plain, images = bench_reference.PlainUNet([2, 4, 8], 3), torch.randn(2, 3, 16, 16)
+    assert bench_flops.count_flops(lambda: plain(images), plain) == counter.get_total_flops()
+
+
+# -- both sides do the same work
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_the_reference_networks_are_the_same(size):
+    pairs = [
+        (Generator(size, width=4), bench_reference.generator(size, 4)),
+        (Discriminator(size, width=4), bench_reference.discriminator(size, 4)),
+    ]
+    for ours, plain in pairs:
+        init_normal(ours, std=0.2, seed=3)
+        states = ours.state_dict(), plain.state_dict()
+        plain.load_state_dict(dict(zip(states[1], states[0].values(), strict=True)))
+    z, x = torch.randn(3, 100), torch.randn(3, 3, size, size)
+    assert torch.allclose(pairs[0][0](z), pairs[0][1](z[:, :, None, None]), atol=1e-5)
+    assert torch.allclose(pairs[1][0](x).sigmoid(), pairs[1][1](x).flatten(), atol=1e-5)
+
+
+def test_the_reference_step_trains_both_networks():
+    torch.manual_seed(0)
+    loop = bench_reference.GanLoop(32, 4, torch.device("cpu"), 1)
+    weights = [[p.clone() for p in net.parameters()] for net in (loop.generator, loop.discriminator)]
+    for _ in range(2):
+        loop.step(torch.randn(4, 3, 32, 32))
+    for before, network in zip(weights, (loop.generator, loop.discriminator), strict=True):
+        assert all(not torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
+    assert loop.history[3] == pytest.approx(2 * math.log(2), abs=1) and len(loop.history) == 5
+
+
+def test_the_reference_unet_learns_and_ignores_255():
+    torch.manual_seed(0)
+    loop = bench_reference.UNetLoop((4, 8), 2, torch.device("cpu"), 1)
+    images = torch.randn(2, 3, 8, 8)
+    masks = (images[:, 0] > 0).long()
+    masks[:, 0] = 255
+    losses = []
+    for _ in range(30):
+        loop.step(images, masks)
+        losses += loop.history
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_the_folder_loader_gives_what_was_asked_for(jpegs):
+    loader = bench_reference.FolderLoader(jpegs, 32, 2, seed=0)
+    for count in (3, 1):
+        batches = list(loader.batches(count))
+        assert [batch.shape for batch in batches] == [(2, 3, 32, 32)] * count
+        assert all(-1 <= batch.min() < batch.max() <= 1 for batch in batches)
+
+
+def test_both_prepare_the_same_pictures(jpegs, tmp_path):
+    ours = prepare(open_source(jpegs), tmp_path / "ours", size=32, quiet=True).data
+    assert bench_reference.prepare_one_by_one(jpegs, 32, tmp_path / "loop.npy") == 5 == len(ours)
+    assert np.array_equal(np.load(tmp_path / "loop.npy"), ours.images)
+
+
+def test_both_distances_agree():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((50, 5)), rng.standard_normal((40, 5)) @ rng.standard_normal((5, 5)) + 1
+    ours = frechet_distance(Statistics.of(a), Statistics.of(b))
+    assert bench_reference.frechet_by_sqrtm(a, b) == pytest.approx(ours, rel=1e-9)
+
+
+def test_both_extract_the_same_features(tmp_path, monkeypatch):
+    pictures = bench_data.prepare_faces(bench_data.draw_faces(1), 10, 32, tmp_path / "data").images
+    (tmp_path / "pngs").mkdir()
+    for index, pixels in enumerate(pictures[:2]):
+        bench_data.Image.fromarray(np.array(pixels)).save(tmp_path / "pngs" / f"{index}.png")
+    files = list_images(tmp_path / "pngs")
+    weights, network = inception_networks(64, tmp_path)
+    kept = []
+    loop = bench_reference.get_activations
+    monkeypatch.setattr(bench_reference, "get_activations", lambda *words: kept.append(loop(*words)))
+    bench_reference.published_features(files.files, network, 64, torch.device("cpu"), 0)
+    ours = InceptionFeatures(64, weights, torch.device("cpu"))(files.read(0, 2))
+    np.testing.assert_allclose(kept[0], ours, rtol=1e-3, atol=1e-4 * np.abs(ours).max())
+
+
+def test_a_sparse_data_set_has_its_size_and_takes_no_room(tmp_path):
+    bench_data.write_sparse(tmp_path / "black", 10_000, 64)
+    data = bench_data.open_sparse(tmp_path / "black")
+    assert data.images.shape == (10_000, 64, 64, 3) and not data.images[9_999].any()
+    assert (tmp_path / "black" / "images.npy").stat().st_blocks * 512 < 1_000_000
+
+
+def test_masks_and_split_of_the_faces(tmp_path):
+    data = bench_data.prepare_faces(bench_data.draw_faces(2), 20, 32, tmp_path / "data")
+    assert len(data.indices("valid")) == 2 and data.masks is not None
+    assert np.array_equal(data.images[0], data.images[2]) and not np.array_equal(data.images[0], data.images[1])
+    assert all(len(np.unique(mask)) > 2 for mask in itertools.islice(data.masks, 2))
