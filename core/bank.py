@@ -75,7 +75,7 @@ class ImageBank(EndlessOrder):
             free, _ = torch.cuda.mem_get_info()
         if self.images.nbytes > free // 2:
             return None
-        return torch.from_numpy(np.array(self.images)).to(self.device)
+        return copy_in_pieces(self.images, self.device)
 
     def batch(self, images_seen: int, batch_size: int, rank: int = 0, ranks: int = 1) -> Tensor:
         """The part of `rank` of the global batch that follows `images_seen`.
@@ -92,3 +92,12 @@ class ImageBank(EndlessOrder):
             pixels = torch.from_numpy(self.images[rows]).to(self.device, non_blocking=True)
         pixels = torch.where(mirrored[:, None, None, None], pixels.flip(2), pixels)
         return to_float(pixels)
+
+
+def copy_in_pieces(array: np.ndarray, device: torch.device, piece: int = 1 << 26) -> Tensor:
+    """A whole memory map on a device, about `piece` bytes at a time, so that host memory does not hold it too."""
+    whole = torch.empty(array.shape, dtype=torch.uint8, device=device)
+    rows = max(1, piece // max(1, array[:1].nbytes))
+    for start in range(0, len(array), rows):
+        whole[start : start + rows] = torch.from_numpy(np.array(array[start : start + rows]))
+    return whole

@@ -49,12 +49,15 @@ class PreparedData:
         meta = read_json(path / "meta.json")
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:
             raise UserError(f"{path}/meta.json is not of format {FORMAT}: prepare the data set again with this version")
-        needed = {"count", "sha256"} | ({"classes", "palette"} if "masks.npy" in meta.get("sha256", ()) else set())
+        hashes = meta["sha256"] if isinstance(meta.get("sha256"), dict) else {}
+        needed = {"count", "sha256"} | ({"classes", "palette"} if "masks.npy" in hashes else set())
         if missing := sorted(needed - meta.keys()):
             raise UserError(f"{path}/meta.json lacks {', '.join(missing)}: prepare the data set again")
+        if "images.npy" not in hashes:
+            raise UserError(f"{path}/meta.json lacks the sha256 of images.npy: prepare the data set again")
         images = _load(path, "images.npy", meta, 4)
-        masks = _load(path, "masks.npy", meta, 3) if "masks.npy" in meta["sha256"] else None
-        split = _load(path, "split.npy", meta, 1) if "split.npy" in meta["sha256"] else None
+        masks = _load(path, "masks.npy", meta, 3) if "masks.npy" in hashes else None
+        split = _load(path, "split.npy", meta, 1) if "split.npy" in hashes else None
         if masks is not None and masks.shape != images.shape[:3]:
             raise UserError(f"{path}: masks {masks.shape} do not fit images {images.shape}: prepare it again")
         return cls(path, images, masks, split, meta)

@@ -68,9 +68,16 @@ def writable(folder: Path) -> bool:
 
 
 def sha256_of(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file's content, read in pieces."""
+    """Hexadecimal SHA-256 of a file's content, read in pieces.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     digest = hashlib.sha256()
-    with Path(path).open("rb") as handle:
-        while piece := handle.read(1 << 20):
-            digest.update(piece)
+    try:
+        with Path(path).open("rb") as handle:
+            while piece := handle.read(1 << 20):
+                digest.update(piece)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     return digest.hexdigest()

@@ -18,6 +18,7 @@ from torch import nn
 from core.config import as_dict
 from core.console import StatusProgress, console, progress_bar, say, warn
 from core.errors import Interrupted, UserError
+from core.machine import choose_precision, device_to_come
 from core.rundir import RunFolder
 from core.runtime import MeanMeter, NonFiniteError, StopRequest, crossed, start_accelerator
 from core.state import Checkpoints
@@ -284,6 +285,8 @@ def run_loop(
         Interrupted: stopped on request, after saving.
     """
     run = RunFolder(Path(config.runs) / config.name)
+    # What it comes to is part of the run: another machine may choose differently, and would be refused.
+    config.mixed_precision = choose_precision(config.mixed_precision, device_to_come())
     resolved = as_dict(config) | identity
     run.check_config(resolved, changeable)
     accelerator = start_accelerator(config.mixed_precision, config.tracker, run.path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -12,17 +13,24 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    broadcast_object_list,
+    gather_object,
+    parse_flag_from_env,
+)
 from torch import Tensor
 
 from core.errors import UserError
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}  # our names -> accelerate's
 TRACKERS = ("tensorboard",)
+
+Value = TypeVar("Value")
 
 
 def cpu_cores() -> int:
@@ -120,6 +128,21 @@ class Ranks:
         if self.count > 1:
             PartialState().wait_for_everyone()
 
+    def of_first(self, value: Value) -> Value:
+        """What the first process gives here, on all of them; what the others give is not looked at."""
+        return broadcast_object_list([value])[0] if self.count > 1 else value
+
+    def share_failure(self, failure: UserError | None) -> None:
+        """Fail on all processes where one does: only the first prints, and the others would wait for the one.
+
+        Raises:
+            UserError: of the first process that has one.
+        """
+        messages = [None if failure is None else str(failure)]
+        for message in gather_object(messages) if self.count > 1 else messages:
+            if message is not None:
+                raise UserError(message)
+
 
 def pick_device(name: str = "auto") -> torch.device:
     """The device of this name; `auto` is a GPU if there is one, else the CPU.
@@ -139,16 +162,41 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+class _Precise:
+    """Switches TF32 off while any thread needs it off: the switches are those of the whole process."""
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.before = threading.Lock(), 0, (False, False)
+
+    def enter(self) -> None:
+        with self.lock:
+            if self.users == 0:
+                self.before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+                torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+            self.users += 1
+
+    def leave(self) -> None:
+        with self.lock:
+            self.users -= 1
+            if self.users == 0:
+                torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self.before
+
+
+_precise = _Precise()
+
+
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Plain float32 arithmetic while active, TF32 and autocast off, whatever the surrounding program set."""
-    matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    """Plain float32 arithmetic while active, TF32 and autocast off, whatever the surrounding program set.
+
+    Several threads may be inside at once.
+    """
+    _precise.enter()
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
+        _precise.leave()
 
 
 class StopRequest:

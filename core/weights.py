@@ -48,10 +48,14 @@ def save_model(path: str | Path, model: nn.Module, recipe: dict[str, Any], info:
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     metadata = {"format": FORMAT, "recipe": json.dumps(recipe), "info": json.dumps(info)}
     with atomic_path(path) as temporary:
+        # safetensors makes files that their owner alone can read: others of a group shall score a run, too.
+        temporary.touch()
+        mode = temporary.stat().st_mode
         try:
             save_file(tensors, temporary, metadata)
         except SafetensorError as error:
             raise OSError(f"{error}; is the disk full?") from error
+        temporary.chmod(mode)
 
 
 def model_file(run_or_file: str | Path) -> Path:

@@ -11,11 +11,13 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.lib import format as npy
 
 from core.console import progress_bar, say
@@ -23,11 +25,13 @@ from core.errors import UserError
 from core.files import atomic_path, digest_of, read_json, write_json
 from core.runtime import Ranks
 from eval.features import Features
-from eval.frechet import RunningSums
+from eval.frechet import RunningSums, Statistics
 from eval.sources import ImageSet, Source, read_rows
 
 FORMAT = 2  # raised whenever what is kept would no longer be what this code computes
+PARTS, KEY = ".parts", "key.json"  # folder of blocks beside the file that will hold them, and what they are of
 BLOCK = 256  # images in a file while features are extracted; batches do not cross its border
+LONG = 20_000  # features from which on what is done with all of them takes more than some seconds
 ROWS = 4096  # features in memory at once, where a whole data set may not fit
 
 
@@ -42,7 +46,10 @@ class KeptFeatures:
 
     def __init__(self, file: Path, rows: np.ndarray | None = None) -> None:
         self.file, self.rows = file, rows
-        self._mapped: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+        try:
+            self._mapped: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {file}: {error}") from error
         self.shape = (len(self._mapped) if rows is None else len(rows), self._mapped.shape[1])
 
     def __len__(self) -> int:
@@ -58,8 +65,17 @@ class KeptFeatures:
         return KeptFeatures(self.file, rows if self.rows is None else self.rows[rows])
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """All of it in order, up to 4,096 rows at a time."""
-        return (self[slice(start, start + ROWS)] for start in range(0, len(self), ROWS))
+        """All of it in order, up to 4,096 rows at a time, under a progress bar where that takes long."""
+        with progress_bar(quiet=len(self) < LONG) as bar:
+            task = bar.add_task("features", total=len(self))
+            for start in range(0, len(self), ROWS):
+                block = self[slice(start, start + ROWS)]
+                yield block
+                bar.advance(task, len(block))
+
+    def statistics(self) -> Statistics:
+        """Mean and covariance, in the form that is fast for fewer rows than dimensions, else in constant memory."""
+        return Statistics.of(self[:]) if len(self) < self.shape[1] else self.sums().statistics()
 
     def sums(self) -> RunningSums:
         """Sums over all of it."""
@@ -91,29 +107,57 @@ class Extractor:
     ) -> KeptFeatures:
         """Features of images, from `folder` where they are kept under this key, else extracted and kept there.
 
+        Another command that works in the same folder is waited for.
+
         Args:
             open_images: gives the images; called only when they are needed.
             key: names their content exactly.
             label: of the progress bar.
 
         Raises:
-            UserError: they cannot be kept there, or an image cannot be read.
+            UserError: they cannot be kept there, or an image cannot be read; on all processes.
         """
         whole, path = self._place(key, folder)
-        present = self.is_kept(key, folder)
-        self.ranks.wait()  # every process has looked before any of them writes
-        if not present:
-            images = open_images()
-            parts = path.with_suffix(".parts")
-            self._extract_blocks(images, parts, label)
-            self.ranks.wait()
-            if self.ranks.first:
-                _join(parts, path, (len(images), self.features.dims))
-                write_json(path.with_suffix(".json"), whole)
-                shutil.rmtree(parts, ignore_errors=True)
-                _remove_others(folder, key)
+        with self._alone_in(folder):
+            if not self.is_kept(key, folder):
+                images = open_images()
+                parts = path.with_suffix(PARTS)
+                if self.ranks.first:
+                    write_json(parts / KEY, whole)
+                failure = None
+                try:
+                    self._extract_blocks(images, parts, label)
+                except UserError as error:
+                    failure = error
+                self.ranks.share_failure(failure)
+                if self.ranks.first:
+                    _join(parts, path, (len(images), self.features.dims))
+                    write_json(path.with_suffix(".json"), whole)
+                    shutil.rmtree(parts, ignore_errors=True)
+                    _remove_others(folder, key)
             self.ranks.wait()
         return KeptFeatures(path)
+
+    @contextmanager
+    def _alone_in(self, folder: Path) -> Iterator[None]:
+        """Keep other commands out of a folder: two would write the same blocks, and one remove them too early."""
+        if not self.ranks.first:
+            yield
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / ".lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                say(f"note: waiting for another command that works in {folder}")
+                lock.acquire()
+        except OSError as error:
+            raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def samples(self, source: Source, index: int, folder: Path) -> KeptFeatures:
         """Features of sample set `index` of `source`, kept in `folder`."""
@@ -126,7 +170,13 @@ class Extractor:
         return whole, folder / f"{self.features.name}-{self.features.dims}-{digest_of(whole)}.npy"
 
     def is_kept(self, key: dict[str, Any], folder: Path) -> bool:
-        """Whether `extract` would find features there; a file that is damaged or not theirs is announced."""
+        """Whether `extract` would find features there; a file that is damaged or not theirs is announced.
+
+        The first process looks for all: what one sees, another may not see yet.
+        """
+        return self.ranks.of_first(self.ranks.first and self._look(key, folder))
+
+    def _look(self, key: dict[str, Any], folder: Path) -> bool:
         whole, path = self._place(key, folder)
         described = path.with_suffix(".json")
         if not (path.is_file() and described.is_file()):
@@ -137,8 +187,7 @@ class Extractor:
                 return bool(kept.shape[1] == self.features.dims)
         except (OSError, ValueError, EOFError, UserError):
             pass
-        if self.ranks.first:
-            say(f"note: {path} is damaged or belongs to other images: computing again")
+        say(f"note: {path} is damaged or belongs to other images: computing again")
         return False
 
     def _extract_blocks(self, images: ImageSet, parts: Path, label: str) -> None:
@@ -193,6 +242,8 @@ def _ahead(read: Callable[[tuple[int, int]], np.ndarray], spans: list[tuple[int,
 
 def _join(parts: Path, path: Path, shape: tuple[int, int]) -> None:
     """Make one array file of all blocks."""
+    for torn in path.parent.glob(f".{path.name}.*.part"):  # of a command that was killed
+        torn.unlink(missing_ok=True)
     # Written as a stream: a full disk is an error there, and would end the process in a memory map.
     with atomic_path(path) as temporary, temporary.open("wb") as handle:
         npy.write_array_header_1_0(handle, {"descr": "<f4", "fortran_order": False, "shape": shape})
@@ -203,12 +254,16 @@ def _join(parts: Path, path: Path, shape: tuple[int, int]) -> None:
 def _remove_others(folder: Path, key: dict[str, Any]) -> None:
     """Remove features of what was in the place of these images before: of an older model, or of older data."""
     names = [name for name in ("kind", "sha256", "model_sha256") if name in key]
-    for described in folder.glob("*.json"):
+    for described in [*folder.glob("*.json"), *folder.glob(f"*{PARTS}/{KEY}")]:
         try:
             other = read_json(described).get("images", {})
         except (UserError, AttributeError):
             continue
-        if other.get("kind") == key["kind"] and any(other.get(name) != key[name] for name in names):
+        if other.get("kind") != key["kind"] or all(other.get(name) == key[name] for name in names):
+            continue
+        if described.name == KEY:
+            shutil.rmtree(described.parent, ignore_errors=True)
+        else:
             described.unlink(missing_ok=True)
             described.with_suffix(".npy").unlink(missing_ok=True)
 

@@ -222,10 +222,10 @@ def _against_held_out(
                 "images, or use an earlier checkpoint.",
             )
         )
-    told = "farther from" if z > CERTAIN else "about as far from"
+    told = "farther from the training images than" if z > CERTAIN else "about as far from the training images as"
     fine = (
         f"No sample is a copy: {percent(close)} are nearer to a training image than 1% of held-out reals are.",
-        f"As a whole they are {told} the training images as held-out reals (z = {z:.1f}; below -{CERTAIN:.0f} would "
+        f"As a whole they are {told} held-out reals (z = {z:.1f}; below -{CERTAIN:.0f} would "
         "mean copying)." + (" Farther means that they do not look like the data yet." if z > CERTAIN else ""),
     )
     return judge("memorisation", findings, fine, figures, shown)

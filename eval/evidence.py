@@ -125,7 +125,7 @@ class Evidence:
     @cached_property
     def drawn(self) -> list[Statistics]:
         """Statistics of every sample set."""
-        return [Statistics.of(kept[:]) for kept in self.sets]
+        return [kept.statistics() for kept in self.sets]
 
     def scores(self, random: int, floor_sets: int) -> list[dict[str, Any]]:
         """The score of the sample sets against every choice of real images; kept."""
@@ -140,7 +140,8 @@ class Evidence:
         if self.course is not None:
             name = f"the course's {Path(self.course.facts['path']).name}/"
             key = self.course_real.key(self.course.rows)
-            found.append(self._kept_score(name, key, floor_sets, lambda: self._course_score(floor_sets)))
+            score = self._kept_score(name, key, floor_sets, lambda: self._course_score(floor_sets))
+            found.append(score | {"course": True})
         return found
 
     def _kept_score(
@@ -170,18 +171,19 @@ class Evidence:
 
     def _course_score(self, floor_sets: int) -> Score:
         """The score against the course's images; the floor is that of images of the data which are not among them."""
-        assert self.course is not None
-        statistics = self.course_real.sums(self.course.rows).statistics()
+        statistics = self.course_real.sums(np.arange(len(self.course_real))).statistics()
         values = [frechet_distance(one, statistics) for one in self.drawn]
-        plan = plan_floor(len(self.real), self._also_in_course(), self.n, floor_sets, self.seed)
+        plan = plan_floor(len(self.real), self.also_in_course, self.n, floor_sets, self.seed)
         if plan.inside or not plan.subsets:
             return Score(values, [], 0, None)
-        floor = [frechet_distance(Statistics.of(self.features[subset]), statistics) for subset in plan.subsets]
-        return Score(values, floor, len(self.course.rows), float(np.mean(values) - np.mean(floor)))
+        floor = [frechet_distance(self.features.take(subset).statistics(), statistics) for subset in plan.subsets]
+        return Score(values, floor, len(self.course_real), float(np.mean(values) - np.mean(floor)))
 
-    def _also_in_course(self) -> np.ndarray:
+    @cached_property
+    def also_in_course(self) -> np.ndarray:
         """Rows of the real images that the course's folder holds too, pixel for pixel."""
-        assert self.course is not None
+        if self.course is None:
+            return np.arange(0)
         known = {digest for _, digest in _digests(self.course.images)}
         return np.array([row for row, digest in _digests(self.reference.every) if digest in known], np.int64)
 

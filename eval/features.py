@@ -21,11 +21,10 @@ from pytorch_fid import inception as published
 from torch import Tensor, nn
 from torch.nn import functional
 
-from core.console import progress_bar, say
+from core.console import say
 from core.errors import UserError
 from core.files import sha256_of
 from core.runtime import full_precision
-from eval.sources import ImageSet
 
 PUBLISHED_SHA256_PREFIX = "6726825d"  # of pytorch-fid's weights; also in the name of the file
 INCEPTION_TRANSFORM = "uint8 pixels / 255, bilinear to 299x299 (align_corners=False, no antialias), 2x - 1, mean pooled"
@@ -125,16 +124,6 @@ class RandomFeatures:
             for kernel in self.kernels:
                 maps = functional.leaky_relu(functional.conv2d(maps, kernel, stride=2, padding=1), 0.2)
             return np.asarray(maps.mean(dim=(2, 3)).cpu().numpy())
-
-
-def feature_batches(features: Features, images: ImageSet, batch_size: int, label: str) -> Iterator[np.ndarray]:
-    """Features of all images in order, (up to batch_size, D) at a time, under a progress bar named `label`."""
-    with progress_bar() as bar:
-        task = bar.add_task(label, total=len(images))
-        for start in range(0, len(images), batch_size):
-            pixels = images.read(start, min(start + batch_size, len(images)))
-            yield features(pixels)
-            bar.advance(task, len(pixels))
 
 
 def require_dims(dims: int) -> None:

@@ -30,7 +30,6 @@ from eval.features import (
     find_weights,
     require_dims,
 )
-from eval.frechet import Statistics
 from eval.reference import RealFeatures, Reference, open_reference
 from eval.score import Score, plan_floor, score_against, spread
 from eval.sources import Source, is_run, open_source
@@ -103,7 +102,7 @@ def score(config: FidConfig) -> dict[str, Any] | None:
         sets = [extractor.samples(source, index, folder) for index in range(source.sets)]
         if not ranks.first:
             return None
-        drawn = [Statistics.of(kept[:]) for kept in sets]
+        drawn = [kept.statistics() for kept in sets]
         floor_sets = config.floor_sets if config.floor else 0
         found = score_against(real, reference.rows, drawn, source.count, floor_sets, config.seed)
     warnings = source.warnings + doubts(source.open_set(0).size, reference, extractor.features)
@@ -116,19 +115,18 @@ def score(config: FidConfig) -> dict[str, Any] | None:
 
 @contextmanager
 def features_folder(source: Source, result: Path, ranks: Ranks) -> Iterator[Path]:
-    """The folder for features of samples: in a run they are kept, beside anything else removed after the block.
-
-    After an error they stay there, and the same command goes on from them.
-    """
+    """The folder for features of samples: in a run they are kept, beside anything else removed after the block."""
     kept = run_features(source)
     if kept is not None:
         yield kept
         return
-    folder = result.with_name(f".{result.name}.features")
-    yield folder
-    ranks.wait()
-    if ranks.first:
-        shutil.rmtree(folder, ignore_errors=True)
+    folder = result.with_name(f".{result.name}.{ranks.of_first(os.getpid())}.features")
+    try:
+        yield folder
+        ranks.wait()
+    finally:
+        if ranks.first:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def run_features(source: Source) -> Path | None:

@@ -83,16 +83,13 @@ def manifold(real: np.ndarray, generated: np.ndarray, k: int = 5) -> Manifold:
     )
 
 
-def nearest(
-    queries: np.ndarray, references: np.ndarray | Iterable[np.ndarray], exclude_self: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
+def nearest(queries: np.ndarray, references: np.ndarray | Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The nearest reference of every query, in one pass over the references.
 
     Args:
         queries: (N, D), any real type.
         references: (M, D) or blocks (any number, D) of it in order, such as batches of features that are never in
             memory together.
-        exclude_self: the references are the queries in the same order; finds the nearest other one.
 
     Returns:
         Euclidean distances, float64 (N,), from differences, so that a copy is at exactly 0; and positions in the whole
@@ -109,32 +106,20 @@ def nearest(
         samples, tile = checked_pair(queries, block, least=1)
         for start in range(0, len(samples), ROWS):
             rows = slice(start, start + ROWS)
-            _improve(samples[rows], tile, best[rows], index[rows], offset, start if exclude_self else None)
+            _improve(samples[rows], tile, best[rows], index[rows], offset)
         offset += len(tile)
-    if exclude_self and offset != len(queries):
-        raise ValueError(f"exclude_self needs the {len(queries)} queries as references, got {offset}")
     if (index < 0).any():
         raise ValueError("there is no reference to be nearest")
     return np.sqrt(best), index
 
 
-def _improve(
-    rows: np.ndarray, tile: np.ndarray, best: np.ndarray, index: np.ndarray, offset: int, first: int | None
-) -> None:
-    """Write into `best` (squared) and `index` what is nearer in this tile, whose first reference has number `offset`.
-
-    `first` is the number of the first row where a row is not to find itself.
-    """
+def _improve(rows: np.ndarray, tile: np.ndarray, best: np.ndarray, index: np.ndarray, offset: int) -> None:
+    """Write into `best` (squared) and `index` what is nearer in this tile, which begins at reference `offset`."""
     rows, tile = rows.astype(np.float64), tile.astype(np.float64)
-    squared = _squared_distances(rows, tile)
-    if first is not None:
-        own = np.arange(first, first + len(rows)) - offset
-        inside = np.flatnonzero((own >= 0) & (own < len(tile)))
-        squared[inside, own[inside]] = np.inf
-    found = squared.argmin(axis=1)
+    found = _squared_distances(rows, tile).argmin(axis=1)
     difference = rows - tile[found]
     exact = np.einsum("nd,nd->n", difference, difference)
-    nearer = (exact < best) & np.isfinite(squared[np.arange(len(rows)), found])
+    nearer = exact < best
     best[nearer], index[nearer] = exact[nearer], found[nearer] + offset
 
 

@@ -133,6 +133,10 @@ figcaption { font-size: .875rem; margin-bottom: .4rem; }
 .provenance td { font: .8125rem/1.5 ui-monospace, "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
   padding-right: 0; }
 .provenance tr + tr { border-top: 1px solid var(--line); }
+@media (max-width: 34rem) {
+  .provenance th, .provenance td { display: block; width: auto; }
+  .provenance td { padding-top: 0; }
+}
 @media (min-width: 60rem) {
   .pictured { display: grid; grid-template-columns: 1fr 1fr; gap: 0 2rem; align-items: start; }
   .pictured > * { grid-column: 1; }

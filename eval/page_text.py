@@ -8,6 +8,8 @@ from typing import Any
 
 COURSE_TARGET = 20  # FID that the course asks for, at 1,000 images against 1,000 reals
 COURSE_COUNT = 1000
+# FID points that 1,000 reals add: a perfect sampler has 18 to 21 against them, 13 to 15 against all of CelebA.
+FEWER_REALS = 6
 NOISE = 2  # standard deviations within which two numbers count as equal
 
 
@@ -83,19 +85,32 @@ def verdict(report: dict[str, Any]) -> tuple[str, str]:
     ]
     said = [part for part in found if part]
     # "ok" is said only where nothing speaks against it.
-    tone = min((tone for tone, _ in said), key=("bad", "doubt", "plain", "ok").index, default="plain")
+    tones = (tone for tone, _ in said if tone)
+    tone = min(tones, key=("bad", "doubt", "plain", "ok").index, default="plain")
     return tone, " ".join(sentence for _, sentence in said)
+
+
+def _course_score(scores: list[dict[str, Any]]) -> dict[str, Any]:
+    """The score nearest to the course's way: against the course's own reals, else 1,000 others, else the first."""
+    own = (score for score in scores if score.get("course"))
+    as_many = (score for score in scores if score["count"] == COURSE_COUNT)
+    return next(own, None) or next(as_many, scores[0])
 
 
 def _against_target(metric: str, scores: list[dict[str, Any]]) -> tuple[str, str] | None:
     scores = [score for score in scores if has_target(metric, score)]
     if not scores:
         return None
-    score = next((score for score in scores if score["count"] == COURSE_COUNT), scores[0])
+    score = _course_score(scores)
     where = f"against {score['against']}"
-    if score["count"] > COURSE_COUNT:
-        where += " (against 1,000 reals, as in the course, it would be several points higher)"
     gap, spread = COURSE_TARGET - score["mean"], score.get("sd")
+    if score["count"] > COURSE_COUNT and not score.get("course"):
+        if 0 < gap < FEWER_REALS:
+            return "doubt", (
+                f"Not known to be below the course's target of {COURSE_TARGET}: it is, by {number(gap)} {where}, but "
+                f"against 1,000 reals, as in the course, it would be about {FEWER_REALS} points higher."
+            )
+        where += " (against 1,000 reals, as in the course, it would be several points higher)"
     if spread is not None and abs(gap) <= NOISE * spread:
         return "doubt", f"Too close to the course's target of {COURSE_TARGET} to call, {where}."
     side, tone = ("Below", "ok") if gap > 0 else ("Above", "plain")
@@ -103,7 +118,8 @@ def _against_target(metric: str, scores: list[dict[str, Any]]) -> tuple[str, str
     return tone, f"{side} the course's target of {COURSE_TARGET}, by {number(abs(gap))} {where}{chance}."
 
 
-def _above_floor(scores: list[dict[str, Any]]) -> tuple[str, str] | None:
+def _above_floor(scores: list[dict[str, Any]]) -> tuple[str | None, str] | None:
+    """What the floor of the first score says; no tone where it depends on what the score is wanted for."""
     if not scores or not scores[0].get("floor"):
         return None
     score, floor = scores[0], scores[0]["floor"]
@@ -120,7 +136,7 @@ def _above_floor(scores: list[dict[str, Any]]) -> tuple[str, str] | None:
             "that is not what it seems."
         )
     share = f"{100 * excess / score['mean']:.0f}%"
-    return "ok", (
+    return None, (
         f"Against {score['against']}, {number(excess)} ({share}) is the generator's; real images in its place would "
         f"score {number(floor['mean'])}."
     )

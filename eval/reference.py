@@ -103,16 +103,16 @@ class RealFeatures:
     A part of what is kept is read from there; a part that is needed alone is extracted alone.
 
     Args:
-        spare: folder to keep them in when the images' own cannot be written to.
+        spare: folder to keep them in, under their own name, when the images' own cannot be written to.
     """
 
     def __init__(self, reference: Reference, extractor: Extractor, spare: Path) -> None:
         self.reference, self.extractor = reference, extractor
         self.cache = reference.cache
         if not writable(self.cache):
-            self.cache = spare
+            self.cache = spare / f"real-{digest_of(reference.content)}"
             if extractor.ranks.first:
-                say(f"note: {reference.cache} cannot be written to, features of real images are kept in {spare}")
+                say(f"note: {reference.cache} cannot be written to, features of real images go to {self.cache}")
         self._had: list[tuple[np.ndarray, KeptFeatures]] = []  # positions and their features
 
     def __len__(self) -> int:
@@ -147,13 +147,13 @@ class RealFeatures:
         return sums
 
 
-def reference_sums(reference: Reference, features: Features, batch_size: int) -> RunningSums:
-    """Sums over the features of a reference, kept beside its images; for a single process.
+def reference_sums(reference: Reference, features: Features, batch_size: int, spare: Path) -> RunningSums:
+    """Sums over the features of a reference, kept beside its images or in `spare`; for a single process.
 
     Raises:
         UserError: they cannot be kept there.
     """
-    return RealFeatures(reference, Extractor(features, batch_size, Ranks()), reference.cache).sums(reference.rows)
+    return RealFeatures(reference, Extractor(features, batch_size, Ranks()), spare).sums(reference.rows)
 
 
 def _save_sums(path: Path, key: dict[str, Any], sums: RunningSums) -> None:

@@ -259,10 +259,15 @@ def limits(config: ReportConfig, evidence: Evidence, scores: list[dict[str, Any]
     if evidence.source.sets == 1:
         lines.append("There is one sample set, so nothing is known of the spread: a run or model can give several.")
     lines += [
-        f"Against {score['against']} there is no floor: the reference has too few real images for it."
+        f"Against {score['against']} there is no floor: there are too few real images for it."
         for score in scores
         if score["floor"] is None
     ]
+    if evidence.course is not None and not len(evidence.also_in_course):
+        lines.append(
+            "None of the course's real images was found in the data, pixel for pixel. Unless they are other pictures, "
+            "they were made in another way, and their floor may be that of pictures against themselves: too low."
+        )
     if evidence.doubt:
         lines.append(evidence.doubt)
     elif not len(evidence.held_out):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,7 @@ def find_results(label: str) -> dict[str, Entry]:
     for file in files:
         entry = Entry(label, file, read_result(file))
         older = found.get(entry.result["metric"])
-        if older is not None:
+        if older is not None and os.environ.get("RANK", "0") == "0":  # several processes may look, one tells
             say(f"note: {file} is taken, it is newer than {older.file}")
         found[entry.result["metric"]] = entry
     return found

@@ -115,8 +115,11 @@ def _kept_floor(real: RealFeatures, rows: np.ndarray, sums: RunningSums, plan: F
 def _rests(real: RealFeatures, sums: RunningSums, plan: FloorPlan) -> Iterator[tuple[Statistics, Statistics]]:
     """Each set of the floor and the real images it is compared with."""
     for subset in plan.subsets:
-        features = real.of(subset)[:]
-        yield Statistics.of(features), (sums.without(features) if plan.inside else sums).statistics()
+        features, rest = real.of(subset), sums
+        if plan.inside:
+            for block in features.blocks():
+                rest = rest.without(block)
+        yield features.statistics(), rest.statistics()
 
 
 def spread(values: list[float]) -> float | None:

@@ -11,17 +11,19 @@ from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
+from torch import nn
 
 from core.errors import UserError
 from core.files import sha256_of
 from core.submission import read_archive
-from core.weights import model_file
+from core.weights import load_model, model_file
 
 # What pytorch-fid reads from a folder (its IMAGE_EXTENSIONS); lower case only and no subfolders, as there.
 EXTENSIONS = frozenset({"bmp", "jpg", "jpeg", "pgm", "png", "ppm", "tif", "tiff", "webp"})
 LOSSY = frozenset({"jpg", "jpeg", "webp"})
 ARCHIVES = (".tar.gz", ".tgz")
 COURSE_COUNT = 1000
+GROUP = 64  # samples that a generator draws at once
 
 
 class ImageSet(Protocol):
@@ -127,16 +129,10 @@ class DrawnImages:
 
     They are drawn in groups that begin at multiples of 64, as gen.sample writes them, and the last group is kept:
     whatever is read in order is drawn once, and 50,000 samples are never in memory together.
-
-    Raises:
-        UserError: no generator, or no such device.
     """
 
-    def __init__(self, model: Path, seeds: np.ndarray, device: str = "auto") -> None:
-        from gen.sample import BATCH_SIZE, load_generator  # here: training scores its samples, so gen may import eval
-
-        self.path, self.seeds, self.device, self.group = model, seeds, device, BATCH_SIZE
-        self.model, self.latent_dim = load_generator(model, device)
+    def __init__(self, network: nn.Module, seeds: np.ndarray) -> None:
+        self.network, self.seeds = network, seeds
         self._kept: tuple[int, np.ndarray] = 0, self._draw(0)
 
     def __len__(self) -> int:
@@ -150,7 +146,7 @@ class DrawnImages:
     def read(self, start: int, stop: int) -> np.ndarray:
         """uint8 (stop - start, H, W, 3), RGB."""
         parts = []
-        for first in range(start - start % self.group, stop, self.group):
+        for first in range(start - start % GROUP, stop, GROUP):
             if self._kept[0] != first:
                 self._kept = first, self._draw(first)
             parts.append(self._kept[1][max(start - first, 0) : stop - first])
@@ -158,14 +154,14 @@ class DrawnImages:
 
     def take(self, positions: np.ndarray) -> DrawnImages:
         """The images at these positions, in this order."""
-        return DrawnImages(self.path, self.seeds[positions], self.device)
+        return DrawnImages(self.network, self.seeds[positions])
 
     def _draw(self, first: int) -> np.ndarray:
         from gen.latents import sample_latents
         from gen.sample import render
 
-        seeds = self.seeds[first : first + self.group].tolist()
-        return render(self.model, sample_latents(seeds, self.latent_dim))
+        seeds = self.seeds[first : first + GROUP].tolist()
+        return render(self.network, sample_latents(seeds, int(self.network.latent_dim)))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -252,23 +248,37 @@ def _open_archive(path: Path) -> Source:
 
 def _open_model(path: Path, count: int, sets: int, seed: int, device: str) -> Source:
     """Sample sets of a trained generator, drawn a few pictures at a time when they are read."""
+    from gen.sample import load_generator  # here: training scores its samples, so gen may import eval
+
     model = model_file(path)
+    # A training that goes on may replace the file: all sets come from what was read once, and has this hash.
+    digest = sha256_of(model)
+    network, _ = load_generator(model, device)
+    if sha256_of(model) != digest:
+        raise UserError(f"{model} was replaced while it was read: score it again")
     first_seeds = [seed + index * count for index in range(sets)]
     facts = {
         "kind": "model",
         "path": str(path),
         "model": str(model),
-        "model_sha256": sha256_of(model),
+        "model_sha256": digest,
         "count": count,
         "sets": sets,
         "first_seeds": first_seeds,
         "seeds": "image i of a set is drawn with the set's first seed + i",
     }
+    warnings = _count_warnings(count)
+    chose = load_model(model)[1].get("score", {}).get("n", 0)
+    if seed < chose:
+        warnings.append(
+            f"the samples of seeds 0 to {chose - 1:,} chose these weights (eval.every), so they score a little too "
+            "well: give seed=1000000"
+        )
 
     def draw(index: int) -> ImageSet:
-        return DrawnImages(model, np.arange(first_seeds[index], first_seeds[index] + count), device)
+        return DrawnImages(network, np.arange(first_seeds[index], first_seeds[index] + count))
 
-    return Source(count, sets, draw, facts, _count_warnings(count))
+    return Source(count, sets, draw, facts, warnings)
 
 
 def _extension(file: Path) -> str:

@@ -84,6 +84,7 @@ class Scorer:
         section: checked settings.
         data, split: the real images; their statistics are computed here unless they are kept beside the data.
         accelerator: each of its processes makes a share of the samples, and all must do everything together.
+        spare: folder for the features of the real images when that of the data cannot be written to.
 
     Attributes:
         terms: metric, number of samples, features and real images. Scores compare where all of these are the same.
@@ -92,7 +93,9 @@ class Scorer:
         UserError: features that cannot be had, or a split that cannot be used.
     """
 
-    def __init__(self, section: EvalSection, data: PreparedData, split: str, accelerator: Accelerator) -> None:
+    def __init__(
+        self, section: EvalSection, data: PreparedData, split: str, accelerator: Accelerator, spare: Path
+    ) -> None:
         from eval.fid import FidSection, make_features
         from eval.reference import open_reference, reference_sums
 
@@ -107,7 +110,7 @@ class Scorer:
         def prepare() -> tuple[Features, Statistics | None]:
             features = make()
             reference = open_reference(data.path, split)
-            return features, reference_sums(reference, features, section.batch_size).statistics()
+            return features, reference_sums(reference, features, section.batch_size, spare).statistics()
 
         prepared = alone_first(accelerator, prepare)
         # The others come later, so that missing weights are downloaded once.
@@ -197,7 +200,8 @@ class Best:
     """The weights with the lowest score so far: best.safetensors and, to read, best.json (on process 0).
 
     They are held in memory and written with the next checkpoint, just before it. So a killed run, which continues from
-    its last checkpoint, never leaves weights of steps that are then done anew and, on a GPU, with another result.
+    its last checkpoint, seldom leaves weights of steps that are then done anew and, on a GPU, with another result: only
+    where it is killed between the two writes.
 
     Files that do not fit any more are renamed to best-IMAGES.*, with a note, and the search starts again: those with a
     score on other terms, and those of more images than the checkpoint has, which happens when the run is set back

@@ -84,7 +84,7 @@ class Trainer(TrainingLoop):
     def __init__(self, config: TrainConfig, accelerator: Accelerator, data: PreparedData, run: RunFolder) -> None:
         super().__init__(config, accelerator, run, STATISTICS)
         self.config = config
-        self.data_info = {"source": data.meta["source"], "count": len(data), "sha256": data.fingerprint}
+        self.data_info = {"source": data.meta.get("source"), "count": len(data), "sha256": data.fingerprint}
         self.bank = ImageBank(data.images, data.indices(config.split), accelerator.device, config.seed, config.flip)
         self.generator, self.discriminator = self._networks()
         self.ema = ExponentialAverage(self.generator, config.ema_half_life)
@@ -96,7 +96,7 @@ class Trainer(TrainingLoop):
         self.best: Best | None = None
         self.scored = ""
         if config.eval.every:
-            self.scorer = Scorer(config.eval, data, config.split, accelerator)
+            self.scorer = Scorer(config.eval, data, config.split, accelerator, run.path / "features")
             if accelerator.is_main_process:
                 self.best = Best(run.path, self.scorer.terms, self.images_seen)
         # Wrapped only now: the average and the optimisers hold the bare networks.

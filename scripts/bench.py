@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import platform
-import re
 import shlex
 import shutil
 import subprocess
@@ -18,14 +17,15 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from core.errors import CommandParser, UserError, reports_errors
 from core.files import write_json
-from core.runtime import PRECISIONS, cpu_cores, pick_device, process_count, start_accelerator
+from core.machine import choose_precision, cpuinfo, device_to_come, native_bf16
+from core.runtime import PRECISIONS, cpu_cores, process_count, start_accelerator
 from scripts import bench_parts, bench_ranks, bench_tools
 from scripts.bench_measure import Result
 from scripts.bench_parts import Bench, Settings, silence
@@ -147,34 +147,6 @@ def choose_settings(options: argparse.Namespace, device: torch.device) -> Settin
     )
 
 
-def device_to_come() -> torch.device:
-    """Where accelerate will run, which must be known before it is started: the precision follows from it."""
-    return torch.device("cpu") if parse_flag_from_env("ACCELERATE_USE_CPU") else pick_device()
-
-
-def choose_precision(wanted: str, device: torch.device) -> str:
-    """fp32 or bf16; `auto` is bf16 where the device computes in it."""
-    return wanted if wanted != "auto" else "bf16" if native_bf16(device) else "fp32"
-
-
-def native_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 itself, so that it beats fp32; False where this cannot be known."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type != "cpu":
-        return False
-    flags = set(_cpuinfo("flags|Features").split())
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
-
-
-def _cpuinfo(key: str) -> str:
-    """The first value of a key in Linux's description of the processor, else nothing."""
-    path = Path("/proc/cpuinfo")
-    text = path.read_text() if path.exists() else ""
-    found = re.search(rf"^(?:{key})\s*: (.*)$", text, re.MULTILINE)
-    return found[1] if found else ""
-
-
 def describe_run(accelerator: Accelerator, settings: Settings) -> dict[str, Any]:
     """Machine, software, command and commit: what a measured number means nothing without."""
     device = accelerator.device
@@ -183,7 +155,7 @@ def describe_run(accelerator: Accelerator, settings: Settings) -> dict[str, Any]
         "command": shlex.join(["python", "-m", "scripts.bench", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
-        "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "cpu": cpuinfo("model name") or platform.processor() or platform.machine(),
         "cores": cpu_cores(),
         "threads": torch.get_num_threads(),
         "gpu": gpu,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -16,10 +17,11 @@ from core.blocks import init_he, init_normal
 from core.config import compose
 from core.images import write_png
 from core.prepare import prepare
-from core.runtime import cpu_cores
+from core.runtime import Ranks, cpu_cores
 from core.sources import open_source
 from core.weights import FILE_NAME, build_model, save_model
-from eval.features import InceptionFeatures, feature_batches
+from eval.collect import Extractor
+from eval.features import InceptionFeatures
 from eval.frechet import Statistics, frechet_distance
 from eval.sources import list_images
 from gen.sample import generate_batches, write_samples
@@ -68,15 +70,15 @@ def features(bench: Bench) -> Result:
     for index in range(settings.features):
         write_png(folder / f"{index:04d}.png", np.asarray(images[index % len(images)]))
     weights, network = inception_networks(settings.dims, bench.folder)
-    extract = InceptionFeatures(settings.dims, weights, bench.device)
     pictures = list_images(folder)
     batch = int(compose("fid", ["source=none", "data=none"]).batch_size)  # what eval.fid uses
+    extractor = Extractor(InceptionFeatures(settings.dims, weights, bench.device), batch, Ranks())
+    numbers = itertools.count()  # what is kept under one key would not be extracted again
     network.to(bench.device)
 
     def ours(runs: int) -> float:
         for _ in range(runs):
-            for _ in feature_batches(extract, pictures, batch, "features"):
-                pass
+            extractor.extract(lambda: pictures, {"kind": "run", "number": next(numbers)}, bench.folder, "features")
         return runs * settings.features
 
     def theirs(runs: int) -> float:

@@ -148,7 +148,7 @@ def main() -> None:
 def data_identity(data: PreparedData) -> dict[str, Any]:
     """What names a data set in results."""
     hashes = {"images_sha256": data.fingerprint, "masks_sha256": data.meta["sha256"].get("masks.npy")}
-    return {"data": {"source": data.meta["source"], "count": len(data), "image_size": data.image_size, **hashes}}
+    return {"data": {"source": data.meta.get("source"), "count": len(data), "image_size": data.image_size, **hashes}}
 
 
 def scored(metrics: SegmentationMetrics, data: PreparedData, split: str) -> dict[str, Any]:

@@ -156,13 +156,6 @@ def test_several_processes_run_what_trains_and_nothing_else(monkeypatch):
         bench.parse(["--batch", "5"])
 
 
-@pytest.mark.parametrize(("flags", "precision"), [("fma avx512_bf16 sse", "bf16"), ("fma avx2", "fp32"), ("", "fp32")])
-def test_precision_follows_the_processor(monkeypatch, flags, precision):
-    monkeypatch.setattr(bench, "_cpuinfo", lambda key: flags)
-    cpu = torch.device("cpu")
-    assert bench.choose_precision("auto", cpu) == precision and bench.choose_precision("fp32", cpu) == "fp32"
-
-
 def test_the_papers_network_and_the_size_of_a_gpu():
     settings = bench.choose_settings(bench.parse(["--paper", "--precision", "bf16"]), torch.device("cuda"))
     assert settings.unet_widths[-1] == 1024 and settings.unet_size == 256 and settings.precision == "bf16"

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -17,7 +18,7 @@ from core.weights import build_model, save_model
 from eval import compare, fid
 from eval.fid import FidConfig
 from eval.noise import holm, judge, welch
-from eval.results import ALIKE, Entry, doubts, require_comparable
+from eval.results import ALIKE, Entry, doubts, find_results, require_comparable
 
 RECIPE = {"_target_": "gen.dcgan.Generator", "image_size": 32, "latent_dim": 6, "width": 4}
 
@@ -285,6 +286,16 @@ def test_the_metric_is_the_common_one_or_chosen(plant, monkeypatch, capsys):
     assert "no metric is common to all (a/fid-768.json has FID-768; b/fd_random.json has fd_random)" in line
     line = refused(monkeypatch, capsys, "a", "b", "features=inception")
     assert "a has no result of FID, only of fd_random, FID-768: run `python -m eval.fid source=a data=/" in line
+
+
+def test_of_two_results_the_newer_is_taken_and_one_process_tells(plant, tmp_path, monkeypatch, capsys):
+    for time, (file, level) in enumerate({"fd_random.json": 1.0, "fd_random-2.json": 3.0}.items()):
+        plant("a", [level, level + 0.1], file)
+        os.utime(tmp_path / "a" / file, (time, time))
+    for rank, told in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        assert find_results("a")["fd_random"].result["values"] == [3.0, 3.1]
+        assert capsys.readouterr().err.count("a/fd_random-2.json is taken, it is newer than a/fd_random.json") == told
 
 
 def test_names_reach_the_command_as_they_are(plant, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -17,7 +18,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import transforms
 
-from core.bank import ImageBank
+from core import machine
+from core.bank import ImageBank, copy_in_pieces
 from core.config import _lazy_help_allowed
 from core.data import PreparedData
 from core.ema import ExponentialAverage
@@ -195,6 +197,16 @@ def test_recipes_name_models_of_ours_only(recipe, message):
         build_model(recipe)
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_who_may_read_a_model_file_is_up_to_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        save_model(tmp_path / "model.safetensors", build_model(RECIPE), RECIPE, {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
 def test_broken_model_files_are_named(tmp_path):
     with pytest.raises(UserError, match=r"no model file at .*nothing"):
         model_file(tmp_path / "nothing")
@@ -297,6 +309,8 @@ def test_atomic_path_leaves_the_old_file_on_failure(tmp_path):
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
         read_json(tmp_path / "bad.json")
+    with pytest.raises(UserError, match=rf"cannot read {tmp_path}: Is a directory"):
+        sha256_of(tmp_path)
     assert sha256_of(tmp_path / "file") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
@@ -311,7 +325,12 @@ def test_prepared_data_is_checked_when_opened(prepared, tmp_path):
     with pytest.raises(UserError, match="no prepared data set at"):
         PreparedData.open(tmp_path)
     meta = json.loads((prepared / "meta.json").read_text())
-    for change, message in (({"format": 99}, "format"), ({"count": 23}, "prepare the data set again")):
+    for change, message in (
+        ({"format": 99}, "format"),
+        ({"count": 23}, "prepare the data set again"),
+        ({"sha256": {"split.npy": ""}}, r"lacks the sha256 of images\.npy: prepare the data set again"),
+        ({"sha256": None}, r"lacks the sha256 of images\.npy"),
+    ):
         copy = tmp_path / "copy"
         copy.mkdir(exist_ok=True)
         (copy / "images.npy").write_bytes((prepared / "images.npy").read_bytes())
@@ -373,3 +392,16 @@ def test_several_processes_without_gpus_are_told_to_work_together(monkeypatch, p
     monkeypatch.setenv("ACCELERATE_USE_CPU", flag or "false")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert several_on_cpu() is expected
+
+
+@pytest.mark.parametrize(("flags", "precision"), [("fma avx512_bf16 sse", "bf16"), ("fma avx2", "fp32"), ("", "fp32")])
+def test_precision_follows_the_processor(monkeypatch, flags, precision):
+    monkeypatch.setattr(machine, "cpuinfo", lambda key: flags)
+    cpu = torch.device("cpu")
+    assert machine.choose_precision("auto", cpu) == precision and machine.choose_precision("fp32", cpu) == "fp32"
+
+
+def test_a_data_set_is_copied_in_pieces_whole():
+    images = np.random.default_rng(0).integers(0, 256, (23, 4, 4, 3), np.uint8)
+    for piece in (1, 48, 100, 1 << 20):
+        assert np.array_equal(copy_in_pieces(images, torch.device("cpu"), piece).numpy(), images)

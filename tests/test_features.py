@@ -18,10 +18,9 @@ from scipy import linalg
 from scoring import WEIGHTS_NAME, fill_hub, pictures, random_state, write_short_weights, write_two_folders
 
 from core.errors import UserError
-from eval.features import InceptionFeatures, RandomFeatures, feature_batches, find_weights
+from eval.features import InceptionFeatures, RandomFeatures, find_weights
 from eval.fid import FidConfig, FidSection, score
 from eval.frechet import Statistics, frechet_distance
-from eval.sources import ArrayImages
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -113,9 +112,11 @@ def test_genuine_weights_that_end_early_are_refused_for_fid(real_data: Path) -> 
 
 
 def test_features_do_not_depend_on_the_batch(short_weights: Path) -> None:
-    images = ArrayImages(pictures(3, 7))
+    images = pictures(3, 7)
     features = InceptionFeatures(64, short_weights, CPU)
-    one, many = (np.concatenate(list(feature_batches(features, images, size, "test"))) for size in (1, 5))
+    one, many = (
+        np.concatenate([features(images[start : start + size]) for start in range(0, 7, size)]) for size in (1, 5)
+    )
     assert one.shape == (7, 64)
     np.testing.assert_allclose(one, many, rtol=1e-4, atol=1e-5)
 

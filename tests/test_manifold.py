@@ -149,28 +149,10 @@ def test_copies_are_found_at_exactly_zero_and_noise_at_its_size(offset):
     np.testing.assert_allclose(noisy[0], 1e-3 * 16, rtol=0.1)
 
 
-@pytest.mark.parametrize("tile", [3, 7, 100])
-def test_excluding_itself_finds_the_nearest_other(tile, monkeypatch):
-    monkeypatch.setattr(module, "TILE", tile)
-    monkeypatch.setattr(module, "ROWS", 4)
-    samples = normal(3, 23)
-    samples[20] = samples[4]
-    own = distances(samples, samples) + np.diag(np.full(23, np.inf))
-    found, index = nearest(samples, samples, exclude_self=True)
-    np.testing.assert_allclose(found, own.min(axis=1), rtol=1e-14)
-    np.testing.assert_array_equal(index, own.argmin(axis=1))
-    assert (index[4], index[20]) == (20, 4)
-    assert found[4] == found[20] == 0
-
-
 def test_searches_that_cannot_find_are_refused():
     samples = normal(0, 4)
     with pytest.raises(ValueError, match="no reference"):
         nearest(samples, [])
-    with pytest.raises(ValueError, match="no reference"):
-        nearest(samples[:1], samples[:1], exclude_self=True)
-    with pytest.raises(ValueError, match="the 4 queries"):
-        nearest(samples, normal(1, 9), exclude_self=True)
     with pytest.raises(ValueError, match="8 and of 9 dimensions"):
         nearest(samples, normal(1, 9, dims=9))
     with pytest.raises(ValueError, match="not finite"):

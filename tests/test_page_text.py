@@ -19,7 +19,24 @@ def test_the_target_is_judged_against_the_reference_of_the_course() -> None:
     assert "Above the course's target of 20, by 4.60 against 1,000 random" in words and tone == "plain"
     tone, words = spoken("FID", [], score("all of the data", 18.9), score("course's real/", 17, 0.2, 16))
     assert "Below the course's target" in words and "course's real/" in words and tone == "ok"
-    assert "points higher" in spoken("FID", [], score("all of the data", 18.9))[1]
+    own = score("the course's real/", 25, 0.2, 16) | {"course": True, "count": 2000}
+    tone, words = spoken("FID", [], score("all of the data", 13.9), score("1,000 random", 18), own)
+    assert "Above the course's target of 20, by 5 against the course's real/." in words and tone != "ok"
+
+
+@pytest.mark.parametrize(("mean", "tone"), [(13.5, "ok"), (14.5, "doubt"), (19.5, "doubt"), (22, "plain")])
+def test_a_target_met_against_more_reals_than_the_course_has_may_be_missed_there(mean: float, tone: str) -> None:
+    everything = score("all of the data", mean, None, None)
+    found, words = spoken("FID", [], everything)
+    assert found == tone and "against 1,000 reals, as in the course, it would be" in words and "points higher" in words
+    assert ("Not known to be below" in words) == (tone == "doubt")
+    assert "Not known" not in spoken("FID", [], everything, score("1,000 random", mean + 6))[1]
+
+
+@pytest.mark.parametrize(("metric", "n"), [("FID", 5000), ("FID", 1000), ("FID-768", 1000), ("fd_random", 1000)])
+def test_a_score_far_above_its_floor_is_not_called_good(metric: str, n: int) -> None:
+    tone, words = spoken(metric, [], score("all of the data", 300, 0.2, 14, n))
+    assert tone == "plain" and "286 (95%) is the generator's" in words
 
 
 def test_a_difference_within_noise_is_no_difference() -> None:

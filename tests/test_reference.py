@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -66,12 +68,12 @@ def test_statistics_are_computed_once_and_again_when_the_content_changes(
     write(path, pictures(1, 30))
     features = RandomFeatures(CPU)
     calls = count_calls(monkeypatch)
-    first = reference_sums(open_reference(path), features, 16)
-    again = reference_sums(open_reference(path), features, 16)
+    first = reference_sums(open_reference(path), features, 16, tmp_path)
+    again = reference_sums(open_reference(path), features, 16, tmp_path)
     assert calls == [16, 14]
     np.testing.assert_array_equal(first.statistics().covariance, again.statistics().covariance)
     moved = path.rename(tmp_path / "moved")
-    reference_sums(open_reference(moved), features, 16)
+    reference_sums(open_reference(moved), features, 16, tmp_path)
     assert sum(calls) == 30, "a moved data set keeps its statistics"
     changed = tmp_path / "changed"
     write(changed, pictures(2, 30))
@@ -79,7 +81,7 @@ def test_statistics_are_computed_once_and_again_when_the_content_changes(
         target = open_reference(changed).cache / cached.name
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(cached.read_bytes())
-    reference_sums(open_reference(changed), features, 16)
+    reference_sums(open_reference(changed), features, 16, tmp_path)
     assert sum(calls) == 60, "statistics of other images are not used"
 
 
@@ -106,7 +108,7 @@ def test_sums_that_are_damaged_or_foreign_are_computed_again(
 ) -> None:
     data = write_prepared(tmp_path / "data", pictures(1, 30))
     features = RandomFeatures(CPU)
-    expected = reference_sums(open_reference(data), features, 16)
+    expected = reference_sums(open_reference(data), features, 16, tmp_path)
     (cached,) = (data / "fid").glob("sums-*.npz")
     content = bytearray(cached.read_bytes())
     if damage == "cut":
@@ -117,14 +119,14 @@ def test_sums_that_are_damaged_or_foreign_are_computed_again(
         content = bytearray(b"statistics")
     else:
         other = write_prepared(tmp_path / "other", pictures(2, 30))
-        reference_sums(open_reference(other), features, 16)
+        reference_sums(open_reference(other), features, 16, tmp_path)
         content = bytearray(next((other / "fid").glob("sums-*.npz")).read_bytes())
     cached.write_bytes(content)
     capsys.readouterr()
-    sums = reference_sums(open_reference(data), features, 16)
+    sums = reference_sums(open_reference(data), features, 16, tmp_path)
     assert "computing again" in capsys.readouterr().err
     np.testing.assert_array_equal(sums.outer, expected.outer)
-    reference_sums(open_reference(data), features, 16)
+    reference_sums(open_reference(data), features, 16, tmp_path)
     assert capsys.readouterr().err == "", "and the file is good again"
 
 
@@ -150,7 +152,7 @@ def test_features_go_to_the_spare_folder_where_the_data_cannot_be_written_to(
     real = real_features(folder, tmp_path / "spare")
     assert real.sums(np.arange(30)).count == 30
     assert "cannot be written to" in capsys.readouterr().err
-    assert len(list((tmp_path / "spare").glob("random-*.npy"))) == 1
+    assert len(list((tmp_path / "spare").glob("real-*/random-*.npy"))) == 1
 
 
 # Extraction: in blocks, by several processes, and again after an interruption
@@ -192,12 +194,43 @@ def test_features_of_data_that_were_there_before_are_removed(tmp_path: Path) -> 
     assert not (again / "fid" / old.name).exists() and new.exists()
 
 
+def test_a_second_command_waits_for_the_first_and_takes_what_it_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_prepared(tmp_path / "data", pictures(1, 60))
+    original, entered, finish = RandomFeatures.__call__, threading.Event(), threading.Event()
+
+    def slow(self: RandomFeatures, pixels: np.ndarray) -> np.ndarray:
+        entered.set()
+        assert finish.wait(60)
+        return original(self, pixels)
+
+    monkeypatch.setattr(RandomFeatures, "__call__", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(lambda: real_features(data).of(np.arange(60))[:])
+        assert entered.wait(60)
+        calls = count_calls(monkeypatch)
+        second = pool.submit(lambda: real_features(data).of(np.arange(60))[:])
+        while "waiting for another command" not in capsys.readouterr().err:
+            assert not second.done()
+        finish.set()
+        np.testing.assert_array_equal(first.result(), second.result())
+    assert sum(calls) <= 60 and len(list((data / "fid").glob("*.npy"))) == 1, "extracted once"
+
+
+def test_an_image_that_cannot_be_read_fails_on_every_process() -> None:
+    ranks = Ranks()
+    ranks.share_failure(None)
+    with pytest.raises(UserError, match="cannot decode"):
+        ranks.share_failure(UserError("cannot decode 0300.png"))
+
+
 @pytest.mark.parametrize("count", [30, 64, 70])
 def test_sums_are_those_of_all_features_each_once(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collect, "BLOCK", 32)
     monkeypatch.setattr(collect, "ROWS", 20)
     images = pictures(1, count)
-    sums = reference_sums(open_reference(write_prepared(tmp_path / "data", images)), RandomFeatures(CPU), 16)
+    sums = reference_sums(open_reference(write_prepared(tmp_path / "data", images)), RandomFeatures(CPU), 16, tmp_path)
     expected = Statistics.of(RandomFeatures(CPU)(images))
     assert sums.count == count
     np.testing.assert_allclose(sums.statistics().mean, expected.mean, rtol=1e-5)
