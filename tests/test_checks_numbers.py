@@ -187,3 +187,14 @@ def test_the_gravest_finding_is_the_headline_and_all_are_told():
 @pytest.mark.parametrize(("share", "text"), [(0, "0%"), (0.0004, "0.04%"), (0.015, "1.5%"), (0.1, "10%"), (1, "100%")])
 def test_percentages_keep_what_matters(share, text):
     assert percent(share) == text
+
+
+@pytest.mark.parametrize(("pairs", "verdict"), [(0, "ok"), (2, "ok"), (4, "doubt"), (5, "bad")])
+def test_few_pictures_that_look_alike_may_be_in_the_data(pairs, verdict):
+    """CelebA holds some photographs twice: 1 pair among 500 of its faces."""
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 250, (1000, 16, 16, 3), np.uint8)
+    pixels[:pairs] = pixels[1000 - pairs :][:pairs] + 3
+    check = duplicates(pixels, generator.normal(size=(1000, 8)))
+    assert check.verdict == verdict and check.figures["with_a_twin"] == 2 * pairs
+    assert (check.pictures is not None) == bool(pairs)
