@@ -9,7 +9,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m scripts.demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --cov --cov-report=term --cov-fail-under=90
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
 
 from core.errors import UserError
 
@@ -242,6 +243,54 @@ def norm_layer(name: Norm) -> NormLayer | None:
 
 
 _NORMS = (nn.BatchNorm2d, nn.InstanceNorm2d, nn.GroupNorm)
+_WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+
+
+class _OutsideAutocast(nn.Module):
+    """A parametrisation whose products autocast would round to bfloat16 on some devices: singular values with them."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, weight: Tensor) -> Tensor:
+        with torch.autocast(weight.device.type, enabled=False):
+            return self.inner(weight)
+
+
+def spectral(module: nn.Module) -> None:
+    """Divide the weight of every convolution and linear layer in `module` by its largest singular value.
+
+    Spectral normalisation (Miyato et al. 2018, section 2.1), torch's parametrisation: one power iteration whenever the
+    weight is looked at in training mode, in float32 also within autocast. The initialisations below draw the weight
+    that is divided.
+    """
+    for layer in list(module.modules()):
+        if isinstance(layer, _WEIGHTED):
+            parametrizations.spectral_norm(layer)
+            norms: nn.ModuleList = layer.parametrizations.weight  # type: ignore[union-attr, assignment]
+            norms[0] = _OutsideAutocast(norms[0])
+
+
+POWER_ITERATIONS = 15  # from random vectors, before the first step
+
+
+def _weight_to_draw(layer: nn.Module) -> Tensor:
+    """The parameter behind the weight of `layer`."""
+    if parametrize.is_parametrized(layer, "weight"):
+        return layer.parametrizations.weight.original  # type: ignore[union-attr, return-value]
+    return layer.weight  # type: ignore[return-value]
+
+
+def _restart_power_iteration(layer: nn.Module, generator: torch.Generator) -> None:
+    """Find the singular vectors of a newly drawn weight, from vectors that `generator` draws; nothing without them."""
+    if not parametrize.is_parametrized(layer, "weight"):
+        return
+    for vector in layer.parametrizations.weight[0].buffers():  # type: ignore[union-attr, index]
+        vector.normal_(generator=generator)
+        vector /= vector.norm()
+    for _ in range(POWER_ITERATIONS):
+        layer.weight  # noqa: B018 (looking at it is an iteration)
 
 
 @torch.no_grad()
@@ -252,8 +301,9 @@ def init_normal(module: nn.Module, std: float = 0.02, seed: int = 0) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     for layer in module.modules():
-        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-            layer.weight.normal_(0.0, std, generator=generator)
+        if isinstance(layer, _WEIGHTED):
+            _weight_to_draw(layer).normal_(0.0, std, generator=generator)
+            _restart_power_iteration(layer, generator)
         elif isinstance(layer, _NORMS):
             layer.weight.normal_(1.0, std, generator=generator)
         else:
@@ -275,7 +325,8 @@ def init_he(module: nn.Module, seed: int = 0) -> None:
             inputs = layer.in_channels / layer.groups * math.prod(layer.kernel_size)
             if isinstance(layer, nn.ConvTranspose2d):
                 inputs /= math.prod(layer.stride)
-            layer.weight.normal_(0.0, math.sqrt(2.0 / inputs), generator=generator)
+            _weight_to_draw(layer).normal_(0.0, math.sqrt(2.0 / inputs), generator=generator)
+            _restart_power_iteration(layer, generator)
         elif isinstance(layer, _NORMS):
             layer.weight.fill_(1.0)
         else:

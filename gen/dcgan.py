@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from core.blocks import ConvBlock, UpBlock, doublings, norm_layer, require_positive
+from core.blocks import ConvBlock, UpBlock, doublings, init_normal, norm_layer, require_positive, spectral
 
 LeakyReLU = partial(nn.LeakyReLU, 0.2, inplace=True)
 ReLU = partial(nn.ReLU, inplace=True)
@@ -52,6 +52,10 @@ class Generator(nn.Module):
             UpBlock(widths[-1], channels, bias=False, norm=None, activation=nn.Tanh),
         )
 
+    def initialise(self, seed: int) -> None:
+        """Draw the weights as the paper does."""
+        init_normal(self, seed=seed)
+
     def forward(self, z: Tensor) -> Tensor:
         """Images of the latents."""
         return self.layers(z[:, :, None, None])  # (N, channels, image_size, image_size)
@@ -61,7 +65,12 @@ class Discriminator(nn.Module):
     """Images (N, channels, image_size, image_size) in [-1, 1] -> logits (N,), positive for "real".
 
     Strided convolutions halve the image down to 4x4; no batch norm at the input (section 3), LeakyReLU 0.2.
-    Arguments and errors as for `Generator`.
+
+    Args:
+        norm: `batch` as in the paper, `none`, or `spectral` for spectral normalisation of all weights instead
+            (Miyato et al. 2018), under which each image is judged by itself.
+
+    Other arguments and errors as for `Generator`.
     """
 
     def __init__(
@@ -69,17 +78,24 @@ class Discriminator(nn.Module):
         image_size: int = 64,
         width: int = 64,
         channels: int = 3,
-        norm: Literal["batch", "none"] = "batch",
+        norm: Literal["batch", "none", "spectral"] = "batch",
     ) -> None:
         super().__init__()
         require_positive(width=width, channels=channels)
         widths = [width << level for level in range(doublings(image_size))]
+        layer = None if norm == "spectral" else norm_layer(norm)
         block = partial(ConvBlock, kernel=4, stride=2, padding=1, activation=LeakyReLU)
         self.layers = nn.Sequential(
             block(channels, width, bias=False, norm=None),
-            *(block(narrow, wide, norm=norm_layer(norm)) for narrow, wide in pairwise(widths)),
+            *(block(narrow, wide, norm=layer) for narrow, wide in pairwise(widths)),
             ConvBlock(widths[-1], 1, kernel=4, bias=False, norm=None, activation=None),
         )
+        if norm == "spectral":
+            spectral(self)
+
+    def initialise(self, seed: int) -> None:
+        """Draw the weights as the paper does."""
+        init_normal(self, seed=seed)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the images."""

@@ -61,8 +61,8 @@ def wasserstein_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tenso
 
 
 def relativistic_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """softplus(-(D(x) - D(G(z)))): how much more real than a fake is a real (Jolicoeur-Martineau 2019; RpGAN in
-    Huang et al. 2024, equation 2, there as a function to be maximised).
+    """softplus(-(D(x) - D(G(z)))): how much more real a real is than a fake (Jolicoeur-Martineau 2019; Huang et al.
+    2024, section 2: RpGAN).
 
     Pairs are made by index, so the sign convention is: D raises the difference of each real to the fake in its place.
     Only differences matter; the logits may drift together.
@@ -84,12 +84,14 @@ class GanLoss:
         of_generator: (fake logits) -> scalar, or (fake logits, real logits) -> scalar when `paired`.
         boundary: the logit at which D is undecided; None when only differences of logits mean anything.
         paired: whether G's loss compares with real logits, which its step must then compute.
+        probabilistic: whether sigmoid(logit) is the probability of "real" that D is trained to give.
     """
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
     of_generator: Callable[..., Tensor]
     boundary: float | None = 0.0
     paired: bool = False
+    probabilistic: bool = False
 
     def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
         """G's loss; `real_logits` of the images in the same places are read (and needed) only when `paired`."""
@@ -98,6 +100,10 @@ class GanLoss:
         if real_logits is None:
             raise ValueError("this loss compares with real logits, but none were given")
         return self.of_generator(fake_logits, real_logits)
+
+    def answers(self, logits: Tensor) -> Tensor:
+        """What D says of each image: probabilities of "real" where the loss has them, else the logits themselves."""
+        return logits.sigmoid() if self.probabilistic else logits
 
     @torch.no_grad()
     def decisions(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,7 +118,7 @@ class GanLoss:
 
 
 LOSSES: dict[str, GanLoss] = {
-    "non_saturating": GanLoss(discriminator_loss, generator_loss),
+    "non_saturating": GanLoss(discriminator_loss, generator_loss, probabilistic=True),
     "hinge": GanLoss(hinge_discriminator, critic_generator),
     "least_squares": GanLoss(least_squares_discriminator, least_squares_generator, boundary=0.5),
     "wasserstein": GanLoss(wasserstein_discriminator, critic_generator, boundary=None),

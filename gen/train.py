@@ -5,9 +5,11 @@ validate, build, load, then: step / statistics / samples / checkpoint, until `im
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,74 +17,58 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from core.bank import ImageBank
-from core.blocks import init_normal
 from core.config import as_dict, config_command
 from core.console import say
 from core.curves import FILE_NAME as CURVES_NAME
 from core.curves import Panel, draw_curves
 from core.data import PreparedData
-from core.ema import ExponentialAverage
-from core.errors import UserError
+from core.ema import ExponentialAverage, with_fresh_statistics
 from core.images import FASTER, make_grid, to_uint8, write_png
-from core.loop import (
-    CHANGEABLE,
-    LoopConfig,
-    TrainingLoop,
-    check_common,
-    check_least,
-    describe_machine,
-    make_optimizer,
-    run_loop,
-)
+from core.loop import CHANGEABLE, TrainingLoop, describe_machine, make_optimizer, run_loop
 from core.rundir import RunFolder, flatten
 from core.runtime import crossed, process_count
 from core.weights import FILE_NAME, build_model, save_model
+from gen.augment import FAKE_STREAM, GENERATOR_STREAM, REAL_STREAM, AdaptiveProbability, augmentation_draws
 from gen.latents import sample_latents, training_latents
+from gen.losses import gan_loss
 from gen.monitor import PATIENCE, CollapseMonitor, identical_samples
-from gen.score import Best, EvalSection, Scorer, best_so_far, check_section, comparable, score_panel
-from gen.steps import STATISTICS, discriminator_step, generator_step
+from gen.regularizers import mixing_weights
+from gen.schedule import cosine
+from gen.score import Best, Scorer, best_so_far, comparable, score_panel
+from gen.settings import BN_BATCH, TrainConfig, check_networks, newer_keys, validate
+from gen.steps import Judge, Terms, discriminator_step, generator_step
+from gen.unetgan import cutmix_masks
 
 GRID_SAMPLES = 64
-PANELS = (
-    Panel("losses", {"d_loss": "D", "g_loss": "G"}, wide=True),
-    Panel("mean answer of D", {"d_real": "to real images", "d_fake": "to samples"}, limits=(0, 1)),
-)
+ANSWERS = {"d_real": "to real images", "d_fake": "to samples"}
+PENALTIES = {"r1": "R1", "r2": "R2", "gradient_penalty": "gradient penalty", "cutmix": "CutMix consistency"}
 
 
-@dataclass
-class TrainConfig(LoopConfig):
-    """What conf/gen.yaml holds; it explains each key."""
+def panels(loss: str) -> list[Panel]:
+    """The plots of a run with this loss; those without numbers are left out when they are drawn."""
+    probable = gan_loss(loss).probabilistic
+    return [
+        Panel("losses", {"d_loss": "D", "g_loss": "G"}, wide=True),
+        Panel("mean answer of D" if probable else "mean logit of D", ANSWERS, limits=(0, 1) if probable else None),
+        Panel("penalties of D, before their factors", PENALTIES, wide=True),
+        Panel("probability of each augmentation", {"augment_p": "p"}, limits=(0, 1)),
+    ]
 
-    flip: bool
-    grid_every: int
-    eval: EvalSection
 
+@dataclass(frozen=True)
+class Part:
+    """What a process needs of a global batch for one pass: real images and latents (n, ...), and the terms."""
 
-def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
-    """Refuse settings that cannot work, before anything is built or written.
-
-    Raises:
-        UserError: naming the key.
-    """
-    check_common(config, processes)
-    check_least(config, 0, "grid_every")
-    check_section(config.eval)
-    for key in ("generator", "discriminator"):
-        if not isinstance(config.model.get(key), dict):
-            raise UserError(f"model.{key} is missing: see conf/model/dcgan.yaml for what a model needs")
-    size = config.model["generator"].get("image_size")
-    if size != data.image_size:
-        raise UserError(
-            f"model.image_size={size}, but {data.path} holds {data.image_size}-pixel images: "
-            f"set model.image_size={data.image_size} or prepare with --size {size}"
-        )
+    real: Tensor
+    z: Tensor
+    terms: Terms
 
 
 class Trainer(TrainingLoop):
     """One GAN training run: its networks and what is drawn from them."""
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator, data: PreparedData, run: RunFolder) -> None:
-        super().__init__(config, accelerator, run, STATISTICS)
+        super().__init__(config, accelerator, run, config.statistics)
         self.config = config
         self.data_info = {"source": data.meta.get("source"), "count": len(data), "sha256": data.fingerprint}
         self.bank = ImageBank(data.images, data.indices(config.split), accelerator.device, config.seed, config.flip)
@@ -90,7 +76,15 @@ class Trainer(TrainingLoop):
         self.ema = ExponentialAverage(self.generator, config.ema_half_life)
         self.g_optimizer = make_optimizer(config.optim, self.generator)
         self.d_optimizer = make_optimizer(config.optim, self.discriminator)
-        self.monitor = CollapseMonitor()
+        self.rates = [
+            (optimizer, float(optimizer.param_groups[0]["lr"]) * factor)
+            for optimizer, factor in ((self.g_optimizer, 1.0), (self.d_optimizer, config.d_lr_factor))
+        ]
+        self.loss = gan_loss(config.loss)
+        self.monitor = CollapseMonitor(config.loss)
+        self.adaptive: AdaptiveProbability | None = None
+        if config.diffaug.adaptive:
+            self.adaptive = AdaptiveProbability(config.diffaug.target, config.diffaug.images_to_one)
         self.load()
         self.scorer: Scorer | None = None
         self.best: Best | None = None
@@ -100,19 +94,25 @@ class Trainer(TrainingLoop):
             if accelerator.is_main_process:
                 self.best = Best(run.path, self.scorer.terms, self.images_seen)
         # Wrapped only now: the average and the optimisers hold the bare networks.
-        self.wrapped_generator, self.wrapped_discriminator = accelerator.prepare(self.generator, self.discriminator)
+        bf16 = accelerator.mixed_precision == "bf16"
+        self.judge = Judge(self.discriminator, bf16)
+        own = Judge(self.discriminator, bf16 and not config.regularize.of_gradients)
+        self.wrapped_generator, self.wrapped_discriminator = accelerator.prepare(self.generator, own)
+        self._sampler: tuple[int, nn.Module] | None = None
 
     def _networks(self) -> tuple[nn.Module, nn.Module]:
         recipes = self.config.model["generator"], self.config.model["discriminator"]
         networks = [build_model(recipe) for recipe in recipes]
+        check_networks(self.config, *networks)
         for offset, network in enumerate(networks):
-            init_normal(network, seed=2 * self.config.seed + offset)
+            network.initialise(2 * self.config.seed + offset)  # type: ignore[operator]
             network.to(self.accelerator.device).to(memory_format=FASTER)
         return networks[0], networks[1]
 
     def parts(self) -> dict[str, Any]:
-        """Networks, average, optimisers and the monitor's memory."""
-        return {
+        """Networks, average, optimisers, the monitor's memory and the probability of augmentation if it adapts."""
+        adaptive = {} if self.adaptive is None else {"augmentation": self.adaptive}
+        return adaptive | {
             "generator": self.generator,
             "discriminator": self.discriminator,
             "ema": self.ema.model,
@@ -123,9 +123,9 @@ class Trainer(TrainingLoop):
 
     def export(self) -> None:
         """Write the sampling weights and the curves."""
-        save_model(self.run.path / FILE_NAME, self.ema.model, self.config.model["generator"], self._info())
+        save_model(self.run.path / FILE_NAME, self.sampler(), self.config.model["generator"], self._info())
         rows = comparable(self.run.read_stats())
-        draw_curves(rows, [*PANELS, *score_panel(rows)], self.run.path / CURVES_NAME)
+        draw_curves(rows, [*panels(self.config.loss), *score_panel(rows)], self.run.path / CURVES_NAME)
 
     def before_checkpoint(self) -> None:
         """Write the best weights."""
@@ -137,18 +137,78 @@ class Trainer(TrainingLoop):
         return {"images_seen": self.images_seen, "data": self.data_info, "seed": self.config.seed, "weights": "ema"}
 
     def step(self) -> None:
-        """One step of D and one of G on the next global batch; G's images serve both."""
-        config, ranks = self.config, self.accelerator.num_processes
-        rank, device = self.accelerator.process_index, self.accelerator.device
-        real = self.bank.batch(self.images_seen, config.batch_size, rank, ranks)
-        latent_dim = int(self.generator.latent_dim)  # type: ignore[arg-type]
-        z = training_latents(config.seed, self.images_seen, config.batch_size, latent_dim).chunk(ranks)[rank]
-        fake: Tensor = self.wrapped_generator(z.to(device))  # (N / ranks, 3, H, W)
-        statistics = discriminator_step(self.wrapped_discriminator, self.d_optimizer, real, fake)
-        statistics |= generator_step(self.discriminator, self.g_optimizer, fake)
-        self.ema.update(self.generator, self.images_seen, config.batch_size)
-        self.meter.add(statistics)
-        self.images_seen += config.batch_size
+        """So many steps of D and then one of G on the next global batches; the images that D saw last serve both."""
+        config, before = self.config, self.images_seen
+        for optimizer, rate in self.rates:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * cosine(config.lr_schedule.end, config.lr_schedule.over, before)
+        rows = []
+        for start in range(before, before + config.d_steps * config.batch_size, config.batch_size):
+            parts = self.parts_of(start)
+            # The graph of G's images outlives D's step only where one batch is all there is to keep.
+            last = start == before + (config.d_steps - 1) * config.batch_size
+            keep = last and len(parts) == 1
+            with torch.set_grad_enabled(keep):
+                fakes = [self.wrapped_generator(part.z) for part in parts]  # (n, 3, H, W) each
+            rows.append(self.train_discriminator(parts, fakes))
+        of_generator = self.train_generator(parts, fakes if keep else None)
+        passed = config.d_steps * config.batch_size
+        self.ema.update(self.generator, before, passed)
+        for row in rows:  # one a batch, so that images can be counted by rows
+            self.meter.add(row | of_generator)
+        self.images_seen += passed
+
+    def train_discriminator(self, parts: list[Part], fakes: list[Tensor]) -> dict[str, Tensor]:
+        """One step of D; its statistics."""
+        rows = []
+        for part, fake in zip(parts, fakes, strict=True):
+            with self._exchange(self.wrapped_discriminator, part.terms.last):
+                network, optimizer = self.wrapped_discriminator, self.d_optimizer
+                rows.append(discriminator_step(network, optimizer, part.real, fake, part.terms))
+        row = _mean(rows)
+        if self.adaptive is not None:
+            row["augment_p"] = torch.tensor(self.adaptive.p, device=self.accelerator.device)
+            self.adaptive.update(self.accelerator.reduce(row["d_sign"], "mean"), self.config.batch_size)
+        return row
+
+    def train_generator(self, parts: list[Part], fakes: list[Tensor] | None) -> dict[str, Tensor]:
+        """One step of G, on `fakes` if they still have their graphs, else made anew; its statistics."""
+        rows = []
+        for place, part in enumerate(parts):
+            with self._exchange(self.wrapped_generator, part.terms.last):
+                fake = fakes[place] if fakes else self.wrapped_generator(part.z)
+                rows.append(generator_step(self.judge, self.g_optimizer, fake, part.terms, part.real))
+        return _mean(rows)
+
+    def _exchange(self, network: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Processes average their gradients only where a step is complete."""
+        return contextlib.nullcontext() if last else self.accelerator.no_sync(network)
+
+    def parts_of(self, start: int) -> list[Part]:
+        """What this process trains on of the global batch that begins at `start`: one part, or `accumulate` parts."""
+        config, device, count = self.config, self.accelerator.device, self.config.accumulate
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        size, seed = config.batch_size, config.seed
+
+        def own(values: Tensor) -> list[Tensor]:
+            return list(values.chunk(ranks)[rank].to(device).chunk(count))
+
+        z = own(training_latents(seed, start, size, int(self.generator.latent_dim)))  # type: ignore[arg-type]
+        reals = self.bank.batch(start, size, rank, ranks).chunk(count)
+        weights = config.regularize.weights(start)
+        p = config.diffaug.p if self.adaptive is None else self.adaptive.p
+        streams = (REAL_STREAM, FAKE_STREAM, GENERATOR_STREAM) if p else ()
+        draws = {stream: own(augmentation_draws(seed, start, stream, size)) for stream in streams}
+        mixing = own(mixing_weights(seed, start, size)) if "gradient_penalty" in weights else [None] * count
+        image_size = config.model["generator"]["image_size"]
+        masks = own(cutmix_masks(seed, start, size, image_size)) if "cutmix" in weights else [None] * count
+        parts = []
+        for place, real in enumerate(reals):
+            drawn = {stream: rows[place] for stream, rows in draws.items()}
+            last = place == count - 1
+            terms = Terms(self.loss, weights, mixing[place], masks[place], p, drawn, count, last)
+            parts.append(Part(real, z[place], terms))
+        return parts
 
     def status(self, means: dict[str, float]) -> str:
         """Losses, D's answers and the last score."""
@@ -165,11 +225,23 @@ class Trainer(TrainingLoop):
         if self.scorer is not None and (last or crossed(before, self.images_seen, self.config.eval.every)):
             self.score(self.scorer)
 
+    def sampler(self) -> nn.Module:
+        """The generator to draw from: the averaged weights, on a copy with batch statistics of their own if wished."""
+        if not self.config.ema_bn_images:
+            return self.ema.model
+        if self._sampler is None or self._sampler[0] != self.images_seen:
+            starts = range(0, self.config.ema_bn_images - BN_BATCH + 1, BN_BATCH)
+            dim = int(self.generator.latent_dim)  # type: ignore[arg-type]
+            latents = (training_latents(self.config.seed, start, BN_BATCH, dim) for start in starts)
+            inputs = (z.to(self.accelerator.device) for z in latents)
+            self._sampler = self.images_seen, with_fresh_statistics(self.ema.model, inputs)
+        return self._sampler[1]
+
     @torch.inference_mode()
     def grid(self) -> None:
         """Write the grid of the fixed latents, from the averaged weights."""
         z = sample_latents(range(GRID_SAMPLES), int(self.generator.latent_dim))  # type: ignore[arg-type]
-        pixels = to_uint8(self.ema.model(z.to(self.accelerator.device))).cpu().numpy()
+        pixels = to_uint8(self.sampler()(z.to(self.accelerator.device))).cpu().numpy()
         write_png(self.run.samples / f"{self.images_seen:012d}.png", make_grid(pixels))
         if self.images_seen >= PATIENCE and (warning := identical_samples(pixels)):
             self.warn(warning)
@@ -178,7 +250,7 @@ class Trainer(TrainingLoop):
         """Score the averaged weights, and keep them if they are the best so far."""
         self.fold()  # finds out whether training has diverged, before the time is spent
         started = time.perf_counter()
-        score = scorer(self.ema.model)
+        score = scorer(self.sampler())
         if score is None or self.best is None:
             return
         if not self.scored:
@@ -188,7 +260,7 @@ class Trainer(TrainingLoop):
         row = scorer.row(score)
         self.run.append_stats({"images": self.images_seen, **row})
         self.accelerator.log({row["metric"]: score}, step=self.images_seen)
-        better = self.best.offer(score, self.ema.model, self.config.model["generator"], self._info())
+        better = self.best.offer(score, self.sampler(), self.config.model["generator"], self._info())
         self.scored = f", {row['metric']} {score:.3g}" + (" (best)" if better else "")
 
     def describe(self) -> str:
@@ -200,6 +272,11 @@ class Trainer(TrainingLoop):
         )
 
 
+def _mean(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Means of the statistics of equal parts."""
+    return rows[0] if len(rows) == 1 else {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}
+
+
 def run_training(config: TrainConfig) -> RunFolder:
     """Train as `config` says, from the start or from where the run stands, and return its folder.
 
@@ -209,11 +286,12 @@ def run_training(config: TrainConfig) -> RunFolder:
     """
     data = PreparedData.open(config.data)
     validate(config, data, process_count())
+    newer = newer_keys(RunFolder(Path(config.runs) / config.name), as_dict(config))
     return run_loop(
         config,
         lambda accelerator, run: Trainer(config, accelerator, data, run),
         {"data_sha256": data.fingerprint},
-        (*CHANGEABLE, "grid_every", *flatten({"eval": as_dict(config.eval)})),
+        (*CHANGEABLE, *newer, "grid_every", *flatten({"eval": as_dict(config.eval)})),
     )
 
 

@@ -239,8 +239,8 @@ def test_overflowed_weights_are_never_saved(prepared, tmp_path, monkeypatch):
     """The loss of the last step is taken before its update: only the weights tell."""
     real_step = train.generator_step
 
-    def poisoned(discriminator, optimizer, fake):
-        result = real_step(discriminator, optimizer, fake)
+    def poisoned(discriminator, optimizer, *rest):
+        result = real_step(discriminator, optimizer, *rest)
         optimizer.param_groups[0]["params"][0].data[0] = float("inf")
         return result
 

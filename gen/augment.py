@@ -1,0 +1,143 @@
+"""Differentiable augmentation of what D sees, and the probability that holds D's overfitting at a target.
+
+The transformations are those of DiffAugment (Zhao et al. 2020): colour, translation and cutout. As in
+adaptive augmentation (Karras et al. 2020, section 2.3) each one is applied to each image with probability p, to reals
+and fakes alike, and G learns through it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Second entry of the seed, see gen.latents: one stream for each batch that is augmented within a step.
+REAL_STREAM, FAKE_STREAM, GENERATOR_STREAM = 2, 3, 4
+# Uniform numbers of an image: whether each of the five changes is made, then how.
+GATES = ("brightness", "saturation", "contrast", "translation", "cutout")
+AMOUNTS = ("brightness", "saturation", "contrast", "down", "right", "top", "left")
+DRAWS = len(GATES) + len(AMOUNTS)
+
+
+def augmentation_draws(seed: int, images_seen: int, stream: int, count: int) -> Tensor:
+    """Uniform numbers (count, 12) in [0, 1) for the global batch that begins at `images_seen`, drawn on the CPU.
+
+    A process takes the rows of its images, so that any number of processes makes the same changes.
+    """
+    rng = np.random.default_rng([seed, stream, images_seen])
+    return torch.from_numpy(rng.random((count, DRAWS), dtype=np.float32))
+
+
+def augment(images: Tensor, p: float, draws: Tensor) -> Tensor:
+    """Change each image in up to five ways, each with probability `p`.
+
+    Brightness: + U(-1/2, 1/2). Saturation: colours 0 to 2 times as far from their mean over the channels. Contrast: 1/2
+    to 3/2 times as far from the mean of the image. Translation: see `translate`, up to 1/8 of the side either way.
+    Cutout: see `cutout`. Colours are not clipped, which would stop gradients.
+
+    Args:
+        images: (N, 3, H, W), square, in [-1, 1].
+        p: in [0, 1]; at 0 the images come back as they are.
+        draws: (N, 12), rows of `augmentation_draws`.
+    """
+    if p == 0:
+        return images
+    draws = draws.to(images.device)
+    gate = dict(zip(GATES, (draws[:, : len(GATES)] < p).T, strict=True))
+    amount = dict(zip(AMOUNTS, draws[:, len(GATES) :].T, strict=True))
+    images = torch.where(_each(gate["brightness"]), images + _each(amount["brightness"] - 0.5), images)
+    mean = images.mean(1, keepdim=True)
+    images = torch.where(_each(gate["saturation"]), mean + _each(2 * amount["saturation"]) * (images - mean), images)
+    mean = images.mean((1, 2, 3), keepdim=True)
+    images = torch.where(_each(gate["contrast"]), mean + _each(amount["contrast"] + 0.5) * (images - mean), images)
+    size = images.shape[-1]
+    reach = size // 8
+    offsets = [_whole(amount[way], 2 * reach + 1) - reach for way in ("down", "right")]
+    images = torch.where(_each(gate["translation"]), translate(images, offsets[0], offsets[1], reach), images)
+    corners = [_whole(amount[way], size + 1) - size // 4 for way in ("top", "left")]
+    return torch.where(_each(gate["cutout"]), cutout(images, corners[0], corners[1]), images)
+
+
+def _each(values: Tensor) -> Tensor:
+    """(N,) -> (N, 1, 1, 1)."""
+    return values[:, None, None, None]
+
+
+def _whole(uniform: Tensor, count: int) -> Tensor:
+    """Uniform numbers in [0, 1) -> whole numbers 0 to count - 1."""
+    return (uniform * count).long()
+
+
+def translate(images: Tensor, down: Tensor, right: Tensor, reach: int) -> Tensor:
+    """Move each image by its own whole number of pixels; mid-grey (0) comes in from outside.
+
+    Args:
+        images: (N, C, H, W).
+        down, right: whole numbers (N,) from -reach to reach.
+    """
+    padded = F.pad(images, (reach, reach, reach, reach))
+    rows = torch.arange(images.shape[2], device=images.device) + reach - down[:, None]  # (N, H)
+    columns = torch.arange(images.shape[3], device=images.device) + reach - right[:, None]  # (N, W)
+    padded = torch.take_along_dim(padded, rows[:, None, :, None], 2)
+    return torch.take_along_dim(padded, columns[:, None, None, :], 3)
+
+
+def cutout(images: Tensor, top: Tensor, left: Tensor) -> Tensor:
+    """Turn a square of half the side mid-grey (0), up to a quarter of each image.
+
+    Args:
+        images: (N, C, H, H).
+        top, left: the square's corner, whole numbers (N,); parts outside the image hide nothing.
+    """
+    place, side = torch.arange(images.shape[-1], device=images.device), images.shape[-1] // 2
+    rows = (place >= top[:, None]) & (place < top[:, None] + side)  # (N, H)
+    columns = (place >= left[:, None]) & (place < left[:, None] + side)
+    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+
+
+class AdaptiveProbability:
+    """The p that keeps E[sign(D(real))] at a target (Karras et al. 2020, section 3: heuristic r_t).
+
+    The mean sign is 0 for a D that cannot tell reals and 1 for one that knows every real by heart. Every `every`
+    updates p moves by the images seen meanwhile / `images_to_one`: up when the mean sign was above `target`, else down.
+
+    Args:
+        target: mean sign to hold, 0 to 1.
+        images_to_one: images in which p could rise from 0 to 1.
+        every: updates between moves.
+    """
+
+    def __init__(self, target: float = 0.6, images_to_one: int = 500_000, every: int = 4) -> None:
+        self.target, self.images_to_one, self.every = target, images_to_one, every
+        self.p = 0.0
+        self.images = 0
+        self.pending: list[Tensor] = []
+
+    def update(self, mean_sign: Tensor, batch_size: int) -> None:
+        """Note one step of D.
+
+        Args:
+            mean_sign: scalar, the mean of `gen.losses.GanLoss.decisions` over the reals of the global batch, alike on
+                all processes; it is read, and the device waited for, only when p moves.
+            batch_size: images of the global batch.
+        """
+        self.pending.append(mean_sign.detach())
+        self.images += batch_size
+        if len(self.pending) < self.every:
+            return
+        # Those of a checkpoint come back on the CPU.
+        excess = torch.stack([value.to(mean_sign.device) for value in self.pending]).mean().item() - self.target
+        self.p = float(np.clip(self.p + np.sign(excess) * self.images / self.images_to_one, 0.0, 1.0))
+        self.pending, self.images = [], 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs."""
+        return {"p": self.p, "images": self.images, "pending": [value.item() for value in self.pending]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.p, self.images = float(state["p"]), int(state["images"])
+        self.pending = [torch.tensor(value) for value in state["pending"]]

@@ -1,0 +1,178 @@
+"""Residual networks with spectral normalisation (SNGAN: Miyato et al. 2018, appendix B.4, https://arxiv.org/abs/1802.05957),
+with the self-attention of SAGAN (Zhang et al. 2019, https://arxiv.org/abs/1805.08318) if wished.
+
+As in the 64-pixel networks of Gulrajani et al. 2017 no map has more than 8 times the finest width. The
+initialisation is He's instead of Glorot's: batch norm in G and spectral norm in D leave of it only the directions.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from core.blocks import ConvBlock, UpBlock, doublings, init_he, require_positive, spectral
+from core.errors import UserError
+
+WIDEST = 8  # channels of the coarsest maps, in finest widths
+KEY_SHARE = 8  # channels of a map for each channel of its attention (SAGAN, section 3: k = 8)
+
+
+def level_widths(width: int, levels: int) -> list[int]:
+    """Channels from the finest map to the coarsest: doubled from level to level, at most 8 times the first."""
+    return [width * min(2**level, WIDEST) for level in range(levels)]
+
+
+class SelfAttention(nn.Module):
+    """Every pixel reads from all others: (N, C, H, W) -> (N, C, H, W) (SAGAN, section 3, equations 1 to 3).
+
+    The result is added with a factor that starts at 0, so that the network begins as if it were not there. Written out
+    with a softmax, as the fused kernels have no second derivative, which R1 needs.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inner = max(1, channels // KEY_SHARE)
+        self.key = nn.Conv2d(channels, inner, 1, bias=False)
+        self.query = nn.Conv2d(channels, inner, 1, bias=False)
+        self.value = nn.Conv2d(channels, inner, 1, bias=False)
+        self.out = nn.Conv2d(inner, channels, 1, bias=False)
+        self.strength = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The map plus what its pixels have read."""
+        scores = self.query(x).flatten(2).transpose(1, 2) @ self.key(x).flatten(2)  # (N, readers HW, read HW)
+        read = self.value(x).flatten(2) @ scores.softmax(-1).transpose(1, 2)  # (N, C', HW)
+        return x + self.strength * self.out(read.unflatten(2, x.shape[2:]))
+
+
+class UpResBlock(nn.Module):
+    """Residual block that doubles: (N, in, H, W) -> (N, out, 2H, 2W), batch norm and ReLU ahead of each convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.BatchNorm2d(in_channels),
+            nn.ReLU(),
+            nn.Upsample(scale_factor=2),
+            ConvBlock(in_channels, out_channels, padding=1),
+            ConvBlock(out_channels, out_channels, padding=1, norm=None, activation=None),
+        )
+        # Enlarging copies pixels, so that the 1x1 convolution may come first, on a quarter of them.
+        self.shortcut = nn.Sequential(
+            ConvBlock(in_channels, out_channels, kernel=1, norm=None, activation=None), nn.Upsample(scale_factor=2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The sum of both ways."""
+        return self.body(x) + self.shortcut(x)
+
+
+class DownResBlock(nn.Module):
+    """Residual block without normalisation: (N, in, H, W) -> (N, out, H/2, W/2), or the same size without `halve`.
+
+    ReLU ahead of each convolution, but not ahead of the first of the network (`first`), which sees the image.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, halve: bool = True, first: bool = False) -> None:
+        super().__init__()
+        pool: nn.Module = nn.AvgPool2d(2) if halve else nn.Identity()
+        self.body = nn.Sequential(
+            nn.Identity() if first else nn.ReLU(),
+            ConvBlock(in_channels, out_channels, padding=1, norm=None),
+            ConvBlock(out_channels, out_channels, padding=1, norm=None, activation=None),
+            pool,
+        )
+        # A mean of pixels and a 1x1 convolution may change places: the convolution then sees a quarter of them.
+        self.shortcut = nn.Sequential(pool, ConvBlock(in_channels, out_channels, kernel=1, norm=None, activation=None))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The sum of both ways."""
+        return self.body(x) + self.shortcut(x)
+
+
+def _check_attention(attention: int | None, sizes: list[int]) -> None:
+    if attention is not None and attention not in sizes:
+        raise UserError(
+            f"attention={attention} is not the side of a map between two blocks: use one of {sizes}, or null for none"
+        )
+
+
+class Generator(nn.Module):
+    """Latents (N, latent_dim) from N(0, 1) -> images (N, 3, image_size, image_size) in [-1, 1].
+
+    A projection to 4x4, residual blocks that double by repeating pixels, batch norm, ReLU and a last convolution.
+
+    Args:
+        image_size: power of two from 32 up.
+        width: channels of the finest map; see `level_widths` for the others.
+        attention: side of the map, 8 to image_size, to which self-attention is applied; None for none.
+
+    Raises:
+        UserError: an argument out of range.
+    """
+
+    def __init__(
+        self, image_size: int = 64, latent_dim: int = 128, width: int = 64, attention: int | None = None
+    ) -> None:
+        super().__init__()
+        require_positive(latent_dim=latent_dim, width=width)
+        self.image_size, self.latent_dim = image_size, latent_dim
+        widths = level_widths(width, doublings(image_size) + 1)[::-1]
+        sizes = [8 << step for step in range(doublings(image_size))]
+        _check_attention(attention, sizes)
+        layers: list[nn.Module] = [
+            UpBlock(latent_dim, widths[0], kernel=4, stride=1, padding=0, norm=None, activation=None)
+        ]
+        for size, (wide, narrow) in zip(sizes, pairwise(widths), strict=True):
+            layers.append(UpResBlock(wide, narrow))
+            if size == attention:
+                layers.append(SelfAttention(narrow))
+        output = ConvBlock(width, 3, padding=1, norm=None, activation=nn.Tanh)
+        self.layers = nn.Sequential(*layers, nn.BatchNorm2d(width), nn.ReLU(), output)
+
+    def initialise(self, seed: int) -> None:
+        """Draw the weights (He et al. 2015)."""
+        init_he(self, seed)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Images of the latents."""
+        return self.layers(z[:, :, None, None])  # (N, 3, image_size, image_size)
+
+
+class Discriminator(nn.Module):
+    """Images (N, 3, image_size, image_size) in [-1, 1] -> logits (N,), positive for "real".
+
+    Residual blocks that halve by averaging down to 4x4, one that does not, ReLU, the sum over the pixels and a linear
+    layer; every weight has spectral norm 1 and nothing else is normalised, so each image is judged by itself.
+
+    Args:
+        attention: as for `Generator`, 4 to image_size / 2.
+
+    Other arguments and errors as for `Generator`.
+    """
+
+    def __init__(self, image_size: int = 64, width: int = 64, attention: int | None = None) -> None:
+        super().__init__()
+        require_positive(width=width)
+        widths = level_widths(width, doublings(image_size))
+        sizes = [image_size >> step for step in range(1, doublings(image_size) + 1)]
+        _check_attention(attention, sizes)
+        layers: list[nn.Module] = []
+        for size, (narrow, wide) in zip(sizes, pairwise([3, *widths]), strict=True):
+            layers.append(DownResBlock(narrow, wide, first=not layers))
+            if size == attention:
+                layers.append(SelfAttention(wide))
+        layers += [DownResBlock(widths[-1], widths[-1], halve=False), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+        self.head = ConvBlock(widths[-1], 1, kernel=1, norm=None, activation=None)
+        spectral(self)
+
+    def initialise(self, seed: int) -> None:
+        """Draw the weights (He et al. 2015)."""
+        init_he(self, seed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of the images."""
+        return self.head(self.layers(x).sum((2, 3), keepdim=True)).flatten()  # (N,)

@@ -1,0 +1,199 @@
+"""Settings of a GAN's training run: what they are, whether they can work, and what follows from them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import OmegaConf
+from torch import nn
+
+from core.data import PreparedData
+from core.errors import UserError
+from core.loop import LoopConfig, check_common, check_least
+from core.rundir import RunFolder, flatten
+from gen.losses import gan_loss
+from gen.schedule import cosine
+from gen.score import EvalSection, check_section
+from gen.steps import PENALTIES, STATISTICS
+
+BN_BATCH = 64  # samples normalised together when batch statistics are estimated anew
+
+
+@dataclass
+class Schedule:
+    """Factor that goes from 1 to `end` over so many images; see `gen.schedule.cosine`."""
+
+    end: float
+    over: int
+
+
+@dataclass
+class RegularizeSection:
+    """Weights of what is added to D's loss, and the schedule of those of R1 and R2."""
+
+    r1: float
+    r2: float
+    gradient_penalty: float
+    cutmix: float
+    schedule: Schedule
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """Names of those in use."""
+        return tuple(name for name in PENALTIES if getattr(self, name) > 0)
+
+    @property
+    def of_gradients(self) -> tuple[str, ...]:
+        """Those that need D's gradient at single images, and second derivatives."""
+        return tuple(name for name in self.used if name != "cutmix")
+
+    def weights(self, images_seen: int) -> dict[str, float]:
+        """Factors in the step that begins at `images_seen`; gamma / 2 for R1 and R2."""
+        half = cosine(self.schedule.end, self.schedule.over, images_seen) / 2
+        return {name: getattr(self, name) * (half if name in ("r1", "r2") else 1.0) for name in self.used}
+
+
+@dataclass
+class DiffaugSection:
+    """How often D is shown changed images; `p` is a number or the word adaptive."""
+
+    p: Any
+    target: float
+    images_to_one: int
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether p follows D's overfitting."""
+        return bool(self.p == "adaptive")
+
+
+@dataclass
+class TrainConfig(LoopConfig):
+    """What conf/gen.yaml holds; it explains each key."""
+
+    flip: bool
+    grid_every: int
+    loss: str
+    regularize: RegularizeSection
+    diffaug: DiffaugSection
+    d_lr_factor: float
+    d_steps: int
+    lr_schedule: Schedule
+    accumulate: int
+    ema_bn_images: int
+    eval: EvalSection
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """What the steps of this run report."""
+        return (*STATISTICS, *self.regularize.used, *(["augment_p"] if self.diffaug.adaptive else []))
+
+
+# Keys that the configuration of older runs lacks, with the values that do what those runs did.
+ADDED: dict[str, Any] = {
+    "loss": "non_saturating",
+    "regularize.r1": 0.0,
+    "regularize.r2": 0.0,
+    "regularize.gradient_penalty": 0.0,
+    "regularize.cutmix": 0.0,
+    "regularize.schedule.end": 1.0,
+    "regularize.schedule.over": 0,
+    "diffaug.p": 0.0,
+    "diffaug.target": 0.6,
+    "diffaug.images_to_one": 500_000,
+    "d_lr_factor": 1.0,
+    "d_steps": 1,
+    "lr_schedule.end": 1.0,
+    "lr_schedule.over": 0,
+    "accumulate": 1,
+    "ema_bn_images": 0,
+}
+
+
+def newer_keys(run: RunFolder, config: dict[str, Any]) -> list[str]:
+    """Keys that a run was started without and that `config` leaves at what was done then: no change of settings."""
+    try:
+        stored = flatten(OmegaConf.to_container(OmegaConf.load(run.config)))
+    except Exception:  # no run yet, or a damaged file, of which `RunFolder.check_config` tells
+        return []
+    wanted = flatten(config)
+    return [key for key, value in ADDED.items() if key not in stored and wanted[key] == value]
+
+
+def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
+    """Refuse settings that cannot work, before anything is built or written.
+
+    Raises:
+        UserError: naming the key.
+    """
+    check_common(config, processes)
+    check_least(config, 0, "grid_every", "ema_bn_images")
+    check_least(config, 1, "d_steps", "accumulate")
+    share = config.batch_size // processes
+    if share % config.accumulate or share // config.accumulate < 2:
+        raise UserError(
+            f"accumulate={config.accumulate} must divide the {share} images of each process into equal parts of at "
+            "least 2 (batch norm needs them)"
+        )
+    if 0 < config.ema_bn_images < BN_BATCH:
+        raise UserError(f"ema_bn_images={config.ema_bn_images} must be 0 or at least {BN_BATCH}")
+    check_section(config.eval)
+    _check_game(config)
+    for key in ("generator", "discriminator"):
+        if not isinstance(config.model.get(key), dict):
+            raise UserError(f"model.{key} is missing: see conf/model/dcgan.yaml for what a model needs")
+    size = config.model["generator"].get("image_size")
+    if size != data.image_size:
+        raise UserError(
+            f"model.image_size={size}, but {data.path} holds {data.image_size}-pixel images: "
+            f"set model.image_size={data.image_size} or prepare with --size {size}"
+        )
+
+
+def _check_game(config: TrainConfig) -> None:
+    gan_loss(config.loss)
+    regularize, diffaug = config.regularize, config.diffaug
+    for name in PENALTIES:
+        _check_number(f"regularize.{name}", getattr(regularize, name))
+    if config.loss == "wasserstein" and not regularize.gradient_penalty:
+        raise UserError("loss=wasserstein needs regularize.gradient_penalty (10 in the paper), else its D is unbounded")
+    _check_number("d_lr_factor", config.d_lr_factor)
+    if not config.d_lr_factor:
+        raise UserError("d_lr_factor=0 would keep D from learning: give a factor above 0")
+    for key, schedule in (("regularize.schedule", regularize.schedule), ("lr_schedule", config.lr_schedule)):
+        _check_number(f"{key}.end", schedule.end)
+        if schedule.over < 0 or (schedule.over == 0) != (schedule.end == 1):
+            given = f"end={schedule.end:g} over={schedule.over}"
+            raise UserError(f"{key}: {given} does nothing or has no duration: change both, or neither (end=1 over=0)")
+    if not diffaug.adaptive:
+        _check_number("diffaug.p", diffaug.p, most=1, words=" or adaptive")
+    _check_number("diffaug.target", diffaug.target, most=1)
+    if diffaug.images_to_one < 1:
+        raise UserError(f"diffaug.images_to_one={diffaug.images_to_one} must be at least 1")
+
+
+def _check_number(key: str, value: Any, most: float = math.inf, words: str = "") -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 <= value <= most) or value == math.inf:
+        raise UserError(f"{key}={value} must be a number from 0 {'up' if most == math.inf else f'to {most}'}{words}")
+
+
+def check_networks(config: TrainConfig, generator: nn.Module, discriminator: nn.Module) -> None:
+    """Refuse networks that do not fit the other settings.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if not isinstance(getattr(generator, "latent_dim", None), int):
+        raise UserError(f"model.generator is a {type(generator).__name__}, not a generator")
+    if not hasattr(discriminator, "initialise") or hasattr(discriminator, "latent_dim"):
+        raise UserError(f"model.discriminator is a {type(discriminator).__name__}, not a discriminator")
+    normalised = any(isinstance(layer, nn.BatchNorm2d) for layer in discriminator.modules())
+    if normalised and (penalties := config.regularize.of_gradients):
+        raise UserError(
+            f"regularize.{penalties[0]} needs a D that judges each image by itself, but this one has batch norm: use "
+            "another model, or model.norm=none"
+        )
+    if config.regularize.cutmix and not hasattr(discriminator, "forward_all"):
+        raise UserError("regularize.cutmix needs a D that judges pixels: use model=unetgan, or regularize.cutmix=0")

@@ -1,0 +1,94 @@
+"""Settings of the game: what cannot work is refused, and runs that were started before a setting existed continue."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from test_train import assert_equal, no_plots, outcome, run  # noqa: F401 (a fixture)
+
+from core.config import as_dict, compose, typed
+from core.errors import UserError
+from core.rundir import flatten
+from core.state import Checkpoints
+from gen.settings import ADDED, TrainConfig
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": "hing"}, "loss='hing' is unknown"),
+        ({"loss": "wasserstein", "model": "modern"}, r"wasserstein needs regularize\.gradient_penalty"),
+        ({"regularize.r1": 1}, r"regularize\.r1 needs a D .* batch norm: use another model, or model\.norm=none"),
+        ({"regularize.gradient_penalty": 1}, r"regularize\.gradient_penalty needs a D"),
+        ({"regularize.r2": -1}, r"regularize\.r2=-1\.0 must be a number from 0 up"),
+        ({"regularize.cutmix": 1, "model": "resnet"}, r"regularize\.cutmix needs a D that judges pixels"),
+        ({"regularize.schedule.end": 0.1}, r"regularize\.schedule: end=0\.1 over=0"),
+        ({"lr_schedule.over": 100}, r"lr_schedule: end=1 over=100"),
+        ({"lr_schedule.end": "nan"}, r"lr_schedule\.end=nan"),
+        ({"d_steps": 0}, "d_steps=0 must be at least 1"),
+        ({"accumulate": 0}, "accumulate=0 must be at least 1"),
+        ({"accumulate": 3}, "accumulate=3 must divide the 8 images"),
+        ({"accumulate": 8}, "accumulate=8 must divide the 8 images"),
+        ({"d_lr_factor": 0}, "d_lr_factor=0"),
+        ({"d_lr_factor": "inf"}, "d_lr_factor=inf"),
+        ({"diffaug.p": 1.5}, r"diffaug\.p=1\.5 must be a number from 0 to 1 or adaptive"),
+        ({"diffaug.p": "adaptiv"}, r"diffaug\.p=adaptiv must be"),
+        ({"diffaug.target": 2}, r"diffaug\.target=2"),
+        ({"diffaug.images_to_one": 0}, r"diffaug\.images_to_one=0"),
+        ({"ema_bn_images": 10}, "ema_bn_images=10 must be 0 or at least 64"),
+        ({"model.discriminator._target_": "gen.dcgan.Generator"}, "is a Generator, not a discriminator"),
+    ],
+)
+def test_settings_that_cannot_work_leave_nothing_behind(prepared, tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        run(prepared, tmp_path, **({"images": 8} | settings))
+    assert not list(tmp_path.iterdir())
+
+
+def test_penalties_with_a_d_without_batch_norm_are_taken(prepared, tmp_path):
+    run(prepared, tmp_path, images=8, **{"regularize.r1": 1, "model.norm": "none"})
+
+
+def test_keys_added_later_have_the_defaults_of_the_configuration():
+    config = flatten(as_dict(typed(compose("gen", ["data=x", "name=y"]), TrainConfig)))
+    assert {key: config[key] for key in ADDED} == ADDED
+
+
+def without(config: Path, keys):
+    """Rewrite a stored configuration as an older version would have written it."""
+    stored = yaml.safe_load(config.read_text())
+    for key in keys:
+        *sections, last = key.split(".")
+        place = stored
+        for section in sections:
+            place = place[section]
+        del place[last]
+    kept = {key: value for key, value in stored.items() if value != {} and value != {"schedule": {}}}
+    config.write_text(yaml.safe_dump(kept))
+
+
+def test_runs_of_before_these_settings_continue(prepared, tmp_path):
+    straight = outcome(run(prepared, tmp_path / "straight", images=40))
+    folder = run(prepared, tmp_path, images=16)
+    without(folder.config, ADDED)
+    assert "loss" not in folder.config.read_text() and "diffaug" not in folder.config.read_text()
+    with pytest.raises(UserError, match="started with other settings: loss "):
+        run(prepared, tmp_path, images=40, loss="hinge")
+    assert_equal(outcome(run(prepared, tmp_path, images=40)), straight)
+    with pytest.raises(UserError, match=r"loss \('non_saturating' -> 'hinge'\)"):
+        run(prepared, tmp_path, images=40, loss="hinge")
+
+
+def test_a_setting_cannot_be_changed_back_to_its_default(prepared, tmp_path):
+    run(prepared, tmp_path, images=8, **{"diffaug.p": 0.5})
+    with pytest.raises(UserError, match=r"diffaug\.p \(0\.5 -> 0\.0\)"):
+        run(prepared, tmp_path, images=16)
+
+
+def test_divergence_is_placed_in_the_right_step_of_d(prepared, tmp_path):
+    run(prepared, tmp_path, images=16, d_steps=2)
+    state = Checkpoints(tmp_path / "t" / "state").load_newest()
+    state["generator"]["layers.0.0.weight"][:] = float("nan")
+    Checkpoints(tmp_path / "t" / "state").save(16, state)
+    with pytest.raises(UserError, match="24 images"):
+        run(prepared, tmp_path, images=80, d_steps=2)
