@@ -5,6 +5,7 @@ import errno
 import io
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,10 +129,14 @@ def test_stopped_run_continues(
     tmp_path: Path, long_zip: Path, uninterrupted: dict[str, bytes], stop: signal.Signals
 ) -> None:
     out, part = tmp_path / "out", tmp_path / "out.part"
-    process = start(long_zip, "--out", out, "--workers", 2)
-    wait_for_chunks(part, process, 1)
-    process.send_signal(stop)
-    _, errors = process.communicate(timeout=120)
+    for _ in range(5):  # on a busy machine it may be done before the signal is sent
+        process = start(long_zip, "--out", out, "--workers", 2)
+        wait_for_chunks(part, process, 1)
+        process.send_signal(stop)
+        _, errors = process.communicate(timeout=120)
+        if process.returncode != 0:
+            break
+        shutil.rmtree(out)
     assert process.returncode == (130 if stop == signal.SIGINT else -signal.SIGKILL)
     assert ("the same command continues" in errors) == (stop == signal.SIGINT) and "Traceback" not in errors
     assert not out.exists()
