@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -89,7 +91,7 @@ class ImageBank(EndlessOrder):
         if self.resident is not None:
             pixels = self.resident[torch.from_numpy(rows).to(self.device, non_blocking=True)]
         else:
-            pixels = torch.from_numpy(self.images[rows]).to(self.device, non_blocking=True)
+            pixels = torch.from_numpy(read_rows(self.images, rows)).to(self.device, non_blocking=True)
         pixels = torch.where(mirrored[:, None, None, None], pixels.flip(2), pixels)
         return to_float(pixels)
 
@@ -101,3 +103,20 @@ def copy_in_pieces(array: np.ndarray, device: torch.device, piece: int = 1 << 26
     for start in range(0, len(array), rows):
         whole[start : start + rows] = torch.from_numpy(np.array(array[start : start + rows]))
     return whole
+
+
+def read_rows(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """A copy of some rows of an array; of a memory map they are read from its file.
+
+    Pages of a map count as memory of the process as long as it is open, and up to half a megabyte around each row that
+    is touched comes with it: a thousand rows here and there of a large file would be half a gigabyte.
+    """
+    if not isinstance(array, np.memmap) or array.filename is None:
+        return np.array(array[rows])
+    found = np.empty((len(rows), *array.shape[1:]), array.dtype)
+    with io.FileIO(array.filename) as handle:
+        for index, row in enumerate(rows.tolist()):
+            handle.seek(array.offset + row * found[0].nbytes)
+            if handle.readinto(found[index]) != found[index].nbytes:
+                raise UserError(f"{array.filename} was cut off while it was read: make it again")
+    return found

@@ -20,13 +20,14 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.lib import format as npy
 
+from core.bank import read_rows
 from core.console import progress_bar, say
 from core.errors import UserError
 from core.files import atomic_path, digest_of, read_json, write_json
 from core.runtime import Ranks
 from eval.features import Features
 from eval.frechet import RunningSums, Statistics
-from eval.sources import ImageSet, Source, read_rows
+from eval.sources import ImageSet, Source
 
 FORMAT = 2  # raised whenever what is kept would no longer be what this code computes
 PARTS, KEY = ".parts", "key.json"  # folder of blocks beside the file that will hold them, and what they are of

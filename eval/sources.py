@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
+from core.bank import read_rows
 from core.errors import UserError
 from core.files import sha256_of
 from core.submission import read_archive
@@ -67,23 +67,6 @@ class ArrayImages:
     def take(self, positions: np.ndarray) -> ArrayImages:
         """The images at these positions, in this order."""
         return ArrayImages(self.array, self.positions[positions])
-
-
-def read_rows(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """A copy of some rows of an array; of a memory map they are read from its file.
-
-    Pages of a map count as memory of the process as long as it is open, and up to half a megabyte around each row that
-    is touched comes with it: a thousand rows here and there of a large file would be half a gigabyte.
-    """
-    if not isinstance(array, np.memmap) or array.filename is None:
-        return np.array(array[rows])
-    found = np.empty((len(rows), *array.shape[1:]), array.dtype)
-    with io.FileIO(array.filename) as handle:
-        for index, row in enumerate(rows.tolist()):
-            handle.seek(array.offset + row * found[0].nbytes)
-            if handle.readinto(found[index]) != found[index].nbytes:
-                raise UserError(f"{array.filename} was cut off while it was read: make it again")
-    return found
 
 
 class FileImages:
