@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import transforms
 
-from core import machine
 from core.bank import ImageBank, copy_in_pieces
 from core.config import _lazy_help_allowed
 from core.data import PreparedData
@@ -392,13 +391,6 @@ def test_several_processes_without_gpus_are_told_to_work_together(monkeypatch, p
     monkeypatch.setenv("ACCELERATE_USE_CPU", flag or "false")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert several_on_cpu() is expected
-
-
-@pytest.mark.parametrize(("flags", "precision"), [("fma avx512_bf16 sse", "bf16"), ("fma avx2", "fp32"), ("", "fp32")])
-def test_precision_follows_the_processor(monkeypatch, flags, precision):
-    monkeypatch.setattr(machine, "cpuinfo", lambda key: flags)
-    cpu = torch.device("cpu")
-    assert machine.choose_precision("auto", cpu) == precision and machine.choose_precision("fp32", cpu) == "fp32"
 
 
 def test_a_data_set_is_copied_in_pieces_whole():
