@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import mmap
 
 import numpy as np
 import torch
@@ -111,7 +112,8 @@ def read_rows(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
     Pages of a map count as memory of the process as long as it is open, and up to half a megabyte around each row that
     is touched comes with it: a thousand rows here and there of a large file would be half a gigabyte.
     """
-    if not isinstance(array, np.memmap) or array.filename is None:
+    # A part of a map names the file and offset of the whole: only the whole one can be read by its numbers.
+    if not isinstance(array, np.memmap) or not isinstance(array.base, mmap.mmap) or array.filename is None:
         return np.array(array[rows])
     found = np.empty((len(rows), *array.shape[1:]), array.dtype)
     with io.FileIO(array.filename) as handle:

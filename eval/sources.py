@@ -237,6 +237,7 @@ def _open_model(path: Path, count: int, sets: int, seed: int, device: str) -> So
     # A training that goes on may replace the file: all sets come from what was read once, and has this hash.
     digest = sha256_of(model)
     network, _ = load_generator(model, device)
+    chose = load_model(model)[1].get("score", {}).get("n", 0)  # samples by which training chose these weights
     if sha256_of(model) != digest:
         raise UserError(f"{model} was replaced while it was read: score it again")
     first_seeds = [seed + index * count for index in range(sets)]
@@ -251,7 +252,6 @@ def _open_model(path: Path, count: int, sets: int, seed: int, device: str) -> So
         "seeds": "image i of a set is drawn with the set's first seed + i",
     }
     warnings = _count_warnings(count)
-    chose = load_model(model)[1].get("score", {}).get("n", 0)
     if seed < chose:
         warnings.append(
             f"the samples of seeds 0 to {chose - 1:,} chose these weights (eval.every), so they score a little too "

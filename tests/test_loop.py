@@ -1,10 +1,13 @@
 """What all trainings share and no other test looks at."""
 
+import numpy as np
 import pytest
 import torch
 from mask_data import run
 
 from core import machine
+from core.bank import read_rows
+from core.errors import UserError
 
 
 def test_the_precision_that_auto_stands_for_belongs_to_the_run(discs, tmp_path, monkeypatch):
@@ -18,3 +21,18 @@ def test_precision_follows_the_processor(monkeypatch, flags, precision):
     monkeypatch.setattr(machine, "cpuinfo", lambda key: flags)
     cpu = torch.device("cpu")
     assert machine.choose_precision("auto", cpu) == precision and machine.choose_precision("fp32", cpu) == "fp32"
+
+
+def test_rows_of_a_memory_map_are_those_of_the_array(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 4, 5, 3), np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    rows = np.array([39, 0, 7, 7, 20])
+    np.testing.assert_array_equal(read_rows(mapped, rows), images[rows])
+    for part in (slice(10, 30), slice(None, None, -1), slice(0, 40, 2)):
+        few = np.array([3, 0, 19])
+        np.testing.assert_array_equal(read_rows(mapped[part], few), images[part][few])
+    with (tmp_path / "images.npy").open("r+b") as handle:
+        handle.truncate(1000)
+    with pytest.raises(UserError, match=r"images\.npy was cut off"):
+        read_rows(mapped, rows)
