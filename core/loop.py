@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from core.state import Checkpoints
 VOTE_EVERY = 10  # steps between the moments at which several processes agree to stop
 # Settings that leave every step as it is, so a run may go on with other values.
 CHANGEABLE = ("name", "runs", "images", "save_every", "tracker", "data")
+# Keys that the configuration of older runs lacks, with the values that do what those runs did.
+ADDED: dict[str, Any] = {"compile": False, "optim.fused": None}
 
 
 @dataclass
@@ -40,6 +43,7 @@ class LoopConfig:
     images: int
     batch_size: int
     mixed_precision: str
+    compile: bool
     ema_half_life: int
     log_every: int
     save_every: int
@@ -271,6 +275,7 @@ def run_loop(
     build: Callable[[Accelerator, RunFolder], TrainingLoop],
     identity: dict[str, Any],
     changeable: Collection[str],
+    added: Mapping[str, Any] = MappingProxyType({}),
 ) -> RunFolder:
     """Train from the start or from where the run stands, and return its folder.
 
@@ -279,6 +284,7 @@ def run_loop(
         build: makes the loop, its state loaded.
         identity: what else must not change between two parts of a run, such as hashes of the data; kept in config.yaml.
         changeable: keys that may.
+        added: as `ADDED`, the command's own.
 
     Raises:
         UserError: a run folder of other settings, divergence, or a full disk.
@@ -288,7 +294,7 @@ def run_loop(
     # What it comes to is part of the run: another machine may choose differently, and would be refused.
     config.mixed_precision = choose_precision(config.mixed_precision, device_to_come())
     resolved = as_dict(config) | identity
-    run.check_config(resolved, changeable)
+    run.check_config(resolved, (*changeable, *run.newer_keys(resolved, ADDED | dict(added))))
     accelerator = start_accelerator(config.mixed_precision, config.tracker, run.path)
     loop = build(accelerator, run)
     if accelerator.is_main_process:

@@ -6,13 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import OmegaConf
 from torch import nn
 
 from core.data import PreparedData
 from core.errors import UserError
 from core.loop import LoopConfig, check_common, check_least
-from core.rundir import RunFolder, flatten
 from gen.losses import gan_loss
 from gen.schedule import cosine
 from gen.score import EvalSection, check_section
@@ -110,16 +108,6 @@ ADDED: dict[str, Any] = {
     "accumulate": 1,
     "ema_bn_images": 0,
 }
-
-
-def newer_keys(run: RunFolder, config: dict[str, Any]) -> list[str]:
-    """Keys that a run was started without and that `config` leaves at what was done then: no change of settings."""
-    try:
-        stored = flatten(OmegaConf.to_container(OmegaConf.load(run.config)))
-    except Exception:  # no run yet, or a damaged file, of which `RunFolder.check_config` tells
-        return []
-    wanted = flatten(config)
-    return [key for key, value in ADDED.items() if key not in stored and wanted[key] == value]
 
 
 def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:

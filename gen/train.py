@@ -9,7 +9,6 @@ import contextlib
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,7 +34,7 @@ from gen.monitor import PATIENCE, CollapseMonitor, identical_samples
 from gen.regularizers import mixing_weights
 from gen.schedule import cosine
 from gen.score import Best, Scorer, best_so_far, comparable, score_panel
-from gen.settings import BN_BATCH, TrainConfig, check_networks, newer_keys, validate
+from gen.settings import ADDED, BN_BATCH, TrainConfig, check_networks, validate
 from gen.steps import Judge, Terms, discriminator_step, generator_step
 from gen.unetgan import cutmix_masks
 
@@ -97,6 +96,11 @@ class Trainer(TrainingLoop):
         bf16 = accelerator.mixed_precision == "bf16"
         self.judge = Judge(self.discriminator, bf16)
         own = Judge(self.discriminator, bf16 and not config.regularize.of_gradients)
+        if config.compile:  # in place: what the average, the optimisers and the files hold stays as it is
+            self.generator.compile()
+            self.judge.compile()
+            if not config.regularize.of_gradients:  # torch.compile does not do second derivatives
+                own.compile()
         self.wrapped_generator, self.wrapped_discriminator = accelerator.prepare(self.generator, own)
         self._sampler: tuple[int, nn.Module] | None = None
 
@@ -286,12 +290,12 @@ def run_training(config: TrainConfig) -> RunFolder:
     """
     data = PreparedData.open(config.data)
     validate(config, data, process_count())
-    newer = newer_keys(RunFolder(Path(config.runs) / config.name), as_dict(config))
     return run_loop(
         config,
         lambda accelerator, run: Trainer(config, accelerator, data, run),
         {"data_sha256": data.fingerprint},
-        (*CHANGEABLE, *newer, "grid_every", *flatten({"eval": as_dict(config.eval)})),
+        (*CHANGEABLE, "grid_every", *flatten({"eval": as_dict(config.eval)})),
+        ADDED,
     )
 
 

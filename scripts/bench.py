@@ -69,7 +69,7 @@ parts (without --parts all but scaling and ranks, in about three minutes on two 
 examples:
   python -m scripts.bench
   python -m scripts.bench --parts gan-step gan-epoch --seconds 60 --json bench.json
-  python -m scripts.bench --parts gan-step --batch 512 --precision bf16
+  python -m scripts.bench --parts gan-step --batch 512 --precision bf16 --compile
   python -m scripts.bench --parts unet-step --paper --precision bf16            the paper's widths at 256x256, for a GPU
   accelerate launch --quiet --multi_gpu --num_processes 4 -m scripts.bench --parts gan-step gan-epoch --batch 2048
 
@@ -88,6 +88,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=Settings.size, help="side of the faces (default %(default)d)")
     parser.add_argument("--width", type=int, default=Settings.width, help="DCGAN feature maps (default %(default)d)")
     parser.add_argument("--precision", choices=("auto", *PRECISIONS), default="auto", help="of our side (default auto)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile and fused optimisers on our side")
     parser.add_argument("--paper", action="store_true", help="U-Net of the paper's widths at 256x256")
     parser.add_argument("--unet-batch", type=int, default=Settings.unet_batch, help="images (default %(default)d)")
     parser.add_argument("--samples", type=int, default=Settings.samples, help="PNG files (default %(default)d)")
@@ -136,6 +137,7 @@ def choose_settings(options: argparse.Namespace, device: torch.device) -> Settin
         size=options.size,
         width=options.width,
         precision=choose_precision(options.precision, device),
+        compile=options.compile,
         unet_batch=options.unet_batch,
         samples=options.samples,
         dims=options.dims,

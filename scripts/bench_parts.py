@@ -40,6 +40,7 @@ class Settings:
         seconds: for each part, its first runs and slow parts' extra turns apart.
         batch, size, width: of the DCGAN, the batch of all processes together.
         precision: fp32 or bf16, of our side.
+        compile: our side's networks with torch.compile, and its optimisers fused.
         unet_widths, unet_size, unet_batch: of the U-Nets.
         samples: pictures in a run of `sample`.
         features, dims: images in a run of `features` and the dimensions of a feature.
@@ -55,6 +56,7 @@ class Settings:
     size: int = 64
     width: int = 64
     precision: str = "fp32"
+    compile: bool = False
     unet_widths: tuple[int, ...] = (16, 32, 64, 128, 256)
     unet_size: int = 64
     unet_batch: int = 16
@@ -148,10 +150,16 @@ def gan_config(settings: Settings, data: Path, runs: Path, name: str) -> TrainCo
         f"images={ENDLESS}",
         f"batch_size={settings.batch}",
         f"mixed_precision={settings.precision}",
+        *compiled(settings),
         f"model.image_size={settings.size}",
         f"model.width={settings.width}",
     ]
     return typed(compose("gen", words), TrainConfig)
+
+
+def compiled(settings: Settings) -> list[str]:
+    """What `--compile` adds to the settings of a training command."""
+    return ["compile=true", "optim.fused=true"] if settings.compile else []
 
 
 class TurnTrainer(Trainer):
@@ -256,6 +264,7 @@ def unet_step(bench: Bench) -> Result:
         f"images={ENDLESS}",
         f"batch_size={settings.unet_batch}",
         f"mixed_precision={settings.precision}",
+        *compiled(settings),
         "augment=none",
         "workers=0",
         f"model.network.widths={list(settings.unet_widths)}",

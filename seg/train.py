@@ -87,6 +87,8 @@ class Trainer(TrainingLoop):
         self.examples = self._examples()
         self.batches = self._batches()
         # Wrapped only now: the average and the optimiser hold the bare network.
+        if config.compile:  # in place: what the average, the optimiser and the files hold stays as it is
+            self.model.compile()
         self.wrapped = accelerator.prepare(self.model)
 
     def _network(self) -> UNet:

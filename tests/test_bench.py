@@ -25,7 +25,7 @@ from eval.frechet import Statistics, frechet_distance
 from eval.sources import list_images
 from gen.dcgan import Discriminator, Generator
 from gen.steps import discriminator_step, generator_step
-from scripts import bench, bench_data, bench_flops, bench_measure, bench_ranks, bench_reference
+from scripts import bench, bench_data, bench_flops, bench_measure, bench_parts, bench_ranks, bench_reference
 from scripts.bench_measure import Clock, Result, Side, Spread, interleave, neighbour_ratios
 from scripts.bench_parts import Settings
 from scripts.bench_tools import inception_networks
@@ -160,6 +160,13 @@ def test_the_papers_network_and_the_size_of_a_gpu():
     settings = bench.choose_settings(bench.parse(["--paper", "--precision", "bf16"]), torch.device("cuda"))
     assert settings.unet_widths[-1] == 1024 and settings.unet_size == 256 and settings.precision == "bf16"
     assert settings.matrix > Settings.matrix and settings.batch == 128
+
+
+@pytest.mark.parametrize("words", [[], ["--compile"]])
+def test_our_side_is_compiled_on_request(words, tmp_path):
+    settings = bench.choose_settings(bench.parse(words), torch.device("cpu"))
+    config = bench_parts.gan_config(settings, tmp_path, tmp_path, "t")
+    assert (config.compile, config.optim["fused"]) == ((True, True) if words else (False, None))
 
 
 # -- measuring
