@@ -123,7 +123,7 @@ def _explain(error: Exception, overrides: list[str], known: list[str]) -> str:
     """One line for a composition error, with the nearest known key where an override names an unknown one."""
     for override in overrides:
         key = override.split("=")[0].lstrip("+~")
-        if "=" not in override:
+        if "=" not in override and override[0] != "~":
             return f"cannot read {override!r}: settings are written key=value (see --help)"
         if override[0] not in "+~" and key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, NoneType
 from typing import Any
 
 import torch
@@ -94,9 +95,14 @@ def make_optimizer(recipe: dict[str, Any], network: nn.Module) -> torch.optim.Op
     """
     try:
         optimizer = instantiate(recipe)(network.parameters())
-    except (HydraException, TypeError, ValueError) as error:
+    except (HydraException, TypeError, ValueError, RuntimeError, IndexError) as error:
         raise UserError(f"optim: {' '.join(str(error).split())}") from error
     assert isinstance(optimizer, torch.optim.Optimizer)
+    settings = optimizer.param_groups[0]
+    if not settings["lr"] > 0:
+        raise UserError(f"optim.lr={settings['lr']} must be above 0")
+    if not isinstance(settings.get("fused"), (bool, NoneType)):
+        raise UserError(f"optim.fused={settings['fused']} must be true, false or null")
     return optimizer
 
 
@@ -294,7 +300,8 @@ def run_loop(
     # What it comes to is part of the run: another machine may choose differently, and would be refused.
     config.mixed_precision = choose_precision(config.mixed_precision, device_to_come())
     resolved = as_dict(config) | identity
-    run.check_config(resolved, (*changeable, *run.newer_keys(resolved, ADDED | dict(added))))
+    if Checkpoints(run.state).files():  # one that ended before its first checkpoint has nothing to be continued
+        run.check_config(resolved, (*changeable, *run.newer_keys(resolved, ADDED | dict(added))))
     accelerator = start_accelerator(config.mixed_precision, config.tracker, run.path)
     loop = build(accelerator, run)
     if accelerator.is_main_process:
@@ -306,10 +313,23 @@ def run_loop(
         accelerator.init_trackers("curves")
     with StopRequest().listening() as stop:
         try:
-            loop.train(stop)
+            with explained_compiler() if config.compile else contextlib.nullcontext():
+                loop.train(stop)
         finally:
             accelerator.end_training()
     return run
+
+
+@contextlib.contextmanager
+def explained_compiler() -> Iterator[None]:
+    """One line for what torch.compile cannot do here."""
+    from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = " ".join(str(error).split("\n\n")[0].split())
+        raise UserError(f"compile=true failed ({reason}): install a C++ compiler, or use compile=false") from error
 
 
 def describe_machine(accelerator: Accelerator, precision: str) -> str:

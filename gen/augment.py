@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from core.images import FASTER
+
 # Second entry of the seed, see gen.latents: one stream for each batch that is augmented within a step.
 REAL_STREAM, FAKE_STREAM, GENERATOR_STREAM = 2, 3, 4
 # Uniform numbers of an image: whether each of the five changes is made, then how.
@@ -58,7 +60,8 @@ def augment(images: Tensor, p: float, draws: Tensor) -> Tensor:
     offsets = [_whole(amount[way], 2 * reach + 1) - reach for way in ("down", "right")]
     images = torch.where(_each(gate["translation"]), translate(images, offsets[0], offsets[1], reach), images)
     corners = [_whole(amount[way], size + 1) - size // 4 for way in ("top", "left")]
-    return torch.where(_each(gate["cutout"]), cutout(images, corners[0], corners[1]), images)
+    images = torch.where(_each(gate["cutout"]), cutout(images, corners[0], corners[1]), images)
+    return images.contiguous(memory_format=FASTER)
 
 
 def _each(values: Tensor) -> Tensor:
@@ -99,10 +102,13 @@ def cutout(images: Tensor, top: Tensor, left: Tensor) -> Tensor:
 
 
 class AdaptiveProbability:
-    """The p that keeps E[sign(D(real))] at a target (Karras et al. 2020, section 3: heuristic r_t).
+    """The p that keeps the mean decision of D on reals at a target (Karras et al. 2020, section 3: heuristic r_t).
 
-    The mean sign is 0 for a D that cannot tell reals and 1 for one that knows every real by heart. Every `every`
-    updates p moves by the images seen meanwhile / `images_to_one`: up when the mean sign was above `target`, else down.
+    It is E[sign(D(real))], 0 for a D that cannot tell reals and 1 for one that knows every real by heart (or whose G is
+    poor); the paper's target of 0.6 is for the non-saturating loss. Where only differences of logits mean anything it
+    is E[sign(D(real) - D(fake))] over pairs, which is larger for the same D: with two normal distributions of equal
+    spread, 0.6 of the one is 0.77 of the other. Every `every` updates p moves by the images seen meanwhile /
+    `images_to_one`: up when the mean was above `target`, else down.
 
     Args:
         target: mean sign to hold, 0 to 1.

@@ -11,7 +11,7 @@ PATIENCE = 20_000  # images a sign must last: early in a run D is often perfect 
 CHANCE_LOSS = 2 * math.log(2)  # loss of a discriminator that answers 0.5 to everything
 
 ADVICE = {
-    "d_wins": "D is right about practically every image, so G gets no useful gradient: lower D's learning rate",
+    "d_wins": "D is right about nearly every image, which leaves G little to learn from: lower its learning rate",
     "d_chance": "D does no better than guessing: if the samples are poor, neither learns from the other any more",
 }
 

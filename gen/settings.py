@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from core.data import PreparedData
 from core.errors import UserError
@@ -125,8 +127,8 @@ def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
             f"accumulate={config.accumulate} must divide the {share} images of each process into equal parts of at "
             "least 2 (batch norm needs them)"
         )
-    if 0 < config.ema_bn_images < BN_BATCH:
-        raise UserError(f"ema_bn_images={config.ema_bn_images} must be 0 or at least {BN_BATCH}")
+    if config.ema_bn_images % BN_BATCH:
+        raise UserError(f"ema_bn_images={config.ema_bn_images} must be a multiple of {BN_BATCH}, or 0")
     check_section(config.eval)
     _check_game(config)
     for key in ("generator", "discriminator"):
@@ -145,8 +147,6 @@ def _check_game(config: TrainConfig) -> None:
     regularize, diffaug = config.regularize, config.diffaug
     for name in PENALTIES:
         _check_number(f"regularize.{name}", getattr(regularize, name))
-    if config.loss == "wasserstein" and not regularize.gradient_penalty:
-        raise UserError("loss=wasserstein needs regularize.gradient_penalty (10 in the paper), else its D is unbounded")
     _check_number("d_lr_factor", config.d_lr_factor)
     if not config.d_lr_factor:
         raise UserError("d_lr_factor=0 would keep D from learning: give a factor above 0")
@@ -155,6 +155,8 @@ def _check_game(config: TrainConfig) -> None:
         if schedule.over < 0 or (schedule.over == 0) != (schedule.end == 1):
             given = f"end={schedule.end:g} over={schedule.over}"
             raise UserError(f"{key}: {given} does nothing or has no duration: change both, or neither (end=1 over=0)")
+    if regularize.schedule.over and not (regularize.r1 or regularize.r2):
+        raise UserError("regularize.schedule changes r1 and r2, but both are 0: set one of them, or leave it out")
     if not diffaug.adaptive:
         _check_number("diffaug.p", diffaug.p, most=1, words=" or adaptive")
     _check_number("diffaug.target", diffaug.target, most=1)
@@ -185,3 +187,23 @@ def check_networks(config: TrainConfig, generator: nn.Module, discriminator: nn.
         )
     if config.regularize.cutmix and not hasattr(discriminator, "forward_all"):
         raise UserError("regularize.cutmix needs a D that judges pixels: use model=unetgan, or regularize.cutmix=0")
+    bounded = config.regularize.of_gradients or any(map(is_parametrized, discriminator.modules()))  # spectral norm
+    if config.loss == "wasserstein" and not bounded:
+        raise UserError("loss=wasserstein needs regularize.gradient_penalty (10 in the paper), else its D is unbounded")
+    _check_shapes(generator, discriminator, config.model["generator"]["image_size"])
+
+
+@torch.no_grad()
+def _check_shapes(generator: nn.Module, discriminator: nn.Module, size: int) -> None:
+    """Refuse networks that do not make images, or not one logit an image."""
+    for name, network, given, wanted in (
+        ("generator", generator, (2, generator.latent_dim), (2, 3, size, size)),
+        ("discriminator", discriminator, (2, 3, size, size), (2,)),
+    ):
+        try:
+            shape = tuple(network.eval()(torch.zeros(given)).shape)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            raise UserError(f"model.{name} cannot read {given}: {str(error).splitlines()[0]}") from error
+        network.train()
+        if shape != wanted:
+            raise UserError(f"model.{name} makes {shape} of {given}, but {wanted} is needed: check its sizes")

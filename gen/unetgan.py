@@ -1,5 +1,7 @@
 """A U-Net as discriminator: one logit for the image and one for every pixel (Schoenfeld, Schiele & Khoreva 2020,
-https://arxiv.org/abs/2002.12655), and the CutMix images on which its pixel decisions are held consistent.
+https://arxiv.org/abs/2002.12655), and the CutMix images on which its pixel decisions are held consistent. The paper
+also trains D to call mixed images fake and to tell their parts apart, more and more often over the first epochs; that
+is not done here.
 
 The U-Net is made of the segmenter's blocks, with spectral norm instead of batch norm. Its generator is `gen.resnet`'s.
 """

@@ -17,9 +17,9 @@ def compiled(monkeypatch):
     networks = []
     usual = torch.nn.Module.compile
 
-    def compile_eagerly(network):
+    def compile_eagerly(network, backend="aot_eager"):
         networks.append(type(network).__name__)
-        usual(network, backend="eager")
+        usual(network, backend=backend)
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
     yield networks
@@ -30,7 +30,7 @@ def compiled(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"model": "dcgan_plus", "loss": "hinge"}, ["Generator", "Judge", "Judge"]),
+        ({"model": "dcgan_plus", "loss": "hinge", "mixed_precision": "bf16"}, ["Generator", "Judge", "Judge"]),
         ({"model.norm": "none", "regularize.r1": 1}, ["Generator", "Judge"]),
     ],
 )
@@ -63,6 +63,17 @@ def test_a_segmenter_compiles(discs, tmp_path, compiled):
     plain, fused = (load_model(folder.path / "last.safetensors")[0].state_dict() for folder in folders)
     for name, value in fused.items():
         torch.testing.assert_close(value, plain[name], rtol=1e-3, atol=1e-3)
+
+
+def test_without_a_compiler_there_is_one_line(prepared, tmp_path, monkeypatch):
+    usual = torch.nn.Module.compile
+
+    def broken(graph, inputs):
+        raise OSError("no compiler here")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda network: usual(network, backend=broken))
+    with pytest.raises(UserError, match=r"compile=true failed \(.*no compiler here.*compile=false"):
+        run(prepared, tmp_path, images=8, compile="true")
 
 
 def test_a_segmentation_run_of_before_these_settings_continues(discs, tmp_path):

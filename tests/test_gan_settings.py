@@ -10,7 +10,9 @@ from core.config import as_dict, compose, typed
 from core.errors import UserError
 from core.rundir import flatten
 from core.state import Checkpoints
-from gen.settings import ADDED, TrainConfig
+from gen.dcgan import Discriminator, Generator
+from gen.settings import ADDED, TrainConfig, check_networks
+from gen.train import Trainer
 
 
 @pytest.mark.parametrize(
@@ -35,7 +37,14 @@ from gen.settings import ADDED, TrainConfig
         ({"diffaug.p": "adaptiv"}, r"diffaug\.p=adaptiv must be"),
         ({"diffaug.target": 2}, r"diffaug\.target=2"),
         ({"diffaug.images_to_one": 0}, r"diffaug\.images_to_one=0"),
-        ({"ema_bn_images": 10}, "ema_bn_images=10 must be 0 or at least 64"),
+        ({"ema_bn_images": 100}, "ema_bn_images=100 must be a multiple of 64, or 0"),
+        ({"regularize.schedule.end": 0.1, "regularize.schedule.over": 9}, r"regularize\.schedule changes r1 and r2"),
+        ({"model.discriminator.image_size": 64}, r"model\.discriminator cannot read \(2, 3, 32, 32\)"),
+        ({"+model.generator.channels": 1}, r"model\.generator makes \(2, 1, 32, 32\)"),
+        ({"optim.lr": 0}, r"optim\.lr=0\.?0? must be above 0"),
+        ({"optim.fused": "abc"}, r"optim\.fused=abc must be true, false or null"),
+        ({"optim.fused": "true", "+optim.foreach": "true"}, "optim: .*fused"),
+        ({"optim.betas": "[0.5]"}, "optim: "),
         ({"model.discriminator._target_": "gen.dcgan.Generator"}, "is a Generator, not a discriminator"),
     ],
 )
@@ -47,6 +56,32 @@ def test_settings_that_cannot_work_leave_nothing_behind(prepared, tmp_path, sett
 
 def test_penalties_with_a_d_without_batch_norm_are_taken(prepared, tmp_path):
     run(prepared, tmp_path, images=8, **{"regularize.r1": 1, "model.norm": "none"})
+
+
+@pytest.mark.parametrize("more", [{"model": "resnet"}, {"model.norm": "none", "regularize.r1": 1}])
+def test_a_critic_with_another_bound_is_taken(prepared, tmp_path, more):
+    run(prepared, tmp_path, images=8, loss="wasserstein", **more)
+
+
+def test_a_d_for_smaller_images_is_refused():
+    """At 64 pixels one for 32 gives 25 logits an image, whose means would train all the same."""
+    config = typed(compose("gen", ["data=x", "name=y", "model.width=4"]), TrainConfig)
+    with pytest.raises(
+        UserError, match=r"model\.discriminator makes \(50,\) of \(2, 3, 64, 64\), but \(2,\) is needed"
+    ):
+        check_networks(config, Generator(width=4), Discriminator(image_size=32, width=4))
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_may_start_anew(prepared, tmp_path, monkeypatch):
+    def fail(self):
+        raise UserError("no such luck")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="no such luck"):
+        patch.setattr(Trainer, "step", fail)
+        run(prepared, tmp_path, images=8)
+    assert (tmp_path / "t" / "config.yaml").exists()
+    folder = run(prepared, tmp_path, images=8, loss="hinge")
+    assert "loss: hinge" in folder.config.read_text()
 
 
 def test_keys_added_later_have_the_defaults_of_the_configuration():
