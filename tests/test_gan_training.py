@@ -262,7 +262,8 @@ def test_a_penalised_d_steps_in_float32_and_judges_for_g_in_bf16(prepared, tmp_p
     settings = {"loss": "relativistic", "model": "modern", "regularize.r2": 1.0 if penalised else 0.0}
     run(prepared, tmp_path, mixed_precision="bf16", images=8, **settings)
     own = torch.float32 if penalised else torch.bfloat16
-    assert seen == [own, own, torch.bfloat16, torch.bfloat16]  # D: real, fake; G: fake, and its real partners
+    # D is tried before training; then its step: real, fake; G's: fake, and its real partners
+    assert seen == [torch.float32, own, own, torch.bfloat16, torch.bfloat16]
 
 
 def test_the_probability_of_augmentation_follows_ds_answers_to_reals(prepared, tmp_path, monkeypatch):
