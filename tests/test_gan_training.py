@@ -313,7 +313,7 @@ def test_fresh_statistics_are_those_of_the_inputs_and_the_model_stays():
 
 
 def test_exported_weights_have_fresh_statistics_and_training_does_not_notice(prepared, tmp_path):
-    plain, fresh = (run(prepared, tmp_path / str(n), images=40, grid_every=16, ema_bn_images=n) for n in (0, 200))
+    plain, fresh = (run(prepared, tmp_path / str(n), images=40, grid_every=16, ema_bn_images=n) for n in (0, 192))
     assert_equal(outcome(fresh), outcome(plain))
     (a, info), (b, _) = load_model(plain.path), load_model(fresh.path)
     assert info["images_seen"] == 40

@@ -131,6 +131,7 @@ def test_stopped_run_continues(
     out, part = tmp_path / "out", tmp_path / "out.part"
     for _ in range(5):  # on a busy machine it may be done before the signal is sent
         process = start(long_zip, "--out", out, "--workers", 2)
+        os.setpriority(os.PRIO_PROCESS, process.pid, 19)  # so that this test does not have to wait for it
         wait_for_chunks(part, process, 1)
         process.send_signal(stop)
         _, errors = process.communicate(timeout=120)
