@@ -24,6 +24,7 @@ from core.machine import choose_precision, device_to_come
 from core.rundir import RunFolder
 from core.runtime import MeanMeter, NonFiniteError, StopRequest, crossed, start_accelerator
 from core.state import Checkpoints
+from core.weights import FILE_NAME
 
 VOTE_EVERY = 10  # steps between the moments at which several processes agree to stop
 # Settings that leave every step as it is, so a run may go on with other values.
@@ -300,7 +301,8 @@ def run_loop(
     # What it comes to is part of the run: another machine may choose differently, and would be refused.
     config.mixed_precision = choose_precision(config.mixed_precision, device_to_come())
     resolved = as_dict(config) | identity
-    if Checkpoints(run.state).files():  # one that ended before its first checkpoint has nothing to be continued
+    # One that ended before it saved anything has nothing to be continued, or lost.
+    if Checkpoints(run.state).files() or (run.path / FILE_NAME).exists():
         run.check_config(resolved, (*changeable, *run.newer_keys(resolved, ADDED | dict(added))))
     accelerator = start_accelerator(config.mixed_precision, config.tracker, run.path)
     loop = build(accelerator, run)

@@ -1,5 +1,6 @@
 """Settings of the game: what cannot work is refused, and runs that were started before a setting existed continue."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,9 @@ def test_a_run_that_failed_before_its_first_checkpoint_may_start_anew(prepared, 
     assert (tmp_path / "t" / "config.yaml").exists()
     folder = run(prepared, tmp_path, images=8, loss="hinge")
     assert "loss: hinge" in folder.config.read_text()
+    shutil.rmtree(folder.state)  # its weights alone are worth keeping
+    with pytest.raises(UserError, match=r"started with other settings: loss \('hinge' -> 'least_squares'\)"):
+        run(prepared, tmp_path, images=8, loss="least_squares")
 
 
 def test_keys_added_later_have_the_defaults_of_the_configuration():
