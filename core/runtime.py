@@ -25,6 +25,7 @@ from accelerate.utils import (
 )
 from torch import Tensor
 
+from core.allocator import keep_freed_memory
 from core.errors import UserError
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}  # our names -> accelerate's
@@ -48,6 +49,12 @@ def share_cores() -> int:
     threads = max(1, cpu_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)
     return threads
+
+
+def set_up_cpu() -> None:
+    """What every command that computes does first: threads for its cores, and memory that is kept once it has it."""
+    share_cores()
+    keep_freed_memory()
 
 
 def process_count() -> int:
@@ -74,7 +81,7 @@ def start_accelerator(mixed_precision: str, tracker: str | None, run_folder: Pat
         raise UserError(f"mixed_precision={mixed_precision!r} is unknown: use {' or '.join(PRECISIONS)}")
     if tracker is not None and tracker not in TRACKERS:
         raise UserError(f"tracker={tracker!r} is unknown: use {' or '.join(TRACKERS)}, or null for none")
-    share_cores()
+    set_up_cpu()
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it: about 3 times faster, enough for training
     torch.backends.cudnn.allow_tf32 = True
     # Without broadcast_buffers=False the second forward through D would overwrite the BatchNorm buffers that the

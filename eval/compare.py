@@ -21,7 +21,7 @@ from core.config import config_command, quoted
 from core.console import say, warn
 from core.errors import UserError
 from core.files import writable, write_json
-from core.runtime import Ranks, share_cores
+from core.runtime import Ranks, set_up_cpu
 from core.weights import load_model
 from eval.features import Features
 from eval.fid import DISTANCE, FidConfig, FidSection, make_features, result_path, score
@@ -352,7 +352,7 @@ def command(config: CompareConfig) -> None:
     """Score what is missing, rank, print, and write the ranking where asked."""
     check(config)
     ranks = Ranks.join()
-    share_cores()
+    set_up_cpu()
     entries = stored(config) if config.data is None else made(config, ranks)
     if not ranks.first:
         return

@@ -20,7 +20,7 @@ from core.config import config_command
 from core.console import say, warn
 from core.errors import UserError
 from core.files import writable, write_json
-from core.runtime import Ranks, pick_device, share_cores
+from core.runtime import Ranks, pick_device, set_up_cpu
 from eval.collect import Extractor
 from eval.features import (
     PUBLISHED_SHA256_PREFIX,
@@ -268,7 +268,7 @@ def main(config: FidConfig) -> None:
     """Score, print, and write the result as JSON."""
     _check(config)
     path = result_path(config)
-    share_cores()
+    set_up_cpu()
     result = score(config)
     if result is None:
         return

@@ -17,7 +17,7 @@ from core.console import say
 from core.errors import UserError
 from core.files import atomic_path, digest_of, writable, write_json
 from core.images import make_grid, png_bytes
-from core.runtime import Ranks, share_cores
+from core.runtime import Ranks, set_up_cpu
 from eval.checks import Check, mode_collapse, sample_size
 from eval.collect import Extractor, KeptFeatures, features_key, remembered
 from eval.copy_checks import duplicates, memorisation
@@ -320,7 +320,7 @@ def command(config: ReportConfig) -> None:
     """Write the report."""
     check(config)
     folder = target(config)
-    share_cores()
+    set_up_cpu()
     built = build(config, folder / "cache")
     if built is None:
         return

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from core.console import progress_bar
 from core.errors import CommandParser, UserError, reports_errors
 from core.images import FASTER, make_grid, png_bytes, to_uint8, write_png
-from core.runtime import full_precision, pick_device, share_cores
+from core.runtime import full_precision, pick_device, set_up_cpu
 from core.weights import load_model
 from gen.latents import sample_latents
 
@@ -185,7 +185,7 @@ def main() -> None:
     options = parse()
     out: Path = options.out.resolve()  # `.` and links have no name of their own to put a temporary one beside
     check_target(out, options.overwrite)
-    share_cores()
+    set_up_cpu()
     seeds = range(options.seed, options.seed + options.n)
     batches = generate_batches(options.source, seeds, options.truncation, options.batch_size, options.device)
     first = write_samples(batches, options.n, out)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -16,6 +17,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
+
+from core.allocator import ordinary_allocation
 
 TURNS = 5  # wanted of each contestant; the time that a part is given is divided by it
 LEAST_TURNS = 2  # give three neighbouring pairs, hence quartiles
@@ -32,12 +35,23 @@ class Side:
         work: does its work so many times and returns how much that was (images, say).
         least: fewest times in a turn.
         warm: runs it for the first time, untimed; None: `work(least)`.
+        plain: has nothing of what our commands arrange for the whole process, so that freed memory is given back.
     """
 
     name: str
     work: Callable[[int], float]
     least: int = 1
     warm: Callable[[], object] | None = None
+    plain: bool = False
+
+    def run(self, count: int) -> float:
+        """`work`, in the surroundings it belongs in."""
+        with ordinary_allocation() if self.plain else nullcontext():
+            return self.work(count)
+
+    def start(self) -> object:
+        """The first time."""
+        return self.run(self.least) if self.warm is None else self.warm()
 
 
 @dataclass(frozen=True)
@@ -86,7 +100,7 @@ def interleave(sides: Sequence[Side], seconds: float, clock: Clock) -> dict[str,
     turns = 0
     while turns < LEAST_TURNS or clock.agree(time.perf_counter() - started) < seconds:
         for side, count in zip(sides, counts, strict=True):
-            amount, taken = clock(partial(side.work, count))
+            amount, taken = clock(partial(side.run, count))
             rates[side.name].append(amount / taken)
         turns += 1
     return {name: np.array(values) for name, values in rates.items()}
@@ -94,12 +108,12 @@ def interleave(sides: Sequence[Side], seconds: float, clock: Clock) -> dict[str,
 
 def _repetitions(side: Side, turn: float, clock: Clock) -> int:
     """How often a side does its work in a turn of `turn` seconds, after warming it up."""
-    _, taken = clock(side.warm or partial(side.work, side.least))
+    _, taken = clock(side.start)
     if side.warm is not None or clock.agree(taken) > turn:  # too slow to measure once more for nothing
         return side.least
     count = side.least
     while True:
-        taken = clock.agree(clock(partial(side.work, count))[1])
+        taken = clock.agree(clock(partial(side.run, count))[1])
         if taken > turn / 4:
             return max(side.least, round(count * turn / taken))
         # Short timings are rough, so that it is approached in steps of no more than 16.

@@ -229,7 +229,7 @@ def gan_step(bench: Bench) -> Result:
     plain = reference.GanLoop(settings.size, settings.width, bench.device, bench.ranks)
     rates = bench.interleave(
         Side("ours", repeated(trainer.step, settings.batch)),
-        Side("reference", repeated(lambda: plain.step(real), settings.batch)),
+        Side("reference", repeated(lambda: plain.step(real), settings.batch), plain=True),
         matrix_side(bench.device, settings.precision, settings.matrix),
     )
     note, facts = arithmetic(bench, gan_step_flops(trainer.config.model), rates)
@@ -248,7 +248,7 @@ def gan_epoch(bench: Bench) -> Result:
         return steps * settings.batch
 
     # Fewer batches than workers would leave one of them idle.
-    rates = bench.interleave(Side("ours", trainer.turn), Side("reference", epoch, reference.LOADER_WORKERS))
+    rates = bench.interleave(Side("ours", trainer.turn), Side("reference", epoch, reference.LOADER_WORKERS, plain=True))
     note = f"ours from a prepared folder; reference: {reference.LOADER_WORKERS} workers decode JPEGs of 178x218"
     return Result.of_rates("gan-epoch", "images/s", rates, note=note)
 
@@ -277,7 +277,7 @@ def unet_step(bench: Bench) -> Result:
     plain = reference.UNetLoop(settings.unet_widths, len(data.classes), bench.device, bench.ranks)
     rates = bench.interleave(
         Side("ours", repeated(trainer.step, settings.unet_batch)),
-        Side("reference", repeated(lambda: plain.step(images, masks), settings.unet_batch)),
+        Side("reference", repeated(lambda: plain.step(images, masks), settings.unet_batch), plain=True),
         matrix_side(bench.device, settings.precision, settings.matrix),
     )
     note, facts = arithmetic(bench, unet_step_flops(trainer.recipe, settings.unet_size), rates)

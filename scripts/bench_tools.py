@@ -56,7 +56,7 @@ def sample(bench: Bench) -> Result:
 
     rates = bench.interleave(
         Side("ours", ours, warm=partial(ours, 1, WARM_SAMPLES)),
-        Side("reference", one_by_one, warm=partial(one_by_one, 1, WARM_SAMPLES)),
+        Side("reference", one_by_one, warm=partial(one_by_one, 1, WARM_SAMPLES), plain=True),
     )
     seconds = settings.samples / np.median(rates["ours"])
     note = f"{settings.samples:,} PNG files take {seconds:.2g} s, loading the model included"
@@ -86,7 +86,7 @@ def features(bench: Bench) -> Result:
             reference.published_features(pictures.files, network, settings.dims, bench.device, cpu_cores())
         return runs * settings.features
 
-    rates = bench.interleave(Side("ours", ours), Side("reference", theirs))
+    rates = bench.interleave(Side("ours", ours), Side("reference", theirs, plain=True))
     note = f"{settings.dims} dimensions; reference: pytorch-fid"
     return Result.of_rates("features", "images/s", rates, note=note)
 
@@ -153,6 +153,6 @@ def prepare_files(bench: Bench) -> Result:
     def loop(runs: int) -> float:
         return sum(reference.prepare_one_by_one(jpegs, settings.size, out / "loop.npy") for _ in range(runs))
 
-    rates = bench.interleave(Side("ours", ours), Side("reference", loop))
+    rates = bench.interleave(Side("ours", ours), Side("reference", loop, plain=True))
     note = f"JPEGs of 178x218; ours with {cpu_cores()} worker processes"
     return Result.of_rates("prepare", "images/s", rates, note=note)

@@ -17,7 +17,7 @@ from core.data import PreparedData
 from core.errors import CommandParser, UserError, reports_errors
 from core.files import sha256_of, write_json
 from core.images import make_grid, to_float, write_png
-from core.runtime import full_precision, pick_device, share_cores
+from core.runtime import full_precision, pick_device, set_up_cpu
 from core.weights import model_file
 from seg.loading import load_unet
 from seg.metrics import SegmentationMetrics, plot_confusion, table
@@ -111,7 +111,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Command line entry."""
     options = parse()
-    share_cores()
+    set_up_cpu()
     file = model_file(options.source)
     model, info = load_unet(file, pick_device(options.device))
     data = PreparedData.open(options.data)

@@ -22,7 +22,7 @@ from core.errors import CommandParser, UserError, reports_errors
 from core.files import atomic_path
 from core.images import write_png
 from core.pictures import decode, reason_of
-from core.runtime import pick_device, share_cores
+from core.runtime import pick_device, set_up_cpu
 from core.store import natural, open_store
 from seg.loading import load_unet
 from seg.tiling import segment
@@ -341,7 +341,7 @@ def main() -> None:
         present = len(jobs)
         jobs = remaining(jobs, suffixes)
         say(f"{present - len(jobs)} of {present} pictures are done already")
-    share_cores()
+    set_up_cpu()
     segmenter = load_segmenter(options.model, options.device, options.size)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
