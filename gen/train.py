@@ -171,7 +171,7 @@ class Trainer(TrainingLoop):
                 rows.append(discriminator_step(network, optimizer, part.real, fake, part.terms))
         row = _mean(rows)
         if self.adaptive is not None:
-            row["augment_p"] = torch.tensor(self.adaptive.p, device=self.accelerator.device)
+            row["augment_p"] = torch.full((), self.adaptive.p, device=self.accelerator.device)
             self.adaptive.update(self.accelerator.reduce(row["d_sign"], "mean"), self.config.batch_size)
         return row
 
@@ -195,7 +195,8 @@ class Trainer(TrainingLoop):
         size, seed = config.batch_size, config.seed
 
         def own(values: Tensor) -> list[Tensor]:
-            return list(values.chunk(ranks)[rank].to(device).chunk(count))
+            # Without waiting for the device, which still works on the last step.
+            return list(values.chunk(ranks)[rank].to(device, non_blocking=True).chunk(count))
 
         z = own(training_latents(seed, start, size, int(self.generator.latent_dim)))  # type: ignore[arg-type]
         reals = self.bank.batch(start, size, rank, ranks).chunk(count)

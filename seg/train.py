@@ -180,7 +180,7 @@ class Trainer(TrainingLoop):
                 **parts,
                 "accuracy": right,
                 "gradient_norm": norm,
-                "learning_rate": torch.tensor(rate),
+                "learning_rate": torch.full((), rate, device=loss.device),
             }
         )
         self.images_seen += config.batch_size
