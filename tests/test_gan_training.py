@@ -370,6 +370,18 @@ def test_two_ranks_follow_one(prepared, tmp_path, name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["dcgan_plus", "resnet"])
+def test_two_ranks_with_batch_norm_in_g_alone_judge_the_same_reals(prepared, tmp_path, name):
+    """In the first step; samples are normalised by other batches."""
+    settings = preset(name, images=8, batch_size=8, log_every=8, d_steps=1)
+    done = launch(2, prepared, tmp_path / "two", **settings)
+    assert done.returncode == 0, done.stderr
+    ((two,), (one,)) = RunFolder(tmp_path / "two" / "t").read_stats(), run(prepared, tmp_path, **settings).read_stats()
+    assert two["d_real"] == pytest.approx(one["d_real"], rel=1e-4)
+    assert two["d_fake"] != one["d_fake"] and two["d_fake"] == pytest.approx(one["d_fake"], abs=0.5)
+
+
+@pytest.mark.slow
 def test_two_ranks_in_bf16_with_penalties(prepared, tmp_path):
     settings = preset("modern", mixed_precision="bf16", images=24)
     done = launch(2, prepared, tmp_path, **settings)
