@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from core.errors import UserError
+from core.grouped import GroupedConv2d
 
 Norm = Literal["batch", "instance", "group", "layer", "none"]
 Upsampling = Literal["transposed", "nearest", "bilinear", "bicubic"]
@@ -92,7 +93,8 @@ class ConvBlock(nn.Sequential):
         activation: Activation | None = nn.ReLU,
     ) -> None:
         bias = norm is None if bias is None else bias
-        conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, dilation, groups=groups, bias=bias)
+        kind = nn.Conv2d if groups == 1 else GroupedConv2d
+        conv = kind(in_channels, out_channels, kernel, stride, padding, dilation, groups=groups, bias=bias)
         super().__init__(*_with_norm_and_activation(conv, out_channels, norm, activation))
 
 
