@@ -91,7 +91,8 @@ class GroupedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """As `nn.Conv2d`; within autocast, where no second derivatives are taken here, it is that."""
-        if torch.is_autocast_enabled(x.device.type):
+        device = x.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             return super().forward(x)
         geometry = _Geometry(list(self.stride), list(self.padding), list(self.dilation), self.groups)  # type: ignore[arg-type]
         y = _Convolve.apply(x, self.weight, geometry)
