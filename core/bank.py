@@ -13,6 +13,14 @@ from core.errors import UserError
 from core.images import to_float
 
 
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """A copy of a tensor on the CPU (itself, for the CPU) that does not wait until the device has done its other work.
+
+    From ordinary memory a driver may wait all the same; from page-locked memory it need not.
+    """
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+
+
 class EndlessOrder:
     """An endless sequence of rows: every epoch is a fresh permutation with fresh flips, drawn from (seed, epoch).
 
@@ -88,11 +96,11 @@ class ImageBank(EndlessOrder):
         """
         share = batch_size // ranks
         rows, flips = self.window(images_seen + rank * share, share)
-        mirrored = torch.from_numpy(flips).to(self.device, non_blocking=True)
+        mirrored = to_device(torch.from_numpy(flips), self.device)
         if self.resident is not None:
-            pixels = self.resident[torch.from_numpy(rows).to(self.device, non_blocking=True)]
+            pixels = self.resident[to_device(torch.from_numpy(rows), self.device)]
         else:
-            pixels = torch.from_numpy(read_rows(self.images, rows)).to(self.device, non_blocking=True)
+            pixels = to_device(torch.from_numpy(read_rows(self.images, rows)), self.device)
         pixels = torch.where(mirrored[:, None, None, None], pixels.flip(2), pixels)
         return to_float(pixels)
 

@@ -20,9 +20,9 @@ from torch import nn
 from core.config import as_dict
 from core.console import StatusProgress, console, progress_bar, say, warn
 from core.errors import Interrupted, UserError
-from core.machine import choose_precision, device_to_come
+from core.machine import choose_precision
 from core.rundir import RunFolder
-from core.runtime import MeanMeter, NonFiniteError, StopRequest, crossed, start_accelerator
+from core.runtime import MeanMeter, NonFiniteError, StopRequest, crossed, pick_device, start_accelerator
 from core.state import Checkpoints
 from core.weights import FILE_NAME
 
@@ -299,7 +299,7 @@ def run_loop(
     """
     run = RunFolder(Path(config.runs) / config.name)
     # What it comes to is part of the run: another machine may choose differently, and would be refused.
-    config.mixed_precision = choose_precision(config.mixed_precision, device_to_come())
+    config.mixed_precision = choose_precision(config.mixed_precision, pick_device())
     resolved = as_dict(config) | identity
     # One that ended before it saved anything has nothing to be continued, or lost.
     if Checkpoints(run.state).files() or (run.path / FILE_NAME).exists():

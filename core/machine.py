@@ -6,14 +6,6 @@ import re
 from pathlib import Path
 
 import torch
-from accelerate.utils import parse_flag_from_env
-
-from core.runtime import pick_device
-
-
-def device_to_come() -> torch.device:
-    """Where accelerate will run, which must be known before it is started: the precision follows from it."""
-    return torch.device("cpu") if parse_flag_from_env("ACCELERATE_USE_CPU") else pick_device()
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:

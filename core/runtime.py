@@ -62,9 +62,14 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def cpu_wanted() -> bool:
+    """Whether accelerate is told to leave GPUs alone, by its environment variable."""
+    return bool(parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
 def several_on_cpu() -> bool:
     """Whether several processes share this machine's CPU: accelerate must be told, else each would work alone."""
-    return process_count() > 1 and (parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available())
+    return process_count() > 1 and (cpu_wanted() or not torch.cuda.is_available())
 
 
 def start_accelerator(mixed_precision: str, tracker: str | None, run_folder: Path) -> Accelerator:
@@ -104,6 +109,19 @@ def start_accelerator(mixed_precision: str, tracker: str | None, run_folder: Pat
     return accelerator
 
 
+def wait_for_all() -> None:
+    """Go on when all processes that accelerate has set up have come here.
+
+    accelerate's own way names a device of the machine's kind, and with processes on the CPU of a machine that has a GPU
+    would start work there.
+    """
+    state = PartialState()
+    if state.num_processes > 1 and state.device.type == "cpu":
+        torch.distributed.barrier()
+    else:
+        state.wait_for_everyone()
+
+
 @dataclass(frozen=True)
 class Ranks:
     """The processes that work on one command together.
@@ -133,7 +151,7 @@ class Ranks:
     def wait(self) -> None:
         """Go on when all processes have come here."""
         if self.count > 1:
-            PartialState().wait_for_everyone()
+            wait_for_all()
 
     def of_first(self, value: Value) -> Value:
         """What the first process gives here, on all of them; what the others give is not looked at."""
@@ -152,13 +170,13 @@ class Ranks:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device of this name; `auto` is a GPU if there is one, else the CPU.
+    """The device of this name; `auto` is a GPU if there is one and ACCELERATE_USE_CPU is not set, else the CPU.
 
     Raises:
         UserError: it cannot be used on this machine.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() and not cpu_wanted() else "cpu")
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from core.bank import ImageBank
+from core.bank import ImageBank, to_device
 from core.config import as_dict, config_command
 from core.console import say
 from core.curves import FILE_NAME as CURVES_NAME
@@ -195,8 +195,7 @@ class Trainer(TrainingLoop):
         size, seed = config.batch_size, config.seed
 
         def own(values: Tensor) -> list[Tensor]:
-            # Without waiting for the device, which still works on the last step.
-            return list(values.chunk(ranks)[rank].to(device, non_blocking=True).chunk(count))
+            return list(to_device(values.chunk(ranks)[rank], device).chunk(count))
 
         z = own(training_latents(seed, start, size, int(self.generator.latent_dim)))  # type: ignore[arg-type]
         reals = self.bank.batch(start, size, rank, ranks).chunk(count)

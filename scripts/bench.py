@@ -24,8 +24,8 @@ from rich.table import Table
 
 from core.errors import CommandParser, UserError, reports_errors
 from core.files import write_json
-from core.machine import choose_precision, cpuinfo, device_to_come, native_bf16
-from core.runtime import PRECISIONS, cpu_cores, process_count, start_accelerator
+from core.machine import choose_precision, cpuinfo, native_bf16
+from core.runtime import PRECISIONS, cpu_cores, pick_device, process_count, start_accelerator, wait_for_all
 from scripts import bench_parts, bench_ranks, bench_tools
 from scripts.bench_measure import Result
 from scripts.bench_parts import Bench, Settings, silence
@@ -257,11 +257,11 @@ def shared_folder(accelerator: Accelerator, own: str) -> Path:
 def run_bench(options: argparse.Namespace) -> None:
     """Measure and show."""
     with tempfile.TemporaryDirectory(prefix="facet-bench-", ignore_cleanup_errors=True) as own:
-        settings = choose_settings(options, device_to_come())
+        settings = choose_settings(options, pick_device())
         accelerator = start_accelerator(settings.precision, None, Path(own))
         bench = Bench(settings, accelerator, shared_folder(accelerator, own))
         results = measure(bench, choose_parts(options.parts or DEFAULT, process_count()))
-        accelerator.wait_for_everyone()
+        wait_for_all()
         if accelerator.is_main_process:
             run = describe_run(accelerator, settings)
             print(header_of(run))

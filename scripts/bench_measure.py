@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 
 from core.allocator import ordinary_allocation
+from core.runtime import wait_for_all
 
 TURNS = 5  # wanted of each contestant; the time that a part is given is divided by it
 LEAST_TURNS = 2  # give three neighbouring pairs, hence quartiles
@@ -62,7 +63,7 @@ class Clock:
 
     def __call__(self, work: Callable[[], Outcome]) -> tuple[Outcome, float]:
         """What `work` returns, and the seconds it takes, with everything it has started on the device."""
-        self.accelerator.wait_for_everyone()
+        wait_for_all()
         synchronise(self.accelerator.device)
         started = time.perf_counter()
         done = work()

@@ -20,7 +20,7 @@ from core.config import compose, quoted, typed
 from core.console import console
 from core.data import PreparedData
 from core.rundir import RunFolder
-from core.runtime import StopRequest, crossed
+from core.runtime import StopRequest, crossed, wait_for_all
 from gen.train import TrainConfig, Trainer
 from scripts import bench_data as files
 from scripts import bench_reference as reference
@@ -112,7 +112,7 @@ class Bench:
         """A folder that process 0 makes."""
         if self.accelerator.is_main_process and not folder.exists():
             make()
-        self.accelerator.wait_for_everyone()
+        wait_for_all()
         return folder
 
     def prepared(self, size: int) -> PreparedData:
@@ -317,7 +317,7 @@ def scaling(bench: Bench) -> Result:
         folder = bench.folder / f"black{number}"
         if bench.accelerator.is_main_process:
             files.write_sparse(folder, count, settings.size)
-        bench.accelerator.wait_for_everyone()
+        wait_for_all()
         trainers.append(bench.gan_trainer(f"scaling{number}", files.open_sparse(folder)))
     rates = bench.interleave(
         Side("ours", repeated(trainers[0].step, settings.batch)),

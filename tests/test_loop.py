@@ -1,11 +1,13 @@
 """What all trainings share and no other test looks at."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from mask_data import run
 
-from core import machine
+from core import machine, runtime
 from core.bank import read_rows
 from core.errors import UserError
 
@@ -21,6 +23,26 @@ def test_precision_follows_the_processor(monkeypatch, flags, precision):
     monkeypatch.setattr(machine, "cpuinfo", lambda key: flags)
     cpu = torch.device("cpu")
     assert machine.choose_precision("auto", cpu) == precision and machine.choose_precision("fp32", cpu) == "fp32"
+
+
+def test_a_gpu_is_left_alone_when_accelerate_is_told_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    assert runtime.pick_device().type == "cuda"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert runtime.pick_device().type == "cpu"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_processes_on_the_cpu_wait_without_a_gpu(monkeypatch, device):
+    called = []
+    state = SimpleNamespace(
+        num_processes=2, device=torch.device(device), wait_for_everyone=lambda: called.append("cuda")
+    )
+    monkeypatch.setattr(runtime, "PartialState", lambda: state)
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: called.append("cpu"))
+    runtime.wait_for_all()
+    assert called == [device]
 
 
 def test_rows_of_a_memory_map_are_those_of_the_array(tmp_path):
