@@ -90,11 +90,12 @@ class Evidence:
             self.held_out = np.setdiff1d(np.arange(len(self.data)), self.trained_on)
             self.doubt = ""
 
-    def extract(self, extractor: Extractor, folder: Path) -> None:
+    def extract(self, extractor: Extractor, folder: Path, many: Source | None = None) -> None:
         """Get all features, from where they are kept or by the network; every process must call it.
 
         Args:
             folder: where those of samples are kept; those of the real images are kept in the folder of the data.
+            many: one set of samples, of which all others are the first; their features are then parts of its.
         """
         self.extractor, self.folder = extractor, folder
         self.real = RealFeatures(self.reference, extractor, folder)
@@ -103,7 +104,13 @@ class Evidence:
         if self.course is not None:
             self.course_real = RealFeatures(self.course, extractor, folder)
             self.course_real.of(self.course.rows, "course's real images")
-        self.sets = [extractor.samples(self.source, index, folder) for index in range(self.source.sets)]
+        numbers = range(self.source.sets)
+        if many is None:
+            self.many = None
+            self.sets = [extractor.samples(self.source, index, folder) for index in numbers]
+        else:
+            self.many = extractor.samples(many, 0, folder)
+            self.sets = [self.many.take(np.arange(index * self.n, (index + 1) * self.n)) for index in numbers]
 
     def read_samples(self, most: int) -> None:
         """Read the pictures of the first `most` samples, for the checks."""

@@ -19,7 +19,7 @@ from core.files import atomic_path, digest_of, writable, write_json
 from core.images import make_grid, png_bytes
 from core.runtime import Ranks, set_up_cpu
 from eval.checks import Check, mode_collapse, sample_size
-from eval.collect import Extractor, KeptFeatures, features_key, remembered
+from eval.collect import Extractor, features_key, remembered
 from eval.copy_checks import duplicates, memorisation
 from eval.evidence import Evidence
 from eval.extrapolate import extrapolate
@@ -82,16 +82,16 @@ def build(config: ReportConfig, folder: Path) -> tuple[dict[str, Any], dict[str,
     evidence = Evidence(source, Path(config.data), config.seed, None if config.real is None else Path(config.real))
     extractor = Extractor(make_features(config.features, config.fid, config.device, ranks), config.batch_size, ranks)
     folder = run_features(source) or folder
-    evidence.extract(extractor, folder)
     many = None
-    if config.large:
-        one = open_source(Path(config.source), max(config.large), 1, config.seed, config.device)
-        many = extractor.samples(one, 0, folder)
+    if config.large:  # the sets are the first of these samples: no image is looked at twice
+        count = max(*config.large, config.n * config.sets)
+        many = open_source(Path(config.source), count, 1, config.seed, config.device)
+    evidence.extract(extractor, folder, many)
     if not ranks.first:
         return None
     evidence.read_samples(CHECKED)
     scores = evidence.scores(config.reference_count, config.floor_sets)
-    larger, infinity = at_larger_numbers(config, evidence, many)
+    larger, infinity = at_larger_numbers(config, evidence)
     faithful, floor = faithfulness(evidence)
     checks = honesty(evidence, faithful, floor)
     pictures = {check.name: png_bytes(check.pictures) for check in checks if check.pictures is not None}
@@ -132,15 +132,14 @@ def check(config: ReportConfig) -> None:
         raise UserError("infinity=true extrapolates from at least 10,000 samples: give large=[10000] or more")
 
 
-def at_larger_numbers(
-    config: ReportConfig, evidence: Evidence, drawn: KeptFeatures | None
-) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+def at_larger_numbers(config: ReportConfig, evidence: Evidence) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     """The score against all real images at the numbers in `large`, and extrapolated from the largest; kept.
 
-    The smaller sets are the first samples of the largest one, `drawn`.
+    The smaller sets are the first samples of the largest one.
     """
-    if drawn is None:
+    if evidence.many is None:
         return [], None
+    drawn = evidence.many.take(np.arange(max(config.large)))
     key = evidence.key() | {"large": sorted(config.large), "infinity": config.infinity}
 
     def compute() -> dict[str, Any]:

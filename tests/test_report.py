@@ -1,6 +1,7 @@
 """The report: its scores are those of eval.fid, planted faults show, and a second report does no work twice."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -188,6 +189,23 @@ def test_the_course_folder_is_a_further_reference_whose_images_stay_out_of_the_f
     assert len(rows) == len(score["floor"]["values"]) == 4
     expected = frechet_distance(Statistics.of(features(images[rows[0]])), Statistics.of(features(images[10:50])))
     assert score["floor"]["values"][0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_sets_are_parts_of_larger_numbers_and_no_sample_is_looked_at_twice(run, data, tmp_path, monkeypatch):
+    apart, _ = build(config(run, data), tmp_path / "apart")
+    alone = tmp_path / "run"  # where nothing is kept yet
+    shutil.copytree(run, alone, ignore=shutil.ignore_patterns("features"))
+    looked, look = [], RandomFeatures.__call__
+
+    def noted(self, pixels):
+        looked.append(len(pixels))
+        return look(self, pixels)
+
+    monkeypatch.setattr(RandomFeatures, "__call__", noted)
+    together, _ = build(config(alone, data, "large=[30]"), tmp_path / "together")
+    assert sum(looked) == 2 * 20
+    for one, two in zip(apart["scores"], together["scores"], strict=True):
+        assert one["values"] == pytest.approx(two["values"], rel=1e-4)
 
 
 def test_larger_numbers_come_from_models_alone(run, data, tmp_path):
