@@ -42,7 +42,7 @@ class Settings:
         precision: fp32 or bf16, of our side.
         compile: our side's networks with torch.compile, and its optimisers fused.
         unet_widths, unet_size, unet_batch: of the U-Nets.
-        samples: pictures in a run of `sample`.
+        samples: pictures in our run of `sample`; the reference makes a quarter of them.
         features, dims: images in a run of `features` and the dimensions of a feature.
         moments: samples and dimensions in `frechet`.
         faces, count: different drawn faces, and how many pictures are made of them by repetition.
@@ -61,7 +61,7 @@ class Settings:
     unet_size: int = 64
     unet_batch: int = 16
     samples: int = 1000
-    features: int = 24
+    features: int = 16
     dims: int = 2048
     moments: tuple[int, int] = (1000, 2048)
     faces: int = 64
