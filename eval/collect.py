@@ -202,7 +202,7 @@ class Extractor:
             for first in range(start, stop, self.batch_size)
         ]
         if self.ranks.count > 1:
-            label += f" (share of process 1 of {self.ranks.count})"
+            label += f" (process 1 of {self.ranks.count})"
         total = sum(stop - start for start, stop in spans)
         left = sum(stop - start for start, stop in missing)
         with progress_bar(quiet=not self.ranks.first) as bar:
