@@ -54,7 +54,7 @@ GPU_MATRIX = 8192  # a smaller product does not fill a large GPU
 GPU_FEATURES = 1000  # images; fewer would measure how long pytorch-fid's workers take to start
 
 EXAMPLES = """
-parts (without --parts all but scaling and ranks, in about three minutes on two cores; --parts all for all):
+parts (without --parts all but scaling and ranks, in two to three minutes on two cores; --parts all for all):
   gan-step    DCGAN training step: images in memory
   gan-epoch   DCGAN training from files: prepared data against a DataLoader over JPEGs
   unet-step   U-Net training step: examples in memory
