@@ -13,10 +13,10 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class ExponentialAverage(Generic[Model]):
-    """Average of the weights over training, with a half-life counted in images (Karras et al. 2018, appendix A.1).
+    """Average of a generator's weights over training (Karras et al. 2018, appendix A.1).
 
-    The half-life grows with the images seen (a tenth of them, up to `half_life`), so that the random initial weights
-    are forgotten early (in the spirit of the ramp-up in the code of Karras et al. 2020).
+    The half-life is counted in images and grows with those seen (a tenth of them, up to `half_life`), so that the
+    random initial weights are forgotten early; both in the spirit of the code of Karras et al. 2020.
     Running means and variances are averaged as well: with live ones the averaged weights would be normalised wrongly.
 
     Args:

@@ -105,18 +105,16 @@ class AdaptiveProbability:
     """The p that keeps the mean decision of D on reals at a target (Karras et al. 2020, section 3: heuristic r_t).
 
     It is E[sign(D(real))], 0 for a D that cannot tell reals and 1 for one that knows every real by heart (or whose G is
-    poor); the paper's target of 0.6 is for the non-saturating loss. Where only differences of logits mean anything it
-    is E[sign(D(real) - D(fake))] over pairs, which is larger for the same D: with two normal distributions of equal
-    spread, 0.6 of the one is 0.77 of the other. Every `every` updates p moves by the images seen meanwhile /
-    `images_to_one`: up when the mean was above `target`, else down.
+    poor); where only differences of logits mean anything, E[sign(D(real) - D(fake))] over pairs. Every `every` updates
+    p moves by the images seen meanwhile / `images_to_one`: up when the mean was above `target`, else down.
 
     Args:
-        target: mean sign to hold, 0 to 1.
+        target: mean sign to hold, 0 to 1; see `gen.losses.GanLoss.overfitting_target`.
         images_to_one: images in which p could rise from 0 to 1.
         every: updates between moves.
     """
 
-    def __init__(self, target: float = 0.6, images_to_one: int = 500_000, every: int = 4) -> None:
+    def __init__(self, target: float, images_to_one: int = 500_000, every: int = 4) -> None:
         self.target, self.images_to_one, self.every = target, images_to_one, every
         self.p = 0.0
         self.images = 0

@@ -64,8 +64,8 @@ def relativistic_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tens
     """softplus(-(D(x) - D(G(z)))): how much more real a real is than a fake (Jolicoeur-Martineau 2019; Huang et al.
     2024, section 2: RpGAN).
 
-    Pairs are made by index, so the sign convention is: D raises the difference of each real to the fake in its place.
-    Only differences matter; the logits may drift together.
+    The real at index i is compared with the fake at index i; D raises D(real) - D(fake). Only differences matter; the
+    logits may drift together.
     """
     return softplus(fake_logits - real_logits).mean()
 
@@ -101,6 +101,15 @@ class GanLoss:
             raise ValueError("this loss compares with real logits, but none were given")
         return self.of_generator(fake_logits, real_logits)
 
+    @property
+    def overfitting_target(self) -> float:
+        """The mean decision on reals to hold with adaptive augmentation: 0.6 (Karras et al. 2020, section 3.1).
+
+        Decisions on pairs are surer. With normal logits of equal spread s, those of reals and fakes 2m apart, the mean
+        decision is erf(m / (s sqrt 2)) on single logits and erf(m / s) on pairs: 0.77 for the D that has 0.6.
+        """
+        return 0.6 if self.boundary is not None else 0.77
+
     def answers(self, logits: Tensor) -> Tensor:
         """What D says of each image: probabilities of "real" where the loss has them, else the logits themselves."""
         return logits.sigmoid() if self.probabilistic else logits
@@ -109,8 +118,8 @@ class GanLoss:
     def decisions(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor]:
         """What D says of the reals and of the fakes: 1 real, -1 fake, 0 undecided; shapes as given.
 
-        Without a boundary each logit is compared with its partner. The mean over reals is the sign of overfitting that
-        `gen.augment.AdaptiveProbability` holds.
+        Without a boundary each logit is compared with its partner. The mean over reals is r_t, the measure of
+        overfitting that `gen.augment.AdaptiveProbability` holds at a target.
         """
         if self.boundary is None:
             return (real_logits - fake_logits).sign(), (fake_logits - real_logits).sign()

@@ -3,8 +3,11 @@
 G and D mirror each other: at every size a number of inverted bottlenecks with grouped convolutions, between sizes a
 bilinear resampling and a 1x1 convolution. Every branch ends in a convolution that starts at zero (Fixup: Zhang et al.
 2019, https://arxiv.org/abs/1901.09321), so that G and D begin as linear maps of well-scaled output and need no
-normalisation. Unlike the paper's, G ends in tanh and projects latents to 4x4 by one dense layer.
-Meant for the relativistic loss with R1 and R2.
+normalisation (G's before its tanh). Meant for the relativistic loss with R1 and R2.
+
+Unlike the paper's: G ends in tanh and projects latents to 4x4 by one dense layer; every resampling has a 1x1
+convolution, also between equal widths; D halves by the mean of 2x2 pixels instead of a wider filter; and the networks
+are much narrower (64 channels at 64 pixels).
 """
 
 from __future__ import annotations
@@ -126,7 +129,7 @@ class Discriminator(nn.Module):
         layers: list[nn.Module] = [_linear(3, width)]
         for narrow, wide in pairwise(widths):
             layers += [Bottleneck(narrow) for _ in range(blocks)]
-            layers += [nn.AvgPool2d(2), _linear(narrow, wide)]  # the mean of 2x2 is bilinear halving
+            layers += [nn.AvgPool2d(2), _linear(narrow, wide)]
         layers += [Bottleneck(widths[-1]) for _ in range(blocks)]
         self.layers = nn.Sequential(
             *layers, _linear(widths[-1], widths[-1], kernel=4, groups=widths[-1]), _linear(widths[-1], 1)

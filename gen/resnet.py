@@ -2,7 +2,7 @@
 with the self-attention of SAGAN (Zhang et al. 2019, https://arxiv.org/abs/1805.08318) if wished.
 
 As in the 64-pixel networks of Gulrajani et al. 2017 no map has more than 8 times the finest width. The
-initialisation is He's instead of Glorot's: batch norm in G and spectral norm in D leave of it only the directions.
+initialisation is He's instead of Glorot's: in D spectral norm takes its scale away, in G the two are close.
 """
 
 from __future__ import annotations

@@ -57,10 +57,10 @@ class RegularizeSection:
 
 @dataclass
 class DiffaugSection:
-    """How often D is shown changed images; `p` is a number or the word adaptive."""
+    """How often D is shown changed images; `p` is a number or the word adaptive. `target` None: what suits the loss."""
 
     p: Any
-    target: float
+    target: float | None
     images_to_one: int
 
     @property
@@ -101,7 +101,7 @@ ADDED: dict[str, Any] = {
     "regularize.schedule.end": 1.0,
     "regularize.schedule.over": 0,
     "diffaug.p": 0.0,
-    "diffaug.target": 0.6,
+    "diffaug.target": None,
     "diffaug.images_to_one": 500_000,
     "d_lr_factor": 1.0,
     "d_steps": 1,
@@ -159,7 +159,8 @@ def _check_game(config: TrainConfig) -> None:
         raise UserError("regularize.schedule changes r1 and r2, but both are 0: set one of them, or leave it out")
     if not diffaug.adaptive:
         _check_number("diffaug.p", diffaug.p, most=1, words=" or adaptive")
-    _check_number("diffaug.target", diffaug.target, most=1)
+    if diffaug.target is not None:
+        _check_number("diffaug.target", diffaug.target, most=1, words=", or null")
     if diffaug.images_to_one < 1:
         raise UserError(f"diffaug.images_to_one={diffaug.images_to_one} must be at least 1")
 

@@ -87,8 +87,8 @@ def discriminator_step(
 ) -> dict[str, Tensor]:
     """One step of D on images (N, C, H, W) in [-1, 1].
 
-    Real and fake go through D apart, so that each is normalised by its own batch statistics (as in the paper's code
-    and the tutorial). The loss is summed over the kinds of logits that D gives (see `Judge`); statistics, R1, R2 and
+    Real and fake go through D apart, so that each is normalised by its own batch statistics (as in DCGAN's code and
+    PyTorch's tutorial). The loss is summed over the kinds of logits that D gives (see `Judge`); statistics, R1, R2 and
     gradient penalty are those of the image logits.
 
     Returns:
@@ -96,7 +96,7 @@ def discriminator_step(
         has them, else mean logits), d_accuracy, d_sign (mean decision on the reals, -1 to 1), and the penalties in use,
         without their factors.
     """
-    # R1 and R2 are of the gradients at the images as they are, before any augmentation.
+    # R1 and R2 are of the gradients with respect to the images before any augmentation, through it.
     real = real.detach().requires_grad_("r1" in terms.weights)
     fake = fake.detach().requires_grad_("r2" in terms.weights)
     seen_real, seen_fake = terms.augmented(real, REAL_STREAM), terms.augmented(fake, FAKE_STREAM)
@@ -148,7 +148,8 @@ def generator_step(
     bare D, not one wrapped for several processes, which would wait for exactly these gradients.
 
     Args:
-        real: images in the same places, which a paired loss compares with.
+        real: images in the same places, which a paired loss compares with. Training gives those that D has just
+            learnt from, which saves a batch; R3GAN draws others.
 
     Returns:
         Detached scalar on the device: g_loss.

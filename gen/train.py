@@ -83,7 +83,8 @@ class Trainer(TrainingLoop):
         self.monitor = CollapseMonitor(config.loss)
         self.adaptive: AdaptiveProbability | None = None
         if config.diffaug.adaptive:
-            self.adaptive = AdaptiveProbability(config.diffaug.target, config.diffaug.images_to_one)
+            target = self.loss.overfitting_target if config.diffaug.target is None else config.diffaug.target
+            self.adaptive = AdaptiveProbability(target, config.diffaug.images_to_one)
         self.load()
         self.scorer: Scorer | None = None
         self.best: Best | None = None
@@ -290,11 +291,12 @@ def run_training(config: TrainConfig) -> RunFolder:
     """
     data = PreparedData.open(config.data)
     validate(config, data, process_count())
+    idle = () if config.diffaug.adaptive else ("diffaug.target", "diffaug.images_to_one")  # without effect
     return run_loop(
         config,
         lambda accelerator, run: Trainer(config, accelerator, data, run),
         {"data_sha256": data.fingerprint},
-        (*CHANGEABLE, "grid_every", *flatten({"eval": as_dict(config.eval)})),
+        (*CHANGEABLE, "grid_every", *flatten({"eval": as_dict(config.eval)}), *idle),
         ADDED,
     )
 

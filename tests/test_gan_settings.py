@@ -118,6 +118,16 @@ def test_runs_of_before_these_settings_continue(prepared, tmp_path):
         run(prepared, tmp_path, images=40, loss="hinge")
 
 
+def test_what_has_no_effect_without_adaptive_augmentation_may_differ(prepared, tmp_path):
+    settings = {"diffaug.target": 0.6, "diffaug.images_to_one": 100}
+    run(prepared, tmp_path, images=8, **settings)
+    run(prepared, tmp_path, images=16)
+    adaptive = {"diffaug.p": "adaptive"}
+    run(prepared, tmp_path / "a", images=8, **adaptive, **settings)
+    with pytest.raises(UserError, match=r"diffaug\.images_to_one \(100 -> 500000\), diffaug\.target \(0\.6 -> None\)"):
+        run(prepared, tmp_path / "a", images=16, **adaptive)
+
+
 def test_a_setting_cannot_be_changed_back_to_its_default(prepared, tmp_path):
     run(prepared, tmp_path, images=8, **{"diffaug.p": 0.5})
     with pytest.raises(UserError, match=r"diffaug\.p \(0\.5 -> 0\.0\)"):

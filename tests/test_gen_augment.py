@@ -147,18 +147,18 @@ def test_the_probability_follows_the_sign_of_overfitting():
 
 
 def test_the_published_speed():
-    controller = AdaptiveProbability()
+    controller = AdaptiveProbability(0.6)
     for _ in range(0, 250_000, 64):
         controller.update(torch.tensor(1.0), 64)
     assert controller.p == pytest.approx(0.5, abs=4 * 64 / 500_000)
 
 
 def test_a_restored_controller_goes_on_as_if_never_stopped():
-    straight, stopped = AdaptiveProbability(images_to_one=5_000), AdaptiveProbability(images_to_one=5_000)
+    straight, stopped = AdaptiveProbability(0.6, images_to_one=5_000), AdaptiveProbability(0.6, images_to_one=5_000)
     signs = np.random.default_rng(0).uniform(0.3, 1, 50).astype(np.float32).tolist()
     feed(straight, *signs)
     feed(stopped, *signs[:22])  # between two moves
-    restored = AdaptiveProbability(images_to_one=5_000)
+    restored = AdaptiveProbability(0.6, images_to_one=5_000)
     restored.load_state_dict(stopped.state_dict())
     feed(restored, *signs[22:])
     assert restored.state_dict() == straight.state_dict() and 0 < straight.p < 1

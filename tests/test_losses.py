@@ -114,6 +114,15 @@ def test_decisions_are_taken_at_the_boundary_of_each_loss():
         assert [a.tolist() for a in LOSSES[name].decisions(real, fake)] == [[1, -1, 0], [-1, 1, 0]]
 
 
+def test_the_same_d_is_held_with_decisions_on_images_and_on_pairs():
+    """A D whose logits are normal, and whose decisions on single reals have the target mean."""
+    generator, middle = torch.Generator().manual_seed(0), torch.erfinv(torch.tensor(0.6)) * math.sqrt(2)
+    noise = torch.randn(2, 400_000, generator=generator)
+    for name in ("hinge", "relativistic"):
+        on_reals, _ = LOSSES[name].decisions(middle + noise[0], -middle + noise[1])
+        assert LOSSES[name].overfitting_target == pytest.approx(on_reals.mean().item(), abs=0.006)
+
+
 def test_what_is_missing_or_unknown_is_told():
     with pytest.raises(ValueError, match="real logits"):
         LOSSES["relativistic"].generator(FAKE)
