@@ -11,6 +11,8 @@ from core.config import as_dict, compose, typed
 from core.errors import UserError
 from core.rundir import flatten
 from core.state import Checkpoints
+from gen import train
+from gen.augment import AdaptiveProbability
 from gen.dcgan import Discriminator, Generator
 from gen.settings import ADDED, TrainConfig, check_networks
 from gen.train import Trainer
@@ -116,6 +118,20 @@ def test_runs_of_before_these_settings_continue(prepared, tmp_path):
     assert_equal(outcome(run(prepared, tmp_path, images=40)), straight)
     with pytest.raises(UserError, match=r"loss \('non_saturating' -> 'hinge'\)"):
         run(prepared, tmp_path, images=40, loss="hinge")
+
+
+@pytest.mark.parametrize(("loss", "target"), [("non_saturating", 0.6), ("relativistic", 0.77)])
+def test_augmentation_is_held_at_what_suits_the_loss(prepared, tmp_path, loss, target, monkeypatch):
+    seen = []
+
+    class Watched(AdaptiveProbability):
+        def __init__(self, *args):
+            seen.append(args)
+            super().__init__(*args)
+
+    monkeypatch.setattr(train, "AdaptiveProbability", Watched)
+    run(prepared, tmp_path, images=8, loss=loss, **{"diffaug.p": "adaptive"})
+    assert seen == [(target, 500_000)]
 
 
 def test_what_has_no_effect_without_adaptive_augmentation_may_differ(prepared, tmp_path):

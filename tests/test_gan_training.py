@@ -286,20 +286,6 @@ def test_the_probability_of_augmentation_follows_ds_answers_to_reals(prepared, t
     assert rows == pytest.approx([np.mean([p for p, _ in seen[k : k + 3]]) for k in range(0, 15, 3)])
 
 
-@pytest.mark.parametrize(("loss", "target"), [("non_saturating", 0.6), ("relativistic", 0.77)])
-def test_augmentation_is_held_at_what_suits_the_loss(prepared, tmp_path, loss, target, monkeypatch):
-    seen = []
-
-    class Watched(AdaptiveProbability):
-        def __init__(self, *args):
-            seen.append(args)
-            super().__init__(*args)
-
-    monkeypatch.setattr(train, "AdaptiveProbability", Watched)
-    run(prepared, tmp_path, images=8, loss=loss, **{"diffaug.p": "adaptive"})
-    assert seen == [(target, 500_000)]
-
-
 # -- averaged weights
 
 
