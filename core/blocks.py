@@ -289,10 +289,15 @@ def _restart_power_iteration(layer: nn.Module, generator: torch.Generator) -> No
     if not parametrize.is_parametrized(layer, "weight"):
         return
     for vector in layer.parametrizations.weight[0].buffers():  # type: ignore[union-attr, index]
-        vector.normal_(generator=generator)
+        _draw(vector, 0.0, 1.0, generator)
         vector /= vector.norm()
     for _ in range(POWER_ITERATIONS):
         layer.weight  # noqa: B018 (looking at it is an iteration)
+
+
+def _draw(target: Tensor, mean: float, std: float, generator: torch.Generator) -> None:
+    """Fill `target`, on whatever device, with normal values drawn on the CPU: devices draw their own from a seed."""
+    target.copy_(torch.empty(target.shape, dtype=target.dtype).normal_(mean, std, generator=generator))
 
 
 @torch.no_grad()
@@ -304,10 +309,10 @@ def init_normal(module: nn.Module, std: float = 0.02, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     for layer in module.modules():
         if isinstance(layer, _WEIGHTED):
-            _weight_to_draw(layer).normal_(0.0, std, generator=generator)
+            _draw(_weight_to_draw(layer), 0.0, std, generator)
             _restart_power_iteration(layer, generator)
         elif isinstance(layer, _NORMS):
-            layer.weight.normal_(1.0, std, generator=generator)
+            _draw(layer.weight, 1.0, std, generator)
         else:
             continue
         if isinstance(layer.bias, Tensor):
@@ -327,7 +332,7 @@ def init_he(module: nn.Module, seed: int = 0) -> None:
             inputs = layer.in_channels / layer.groups * math.prod(layer.kernel_size)
             if isinstance(layer, nn.ConvTranspose2d):
                 inputs /= math.prod(layer.stride)
-            _weight_to_draw(layer).normal_(0.0, math.sqrt(2.0 / inputs), generator=generator)
+            _draw(_weight_to_draw(layer), 0.0, math.sqrt(2.0 / inputs), generator)
             _restart_power_iteration(layer, generator)
         elif isinstance(layer, _NORMS):
             layer.weight.fill_(1.0)

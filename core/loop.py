@@ -89,12 +89,14 @@ def check_least(config: LoopConfig, least: int, *keys: str) -> None:
 
 
 def make_optimizer(recipe: dict[str, Any], network: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser that conf/optim describes, for the parameters of `network`.
+    """The optimiser that conf/optim describes, for the parameters of `network`; fused on a GPU if that is left open.
 
     Raises:
         UserError: no such class, or settings it refuses.
     """
     try:
+        if recipe.get("fused", False) is None and next(network.parameters()).is_cuda:
+            recipe = recipe | {"fused": True}  # one kernel for all weights
         optimizer = instantiate(recipe)(network.parameters())
     except (HydraException, TypeError, ValueError, RuntimeError, IndexError) as error:
         raise UserError(f"optim: {' '.join(str(error).split())}") from error

@@ -209,7 +209,14 @@ def _result(
 def versions() -> dict[str, str]:
     """Versions of what computed a result."""
     packages = ("facet-faces", "torch", "torchvision", "pytorch-fid", "numpy", "pillow")
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
+    return {"python": platform.python_version()} | {name: _version(name) for name in packages}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"  # Facet itself, run from its folder
 
 
 def result_path(config: FidConfig) -> Path:

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import os
+
+# The tests compare CPU arithmetic bit by bit; tests/test_gpu.py starts commands that see the GPUs again.
+VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+# ruff: noqa: E402
 from collections.abc import Iterator
 from pathlib import Path
 
