@@ -1,7 +1,7 @@
 """Rank generators by their scores: `python -m eval.compare runs/a runs/b`.
 
 Only results that were made alike are compared, and a difference counts only where it is more than the noise of
-sampling (`eval.noise`).
+sampling (`eval.metrics.significance`).
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from core.config import config_command, quoted
-from core.console import say, warn
-from core.errors import UserError
-from core.files import writable, write_json
-from core.runtime import Ranks, set_up_cpu
-from core.weights import load_model
-from eval.features import Features
+from core.cli.config import config_command, quoted
+from core.cli.console import say, warn
+from core.cli.errors import UserError
+from core.cli.files import writable, write_json
+from core.nn.model_file import load_model
+from core.training.distributed import Ranks, set_up_cpu
+from eval.features.extractors import Features
+from eval.features.image_sets import open_source
+from eval.features.reference import Reference, open_reference
 from eval.fid import DISTANCE, FidConfig, FidSection, make_features, result_path, score
-from eval.noise import COVERS, ONE_SET, TEST, Judgement, judge
-from eval.page_text import number, with_spread
-from eval.reference import Reference, open_reference
+from eval.metrics.significance import COVERS, ONE_SET, TEST, Judgement, judge
+from eval.page.text import number, with_spread
 from eval.results import (
     ALIKE,
     Entry,
@@ -41,7 +42,6 @@ from eval.results import (
     require_distinct,
 )
 from eval.score import plan_floor, spread
-from eval.sources import open_source
 
 SCORING = ("n", "sets", "seed", "split", "reference_count", "reference_seed", "floor", "batch_size", "device")
 

@@ -16,13 +16,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from core.config import config_command
-from core.console import say, warn
-from core.errors import UserError
-from core.files import writable, write_json
-from core.runtime import Ranks, pick_device, set_up_cpu
-from eval.collect import Extractor
-from eval.features import (
+from core.cli.config import config_command
+from core.cli.console import say, warn
+from core.cli.errors import UserError
+from core.cli.files import writable, write_json
+from core.training.distributed import Ranks, pick_device, set_up_cpu
+from eval.features.cache import Extractor
+from eval.features.extractors import (
     PUBLISHED_SHA256_PREFIX,
     Features,
     InceptionFeatures,
@@ -30,9 +30,9 @@ from eval.features import (
     find_weights,
     require_dims,
 )
-from eval.reference import RealFeatures, Reference, open_reference
+from eval.features.image_sets import Source, is_run, open_source
+from eval.features.reference import RealFeatures, Reference, open_reference
 from eval.score import Score, plan_floor, score_against, spread
-from eval.sources import Source, is_run, open_source
 
 FEATURES = "features"  # folder in a run, for those of its samples
 DISTANCE = "squared Frechet distance of Gaussians, float64, trace of the root by symmetric eigenvalues"

@@ -12,25 +12,25 @@ from typing import Any
 
 import numpy as np
 
-from core.config import config_command, quoted
-from core.console import say
-from core.errors import UserError
-from core.files import atomic_path, digest_of, writable, write_json
-from core.images import make_grid, png_bytes
-from core.runtime import Ranks, set_up_cpu
-from eval.checks import Check, mode_collapse, sample_size
-from eval.collect import Extractor, features_key, remembered
-from eval.copy_checks import duplicates, memorisation
-from eval.evidence import Evidence
-from eval.extrapolate import extrapolate
-from eval.features import InceptionFeatures, require_dims
+from core.cli.config import config_command, quoted
+from core.cli.console import say
+from core.cli.errors import UserError
+from core.cli.files import atomic_path, digest_of, writable, write_json
+from core.data.images import make_grid, png_bytes
+from core.training.distributed import Ranks, set_up_cpu
+from eval.checks.copies import duplicates, memorisation
+from eval.checks.evidence import Evidence
+from eval.checks.pixels import pixel_statistics
+from eval.checks.verdicts import Check, mode_collapse, sample_size
+from eval.features.cache import Extractor, features_key, remembered
+from eval.features.extractors import InceptionFeatures, require_dims
+from eval.features.image_sets import LOSSY, FileImages, ImageSet, is_run, open_source
 from eval.fid import FidSection, doubts, make_features, run_features, versions
-from eval.frechet import frechet_distance
-from eval.kernel import kernel_distance_subsets
-from eval.manifold import Manifold, manifold, nearest
-from eval.page import render_page
-from eval.pixel_checks import pixel_statistics
-from eval.sources import LOSSY, FileImages, ImageSet, is_run, open_source
+from eval.metrics.fid_infinity import extrapolate
+from eval.metrics.frechet import frechet_distance
+from eval.metrics.kid import kernel_distance_subsets
+from eval.metrics.prdc import Manifold, manifold, nearest
+from eval.page.page import render_page
 
 GRID = 64  # pictures of each kind on the page
 CHECKED = 5_000  # samples that the checks look at: they compare all with all

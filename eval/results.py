@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from core.console import say
-from core.errors import UserError
-from core.files import read_json
+from core.cli.console import say
+from core.cli.errors import UserError
+from core.cli.files import read_json
 
 # What must agree before two scores may be compared: name for a reader -> place in a result of eval.fid.
 ALIKE = {

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.collect import features_key, remembered
-from eval.frechet import RunningSums, Statistics, frechet_distance
-from eval.reference import RealFeatures
+from eval.features.cache import features_key, remembered
+from eval.features.reference import RealFeatures
+from eval.metrics.frechet import RunningSums, Statistics, frechet_distance
 
 
 @dataclass(frozen=True)

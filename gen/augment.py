@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.images import FASTER
+from core.data.images import FASTER
 
 # Second entry of the seed, see gen.latents: one stream for each batch that is augmented within a step.
 REAL_STREAM, FAKE_STREAM, GENERATOR_STREAM = 2, 3, 4

@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from core.blocks import ConvBlock, UpBlock, doublings, init_normal, norm_layer, require_positive, spectral
+from core.nn.blocks import ConvBlock, UpBlock, doublings, init_normal, norm_layer, require_positive, spectral
 
 LeakyReLU = partial(nn.LeakyReLU, 0.2, inplace=True)
 ReLU = partial(nn.ReLU, inplace=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from core.errors import UserError
+from core.cli.errors import UserError
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from core.blocks import ConvBlock, UpBlock, doublings, require_positive
+from core.nn.blocks import ConvBlock, UpBlock, doublings, require_positive
 from gen.resnet import level_widths
 
 SLOPE = 0.2

@@ -12,8 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from core.blocks import ConvBlock, UpBlock, doublings, init_he, require_positive, spectral
-from core.errors import UserError
+from core.cli.errors import UserError
+from core.nn.blocks import ConvBlock, UpBlock, doublings, init_he, require_positive, spectral
 
 WIDEST = 8  # channels of the coarsest maps, in finest widths
 KEY_SHARE = 8  # channels of a map for each channel of its attention (SAGAN, section 3: k = 8)

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core.console import progress_bar
-from core.errors import CommandParser, UserError, reports_errors
-from core.images import FASTER, make_grid, png_bytes, to_uint8, write_png
-from core.runtime import full_precision, pick_device, set_up_cpu
-from core.weights import load_model
+from core.cli.console import progress_bar
+from core.cli.errors import CommandParser, UserError, reports_errors
+from core.data.images import FASTER, make_grid, png_bytes, to_uint8, write_png
+from core.nn.model_file import load_model
+from core.training.distributed import full_precision, pick_device, set_up_cpu
 from gen.latents import sample_latents
 
 BATCH_SIZE = 64

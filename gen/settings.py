@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from core.data import PreparedData
-from core.errors import UserError
-from core.loop import LoopConfig, check_common, check_least
+from core.cli.errors import UserError
+from core.data.dataset import PreparedData
+from core.training.loop import LoopConfig, check_common, check_least
+from eval.online import EvalSection, check_section
 from gen.losses import gan_loss
 from gen.schedule import cosine
-from gen.score import EvalSection, check_section
 from gen.steps import PENALTIES, STATISTICS
 
 BN_BATCH = 64  # samples normalised together when batch statistics are estimated anew

@@ -15,25 +15,25 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from core.bank import ImageBank, to_device
-from core.config import as_dict, config_command
-from core.console import say
-from core.curves import FILE_NAME as CURVES_NAME
-from core.curves import Panel, draw_curves
-from core.data import PreparedData
-from core.ema import ExponentialAverage, with_fresh_statistics
-from core.images import FASTER, make_grid, to_uint8, write_png
-from core.loop import CHANGEABLE, TrainingLoop, describe_machine, make_optimizer, run_loop
-from core.rundir import RunFolder, flatten
-from core.runtime import crossed, process_count
-from core.weights import FILE_NAME, build_model, save_model
+from core.cli.config import as_dict, config_command
+from core.cli.console import say
+from core.data.dataset import PreparedData
+from core.data.images import FASTER, make_grid, to_uint8, write_png
+from core.data.loader import ImageBank, to_device
+from core.nn.ema import ExponentialAverage, with_fresh_statistics
+from core.nn.model_file import FILE_NAME, build_model, save_model
+from core.training.curves import FILE_NAME as CURVES_NAME
+from core.training.curves import Panel, draw_curves
+from core.training.distributed import crossed, process_count
+from core.training.loop import CHANGEABLE, TrainingLoop, describe_machine, make_optimizer, run_loop
+from core.training.rundir import RunFolder, flatten
+from eval.online import Best, Scorer, best_so_far, comparable, score_panel
 from gen.augment import FAKE_STREAM, GENERATOR_STREAM, REAL_STREAM, AdaptiveProbability, augmentation_draws
 from gen.latents import sample_latents, training_latents
 from gen.losses import gan_loss
 from gen.monitor import PATIENCE, CollapseMonitor, identical_samples
 from gen.regularizers import mixing_weights
 from gen.schedule import cosine
-from gen.score import Best, Scorer, best_so_far, comparable, score_panel
 from gen.settings import ADDED, BN_BATCH, TrainConfig, check_networks, validate
 from gen.steps import Judge, Terms, discriminator_step, generator_step
 from gen.unetgan import cutmix_masks

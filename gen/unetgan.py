@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core.blocks import ConvBlock, ResBlock, doubling_block, doublings, init_he, require_positive, spectral
+from core.nn.blocks import ConvBlock, ResBlock, doubling_block, doublings, init_he, require_positive, spectral
 from gen.resnet import level_widths
 
 CUTMIX_STREAM = 5  # second entry of the seed, see gen.latents

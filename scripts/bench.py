@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from core.errors import CommandParser, UserError, reports_errors
-from core.files import write_json
-from core.machine import choose_precision, cpuinfo, native_bf16
-from core.runtime import PRECISIONS, cpu_cores, pick_device, process_count, start_accelerator, wait_for_all
+from core.cli.errors import CommandParser, UserError, reports_errors
+from core.cli.files import write_json
+from core.training.distributed import PRECISIONS, cpu_cores, pick_device, process_count, start_accelerator, wait_for_all
+from core.training.machine import choose_precision, cpuinfo, native_bf16
 from scripts import bench_parts, bench_ranks, bench_tools
 from scripts.bench_measure import Result
 from scripts.bench_parts import Bench, Settings, silence

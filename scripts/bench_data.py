@@ -11,10 +11,10 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from PIL import Image
 
-from core.data import PreparedData
-from core.drawn import CLASSES, PALETTE, draw_face
-from core.pictures import Source
-from core.prepare import prepare
+from core.data.dataset import PreparedData
+from core.drawn.face import CLASSES, PALETTE, draw_face
+from core.prepare.geometry import Source
+from core.prepare.pipeline import prepare
 
 Face = tuple[Image.Image, Image.Image]
 JPEG_QUALITY = 90  # about 11 KB a picture, as in CelebA

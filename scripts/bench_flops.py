@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.weights import build_model
+from core.nn.model_file import build_model
 from scripts.bench_measure import Side
 
 

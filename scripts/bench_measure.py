@@ -18,8 +18,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 
-from core.allocator import ordinary_allocation
-from core.runtime import wait_for_all
+from core.training.allocator import ordinary_allocation
+from core.training.distributed import wait_for_all
 
 TURNS = 5  # wanted of each contestant; the time that a part is given is divided by it
 LEAST_TURNS = 2  # give three neighbouring pairs, hence quartiles

@@ -16,11 +16,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from core.config import compose, quoted, typed
-from core.console import console
-from core.data import PreparedData
-from core.rundir import RunFolder
-from core.runtime import StopRequest, crossed, wait_for_all
+from core.cli.config import compose, quoted, typed
+from core.cli.console import console
+from core.data.dataset import PreparedData
+from core.training.distributed import StopRequest, crossed, wait_for_all
+from core.training.rundir import RunFolder
 from gen.train import TrainConfig, Trainer
 from scripts import bench_data as files
 from scripts import bench_reference as reference

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast
 
-from core.data import PreparedData
-from core.errors import UserError
-from core.runtime import start_accelerator
+from core.cli.errors import UserError
+from core.data.dataset import PreparedData
+from core.training.distributed import start_accelerator
 from scripts.bench_measure import Result, Side, Spread, neighbour_ratios
 from scripts.bench_parts import Bench, Settings
 
@@ -64,7 +64,7 @@ def ranks(bench: Bench) -> Result:
     settings = replace(bench.settings, batch=bench.settings.rank_batch, precision="fp32")
     data = bench.prepared(settings.size).path
     half = replace(settings, batch=settings.batch // PROCESSES)
-    alone = {"LOCAL_WORLD_SIZE": str(PROCESSES)}  # how `core.runtime.share_cores` learns of the other one
+    alone = {"LOCAL_WORLD_SIZE": str(PROCESSES)}  # how `core.training.distributed.share_cores` learns of the other one
     with contextlib.ExitStack() as stack:
         groups = {
             "ours": [stack.enter_context(worker(settings, data, bench.folder / "together", LAUNCHER, {}))],

@@ -13,17 +13,17 @@ import torchvision
 from pytorch_fid import inception as published
 from torch import nn
 
-from core.blocks import init_he, init_normal
-from core.config import compose
-from core.images import write_png
-from core.prepare import prepare
-from core.runtime import Ranks, cpu_cores
-from core.sources import open_source
-from core.weights import FILE_NAME, build_model, save_model
-from eval.collect import Extractor
-from eval.features import InceptionFeatures
-from eval.frechet import Statistics, frechet_distance
-from eval.sources import list_images
+from core.cli.config import compose
+from core.data.images import write_png
+from core.nn.blocks import init_he, init_normal
+from core.nn.model_file import FILE_NAME, build_model, save_model
+from core.prepare.pipeline import prepare
+from core.prepare.sources import open_source
+from core.training.distributed import Ranks, cpu_cores
+from eval.features.cache import Extractor
+from eval.features.extractors import InceptionFeatures
+from eval.features.image_sets import list_images
+from eval.metrics.frechet import Statistics, frechet_distance
 from gen.sample import generate_batches, write_samples
 from scripts import bench_reference as reference
 from scripts.bench_measure import Result, Side, Spread, neighbour_ratios

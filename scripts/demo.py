@@ -15,12 +15,12 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from core.console import say
-from core.data import PreparedData
-from core.errors import EXIT_INTERRUPTED, CommandParser, UserError, reports_errors
-from core.images import make_grid, write_png
-from core.weights import load_model
-from eval.features import find_weights
+from core.cli.console import say
+from core.cli.errors import EXIT_INTERRUPTED, CommandParser, UserError, reports_errors
+from core.data.dataset import PreparedData
+from core.data.images import make_grid, write_png
+from core.nn.model_file import load_model
+from eval.features.extractors import find_weights
 from seg.predict import overlay
 
 STUDENT_NUMBER = "20231234"

@@ -6,11 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from core.archive import listed, shown
-from core.console import progress_bar
-from core.errors import CommandParser, UserError, reports_errors
-from core.files import sha256_of
-from core.submission import (
+from core.cli.console import progress_bar
+from core.cli.errors import CommandParser, UserError, reports_errors
+from core.cli.files import sha256_of
+from core.submission.archive import listed, shown
+from core.submission.rules import (
     EXPECTED_COUNT,
     check_archive,
     check_images,
@@ -60,8 +60,8 @@ def sampled(source: Path, first_seed: int) -> list[tuple[str, bytes]]:
         UserError: there is no usable generator at `source`.
     """
     # Here, because they load torch, which checking an archive does not need.
-    from core.images import png_bytes
-    from core.weights import model_file
+    from core.data.images import png_bytes
+    from core.nn.model_file import model_file
     from gen.sample import generate_batches
 
     batches = generate_batches(model_file(source), range(first_seed, first_seed + EXPECTED_COUNT))

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from core.classes import read_classes
-from core.data import SPLITS
-from core.errors import CommandParser, UserError, reports_errors
-from core.pairs import PairOptions
-from core.pets import download_pets
-from core.pictures import FITS, Source
-from core.prepare import Prepared, prepare
-from core.sources import download_celeba, drawn_source, open_source
+from core.cli.errors import CommandParser, UserError, reports_errors
+from core.data.dataset import SPLITS
+from core.data.mask_classes import read_classes
+from core.prepare.geometry import FITS, Source
+from core.prepare.pairs import PairOptions
+from core.prepare.pets import download_pets
+from core.prepare.pipeline import Prepared, prepare
+from core.prepare.sources import download_celeba, drawn_source, open_source
 
 SIZES = range(16, 2049, 8)
 DRAWN_COUNT = 10_000
@@ -100,7 +100,7 @@ def _natural(text: str) -> int:
 
 
 def cpu_cores() -> int:
-    """As `core.runtime.cpu_cores`, which would cost the seconds that importing torch takes."""
+    """As `core.training.distributed.cpu_cores`, which would cost the seconds that importing torch takes."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -17,8 +17,8 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as V
 
-from core.classes import IGNORE
-from core.errors import UserError
+from core.cli.errors import UserError
+from core.data.mask_classes import IGNORE
 from seg.tiling import mirror
 
 ELASTIC_GRID = 3  # displacement vectors along each side, as in the paper
@@ -96,7 +96,7 @@ def augment(example: Example, amounts: Augmentation, mirrored: Sequence[int], rn
     """A random variant of `example`, of the same size.
 
     Args:
-        mirrored: the class that each class becomes in a mirror (`core.classes.mirrored_classes`).
+        mirrored: the class that each class becomes in a mirror (`core.data.mask_classes.mirrored_classes`).
     """
     flips = [amounts.flip and rng.random() < 0.5, amounts.vertical_flip and rng.random() < 0.5]
     for wanted, function in zip(flips, (V.horizontal_flip, V.vertical_flip), strict=True):

@@ -8,9 +8,9 @@ from collections.abc import Collection
 import numpy as np
 from scipy import ndimage
 
-from core.classes import IGNORE
-from core.console import progress_bar
-from core.errors import UserError
+from core.cli.console import progress_bar
+from core.cli.errors import UserError
+from core.data.mask_classes import IGNORE
 
 NEGLIGIBLE = 1e-4  # of w0: weights below it may come out as 0
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 
-from core.bank import EndlessOrder
-from core.classes import mirrored_classes
-from core.data import PreparedData
-from core.errors import UserError
-from core.images import to_float
+from core.cli.errors import UserError
+from core.data.dataset import PreparedData
+from core.data.images import to_float
+from core.data.loader import EndlessOrder
+from core.data.mask_classes import mirrored_classes
 from seg.augment import Augmentation, Example, augment, crop
 
 

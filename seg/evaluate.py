@@ -12,13 +12,13 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from core.console import progress_bar, warn
-from core.data import PreparedData
-from core.errors import CommandParser, UserError, reports_errors
-from core.files import sha256_of, write_json
-from core.images import make_grid, to_float, write_png
-from core.runtime import full_precision, pick_device, set_up_cpu
-from core.weights import model_file
+from core.cli.console import progress_bar, warn
+from core.cli.errors import CommandParser, UserError, reports_errors
+from core.cli.files import sha256_of, write_json
+from core.data.dataset import PreparedData
+from core.data.images import make_grid, to_float, write_png
+from core.nn.model_file import model_file
+from core.training.distributed import full_precision, pick_device, set_up_cpu
 from seg.loading import load_unet
 from seg.metrics import SegmentationMetrics, plot_confusion, table
 from seg.tiling import mirror

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from core.errors import UserError
-from core.images import FASTER
-from core.weights import load_model
+from core.cli.errors import UserError
+from core.data.images import FASTER
+from core.nn.model_file import load_model
 from seg.unet import UNet
 
 # What a segmenter's file says besides its weights: class names and RGB colours in index order; the side in pixels of
-# the pictures it was trained on, whether these were scaled to it, which side was fitted (`core.pictures.FITS`), and
-# after how many images the weights were taken.
+# the pictures it was trained on, whether these were scaled to it, which side was fitted, and after how many images the
+# weights were taken.
 INFO_KEYS = ("classes", "palette", "image_size", "resized", "fit", "images_seen")
 
 

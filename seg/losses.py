@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.classes import IGNORE
-from core.errors import UserError
+from core.cli.errors import UserError
+from core.data.mask_classes import IGNORE
 
 TERMS = ("cross_entropy", "dice", "focal")
 

@@ -15,9 +15,9 @@ from accelerate import Accelerator
 from rich.table import Table
 from torch import Tensor
 
-from core.classes import IGNORE
-from core.errors import UserError
-from core.files import atomic_path
+from core.cli.errors import UserError
+from core.cli.files import atomic_path
+from core.data.mask_classes import IGNORE
 
 # Per-image scores are summed as whole multiples of 2^-40: exact in any order, and room for 8 million pictures.
 _UNIT = 2.0**-40

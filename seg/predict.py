@@ -15,15 +15,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.archive import listed, shown
-from core.classes import mirrored_classes
-from core.console import progress_bar, say, warn
-from core.errors import CommandParser, UserError, reports_errors
-from core.files import atomic_path
-from core.images import write_png
-from core.pictures import decode, reason_of
-from core.runtime import pick_device, set_up_cpu
-from core.store import natural, open_store
+from core.cli.console import progress_bar, say, warn
+from core.cli.errors import CommandParser, UserError, reports_errors
+from core.cli.files import atomic_path
+from core.data.images import write_png
+from core.data.mask_classes import mirrored_classes
+from core.prepare.geometry import decode, reason_of
+from core.prepare.store import natural, open_store
+from core.submission.archive import listed, shown
+from core.training.distributed import pick_device, set_up_cpu
 from seg.loading import load_unet
 from seg.tiling import segment
 from seg.unet import UNet
@@ -181,7 +181,7 @@ def remaining(jobs: Sequence[Job], suffixes: Sequence[str]) -> list[Job]:
 
 
 def read_picture(path: Path) -> Image.Image:
-    """One file in RGB, decoded as in training (see `core.pictures.decode`).
+    """One file in RGB, decoded as in training (see `core.prepare.geometry.decode`).
 
     Raises whatever the decoder raises for a damaged picture.
     """

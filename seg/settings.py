@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.classes import IGNORE
-from core.data import PreparedData
-from core.errors import UserError
-from core.loop import LoopConfig, check_common, check_least
+from core.cli.errors import UserError
+from core.data.dataset import PreparedData
+from core.data.mask_classes import IGNORE
+from core.training.loop import LoopConfig, check_common, check_least
 from seg.augment import Augmentation
 from seg.losses import TERMS, median_frequency_weights
 from seg.unet import UNet

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.images import to_float
-from core.runtime import full_precision
+from core.data.images import to_float
+from core.training.distributed import full_precision
 from seg.unet import UNet
 
 
@@ -28,7 +28,7 @@ def segment(model: UNet, pixels: np.ndarray, tile: int, average: bool, mirrored:
         pixels: uint8 (H, W, 3), both sides at least 1.
         tile: side of the output of a tile, at least 1; rounded up to a multiple of `model.multiple`.
         average: mean of the probabilities over the 8 flips and quarter turns of the picture, each turned back.
-        mirrored: for each class the one it becomes in a mirror (see `core.classes.mirrored_classes`).
+        mirrored: for each class the one it becomes in a mirror (see `core.data.mask_classes.mirrored_classes`).
 
     Returns:
         float32 (classes, H, W) on the CPU, the sum over classes 1.

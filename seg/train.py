@@ -16,19 +16,19 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import nn
 
-from core.blocks import init_he
-from core.classes import IGNORE
-from core.config import config_command
-from core.curves import FILE_NAME as CURVES_NAME
-from core.curves import Panel, draw_curves
-from core.data import PreparedData
-from core.ema import ExponentialAverage
-from core.errors import UserError
-from core.images import FASTER, write_png
-from core.loop import CHANGEABLE, TrainingLoop, describe_machine, make_optimizer, run_loop
-from core.rundir import RunFolder
-from core.runtime import crossed, process_count
-from core.weights import FILE_NAME, build_model, save_model
+from core.cli.config import config_command
+from core.cli.errors import UserError
+from core.data.dataset import PreparedData
+from core.data.images import FASTER, write_png
+from core.data.mask_classes import IGNORE
+from core.nn.blocks import init_he
+from core.nn.ema import ExponentialAverage
+from core.nn.model_file import FILE_NAME, build_model, save_model
+from core.training.curves import FILE_NAME as CURVES_NAME
+from core.training.curves import Panel, draw_curves
+from core.training.distributed import crossed, process_count
+from core.training.loop import CHANGEABLE, TrainingLoop, describe_machine, make_optimizer, run_loop
+from core.training.rundir import RunFolder
 from seg.borders import border_map
 from seg.data import Batch, Examples, training_batches
 from seg.evaluate import comparison, data_identity, predictions, report, scored

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.blocks import (
+from core.cli.errors import UserError
+from core.nn.blocks import (
     ConvBlock,
     DoubleConv,
     Norm,
@@ -24,7 +25,6 @@ from core.blocks import (
     require_positive,
     transposed_output_size,
 )
-from core.errors import UserError
 
 BLOCKS = {"plain": DoubleConv, "residual": ResBlock}
 # Coarse pixels that an interpolation reads beyond the one that holds the last output pixel.

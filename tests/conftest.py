@@ -18,7 +18,7 @@ import torch
 from accelerate.state import AcceleratorState
 from mask_data import write_discs
 
-from core.files import sha256_of, write_json
+from core.cli.files import sha256_of, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from core.config import compose, typed
-from core.files import sha256_of, write_json
-from core.rundir import RunFolder
+from core.cli.config import compose, typed
+from core.cli.files import sha256_of, write_json
+from core.training.rundir import RunFolder
 from seg.settings import TrainConfig
 from seg.train import run_training
 

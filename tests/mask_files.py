@@ -9,10 +9,10 @@ import numpy as np
 from image_files import write_folder
 from PIL import Image
 
-from core.data import PreparedData
-from core.pairs import PairOptions
-from core.prepare import prepare
-from core.sources import open_source
+from core.data.dataset import PreparedData
+from core.prepare.pairs import PairOptions
+from core.prepare.pipeline import prepare
+from core.prepare.sources import open_source
 
 
 def png(values: np.ndarray | Image.Image, mode: str | None = None, palette: list[int] | None = None) -> bytes:

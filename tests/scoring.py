@@ -14,7 +14,7 @@ from PIL import Image
 from pytorch_fid import inception as published
 from torch import nn
 
-from core.files import sha256_of
+from core.cli.files import sha256_of
 
 WEIGHTS_NAME = "pt_inception-2015-12-05-6726825d.pth"
 

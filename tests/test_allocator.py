@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from core import allocator
-from core.allocator import keep_freed_memory, ordinary_allocation
+from core.training.allocator import keep_freed_memory, ordinary_allocation
 
 BLOCK = 24 << 20  # bytes
 PAGE = resource.getpagesize()

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from submission_files import FOUR, NUMBER, ONE, encoded, files, hostile, member, smooth
 
-import core.archive
-from core.errors import UserError
-from core.submission import check_archive, check_images, read_archive, read_folder, write_archive
+import core.submission.archive
+from core.cli.errors import UserError
+from core.submission.rules import check_archive, check_images, read_archive, read_folder, write_archive
 
 GRADIENT = Image.fromarray(smooth(1, seed=9)[0])
 
@@ -49,7 +49,9 @@ def test_gzip_is_stored_with_a_fixed_header(tmp_path: Path) -> None:
 def test_large_stream_is_split_into_blocks() -> None:
     stream = io.BytesIO()
     content = os.urandom(200_000)
-    core.archive.write_members(stream, "f", [("x" * 150, content)])  # and a name longer than a plain tar header holds
+    core.submission.archive.write_members(
+        stream, "f", [("x" * 150, content)]
+    )  # and a name longer than a plain tar header holds
     with tarfile.open(fileobj=io.BytesIO(stream.getvalue())) as tar:
         member = tar.extractfile("f/" + "x" * 150)
         assert member is not None and member.read() == content
@@ -203,14 +205,14 @@ def test_no_file_there(tmp_path: Path) -> None:
 
 
 def test_bombs_are_not_read_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core.archive, "MAX_TOTAL_BYTES", 3 << 20)
+    monkeypatch.setattr(core.submission.archive, "MAX_TOTAL_BYTES", 3 << 20)
     bomb = hostile(tmp_path, FOUR, [member(f"{NUMBER}/{i}.png", bytes(1 << 20)) for i in range(5)])
     assert bomb.stat().st_size < 200_000
     assert "unpacks to more than 3 MiB" in check_archive(bomb, count=4)[0]
     assert (
         "unpacks to more than 3 MiB" in check_archive(spliced(tmp_path, lambda tar: tar + bytes(9 << 20)), count=4)[0]
     )
-    monkeypatch.setattr(core.archive, "MAX_MEMBERS", 3)
+    monkeypatch.setattr(core.submission.archive, "MAX_MEMBERS", 3)
     assert "holds more than 3 members" in check_archive(hostile(tmp_path), count=3)[0]
 
 
@@ -221,7 +223,7 @@ def test_scoring_takes_other_sizes_and_counts_within_bounds(tmp_path: Path, monk
         ("image_0001.png", (64, 64, 3)),
         ("large.png", (100, 200, 3)),
     ]
-    monkeypatch.setattr("core.submission.MAX_TOTAL_BYTES", 10_000)
+    monkeypatch.setattr("core.submission.rules.MAX_TOTAL_BYTES", 10_000)
     with pytest.raises(UserError, match="the images unpack to more"):
         read_archive(path)
     with pytest.raises(UserError, match="holds no image"):

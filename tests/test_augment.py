@@ -10,10 +10,10 @@ from scipy import ndimage
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as V
 
-from core.classes import IGNORE
-from core.config import compose
-from core.data import PreparedData
-from core.errors import UserError
+from core.cli.config import compose
+from core.cli.errors import UserError
+from core.data.dataset import PreparedData
+from core.data.mask_classes import IGNORE
 from seg.augment import Augmentation, Example, augment, crop, elastic_field
 from seg.data import Examples, training_batches
 

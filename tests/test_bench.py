@@ -15,14 +15,14 @@ from conftest import ROOT
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from core.blocks import init_normal
-from core.errors import UserError
-from core.prepare import prepare
-from core.sources import open_source
-from core.weights import build_model
-from eval.features import InceptionFeatures
-from eval.frechet import Statistics, frechet_distance
-from eval.sources import list_images
+from core.cli.errors import UserError
+from core.nn.blocks import init_normal
+from core.nn.model_file import build_model
+from core.prepare.pipeline import prepare
+from core.prepare.sources import open_source
+from eval.features.extractors import InceptionFeatures
+from eval.features.image_sets import list_images
+from eval.metrics.frechet import Statistics, frechet_distance
 from gen.dcgan import Discriminator, Generator
 from gen.steps import discriminator_step, generator_step
 from scripts import bench, bench_data, bench_flops, bench_measure, bench_parts, bench_ranks, bench_reference

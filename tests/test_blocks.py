@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from core.blocks import (
+from core.cli.errors import UserError
+from core.nn.blocks import (
     ConvBlock,
     DoubleConv,
     ResBlock,
@@ -23,7 +24,6 @@ from core.blocks import (
     norm_layer,
     transposed_output_size,
 )
-from core.errors import UserError
 
 geometry = {
     "size": st.integers(1, 20),

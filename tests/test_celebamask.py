@@ -10,14 +10,14 @@ from image_files import write_folder, write_zip
 from mask_files import blobs, photo, png
 from PIL import Image
 
-from core.celebamask import CLASSES, merge_parts
-from core.classes import ClassTable
-from core.data import PreparedData
-from core.errors import UserError
-from core.pairs import PairOptions
-from core.pets import download_pets
-from core.prepare import prepare
-from core.sources import open_source
+from core.cli.errors import UserError
+from core.data.dataset import PreparedData
+from core.data.mask_classes import ClassTable
+from core.prepare.celebamask import CLASSES, merge_parts
+from core.prepare.pairs import PairOptions
+from core.prepare.pets import download_pets
+from core.prepare.pipeline import prepare
+from core.prepare.sources import open_source
 
 QUIET = PairOptions(quiet=True)
 NAMED = PairOptions(ClassTable(["a", "b"]), quiet=True)

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from scipy.spatial.distance import cdist
 
-from core.drawn import draw_face
-from core.pictures import resize_crop
-from core.sources import open_source
-from eval.checks import Check, mode_collapse
-from eval.copy_checks import duplicates, memorisation
-from eval.features import RandomFeatures
-from eval.pixel_checks import FEWEST_IMAGES, on_grid_detail, pixel_statistics
+from core.drawn.face import draw_face
+from core.prepare.geometry import resize_crop
+from core.prepare.sources import open_source
+from eval.checks.copies import duplicates, memorisation
+from eval.checks.pixels import FEWEST_IMAGES, on_grid_detail, pixel_statistics
+from eval.checks.verdicts import Check, mode_collapse
+from eval.features.extractors import RandomFeatures
 
 
 @dataclass

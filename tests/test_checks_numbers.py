@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 from scipy.stats import mannwhitneyu, norm
 
-from eval import checks
-from eval.checks import Finding, as_many, judge, mode_collapse, nearest_among, percent, sample_size, thumbnails
-from eval.copy_checks import _close_share, duplicates, memorisation, pairs_grid, pixel_distance, rank_sum
-from eval.pixel_checks import on_grid_detail
+from eval.checks import verdicts as checks
+from eval.checks.copies import _close_share, duplicates, memorisation, pairs_grid, pixel_distance, rank_sum
+from eval.checks.pixels import on_grid_detail
+from eval.checks.verdicts import Finding, as_many, judge, mode_collapse, nearest_among, percent, sample_size, thumbnails
 
 BIG = (64, 64)
 

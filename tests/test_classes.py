@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.classes import CELEBAMASK_HQ, IGNORE, ClassTable, default_palette, mirrored_classes, read_classes
-from core.errors import UserError
+from core.cli.errors import UserError
+from core.data.mask_classes import CELEBAMASK_HQ, IGNORE, ClassTable, default_palette, mirrored_classes, read_classes
 
 # --- mirrors ----------------------------------------------------------------------------------------------------------
 

@@ -11,13 +11,13 @@ import pytest
 from scipy.stats import ttest_ind
 from scoring import pictures, write_folder, write_prepared
 
-from core.blocks import init_normal
-from core.errors import UserError
-from core.files import sha256_of, write_json
-from core.weights import build_model, save_model
+from core.cli.errors import UserError
+from core.cli.files import sha256_of, write_json
+from core.nn.blocks import init_normal
+from core.nn.model_file import build_model, save_model
 from eval import compare, fid
 from eval.fid import FidConfig
-from eval.noise import holm, judge, welch
+from eval.metrics.significance import holm, judge, welch
 from eval.results import ALIKE, Entry, doubts, find_results, require_comparable
 
 RECIPE = {"_target_": "gen.dcgan.Generator", "image_size": 32, "latent_dim": 6, "width": 4}

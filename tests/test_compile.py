@@ -6,9 +6,9 @@ from mask_data import run as run_seg
 from test_gan_settings import without
 from test_train import assert_equal, no_plots, outcome, run  # noqa: F401 (a fixture)
 
-from core.errors import UserError
-from core.loop import ADDED
-from core.weights import load_model
+from core.cli.errors import UserError
+from core.nn.model_file import load_model
+from core.training.loop import ADDED
 
 
 @pytest.fixture(autouse=True)

@@ -18,17 +18,17 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import transforms
 
-from core.bank import ImageBank, copy_in_pieces
-from core.config import _lazy_help_allowed
-from core.data import PreparedData
-from core.ema import ExponentialAverage
-from core.errors import UserError
-from core.files import atomic_path, read_json, sha256_of, write_json
-from core.images import make_grid, to_float, to_uint8, write_png
-from core.rundir import RunFolder
-from core.runtime import MeanMeter, NonFiniteError, crossed, several_on_cpu, start_accelerator
-from core.state import Checkpoints
-from core.weights import build_model, load_model, model_file, save_model
+from core.cli.config import _lazy_help_allowed
+from core.cli.errors import UserError
+from core.cli.files import atomic_path, read_json, sha256_of, write_json
+from core.data.dataset import PreparedData
+from core.data.images import make_grid, to_float, to_uint8, write_png
+from core.data.loader import ImageBank, copy_in_pieces
+from core.nn.ema import ExponentialAverage
+from core.nn.model_file import build_model, load_model, model_file, save_model
+from core.training.checkpoint import Checkpoints
+from core.training.distributed import MeanMeter, NonFiniteError, crossed, several_on_cpu, start_accelerator
+from core.training.rundir import RunFolder
 from gen.dcgan import Generator
 
 CPU = torch.device("cpu")
@@ -369,7 +369,7 @@ def test_only_help_that_is_no_text_escapes_argparses_check(monkeypatch):
     ],
 )
 def test_exit_codes(body, code, line):
-    imports = "from core.errors import Interrupted, UserError, reports_errors"
+    imports = "from core.cli.errors import Interrupted, UserError, reports_errors"
     program = f"{imports}\n@reports_errors\ndef main():\n    {body}\nmain()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == code and done.stderr.strip() == line

@@ -7,9 +7,9 @@ import pytest
 from mask_data import run
 from PIL import Image
 
-from core.curves import CROWDED, Panel, draw_curves, make_figure, running_mean, series
-from core.errors import UserError
-from gen.score import comparable, score_panel
+from core.cli.errors import UserError
+from core.training.curves import CROWDED, Panel, draw_curves, make_figure, running_mean, series
+from eval.online import comparable, score_panel
 
 LOSS = Panel("loss", {"loss": "sum", "dice": "Dice"}, wide=True)
 SCORE = Panel("score", {"score": "score"}, best="lowest")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core.config import compose, typed
-from core.errors import UserError
-from core.files import sha256_of, write_json
-from core.images import write_png
-from core.weights import build_model, save_model
+from core.cli.config import compose, typed
+from core.cli.errors import UserError
+from core.cli.files import sha256_of, write_json
+from core.data.images import write_png
+from core.nn.model_file import build_model, save_model
 from eval.fid import FidConfig
 from gen import sample
 from gen.train import TrainConfig

@@ -10,10 +10,10 @@ import pytest
 import torch
 from mask_data import SMALL, words
 
-from core.config import compose, typed
-from core.data import PreparedData
-from core.loop import TrainingLoop
-from core.rundir import RunFolder
+from core.cli.config import compose, typed
+from core.data.dataset import PreparedData
+from core.training.loop import TrainingLoop
+from core.training.rundir import RunFolder
 from gen.train import TrainConfig, Trainer
 from seg.settings import TrainConfig as SegConfig
 from seg.train import Trainer as SegTrainer

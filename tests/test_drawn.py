@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.drawn import CLASSES, PALETTE, SIZE, draw_face
+from core.drawn.face import CLASSES, PALETTE, SIZE, draw_face
 
 INDEX = {name: number for number, name in enumerate(CLASSES)}
 COUNT = 60
@@ -60,7 +60,7 @@ def test_same_numbers_same_bytes_whatever_was_drawn_before() -> None:
 
 def test_a_fresh_process_draws_the_same_bytes() -> None:
     program = (
-        "import hashlib; from core.drawn import draw_face; p, m = draw_face(2, 9); "
+        "import hashlib; from core.drawn.face import draw_face; p, m = draw_face(2, 9); "
         "print(hashlib.sha256(p.tobytes() + m.tobytes()).hexdigest())"
     )
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout

@@ -7,10 +7,10 @@ import functools
 import numpy as np
 import pytest
 
-from core.errors import UserError
-from eval import extrapolate as module
-from eval.extrapolate import extrapolate, fit
-from eval.frechet import Statistics, frechet_distance
+from core.cli.errors import UserError
+from eval.metrics import fid_infinity as module
+from eval.metrics.fid_infinity import extrapolate, fit
+from eval.metrics.frechet import Statistics, frechet_distance
 
 DIMS = 8
 SCALES = np.linspace(0.9, 1.1, DIMS)

@@ -18,10 +18,10 @@ from pytorch_fid import inception as published
 from scipy.sparse.linalg import eigs
 from scoring import WEIGHTS_NAME, fill_hub, pictures, random_state, write_short_weights, write_two_folders
 
-from core.errors import UserError
-from eval.features import InceptionFeatures, RandomFeatures, find_weights
+from core.cli.errors import UserError
+from eval.features.extractors import InceptionFeatures, RandomFeatures, find_weights
 from eval.fid import FidConfig, FidSection, score
-from eval.frechet import Statistics, frechet_distance
+from eval.metrics.frechet import Statistics, frechet_distance
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from scoring import pictures, write_folder, write_prepared, write_short_weights, write_two_folders
 
-from core.files import sha256_of
+from core.cli.files import sha256_of
+from eval.features.image_sets import list_images
 from eval.fid import FidConfig, main, report, score
-from eval.sources import list_images
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_a_broken_archive_is_refused(
 def test_a_run_is_scored_on_disjoint_sample_sets(
     tmp_path: Path, two_folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from core.weights import save_model
+    from core.nn.model_file import save_model
     from gen.dcgan import Generator
 
     recipe = {"image_size": 32, "latent_dim": 4, "width": 4}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import linalg
 
-from eval.frechet import RunningSums, Statistics, frechet_distance
+from eval.metrics.frechet import RunningSums, Statistics, frechet_distance
 
 
 def normal(seed: int, count: int, dims: int) -> np.ndarray:

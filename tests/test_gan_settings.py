@@ -7,10 +7,10 @@ import pytest
 import yaml
 from test_train import assert_equal, no_plots, outcome, run  # noqa: F401 (a fixture)
 
-from core.config import as_dict, compose, typed
-from core.errors import UserError
-from core.rundir import flatten
-from core.state import Checkpoints
+from core.cli.config import as_dict, compose, typed
+from core.cli.errors import UserError
+from core.training.checkpoint import Checkpoints
+from core.training.rundir import flatten
 from gen import train
 from gen.augment import AdaptiveProbability
 from gen.dcgan import Discriminator, Generator

@@ -9,11 +9,11 @@ from test_train import assert_equal, launch, no_plots, outcome, overrides, run  
 from torch import nn
 from torch.nn import functional as F
 
-from core.config import compose, typed
-from core.ema import with_fresh_statistics
-from core.rundir import RunFolder
-from core.state import Checkpoints
-from core.weights import build_model, load_model
+from core.cli.config import compose, typed
+from core.nn.ema import with_fresh_statistics
+from core.nn.model_file import build_model, load_model
+from core.training.checkpoint import Checkpoints
+from core.training.rundir import RunFolder
 from gen import dcgan, train, unetgan
 from gen.augment import DRAWS, FAKE_STREAM, GATES, GENERATOR_STREAM, REAL_STREAM, AdaptiveProbability
 from gen.latents import training_latents

@@ -8,10 +8,10 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.nn.utils import parametrize
 
-from core.config import compose
-from core.errors import UserError
-from core.state import Checkpoints
-from core.weights import build_model, load_model, save_model
+from core.cli.config import compose
+from core.cli.errors import UserError
+from core.nn.model_file import build_model, load_model, save_model
+from core.training.checkpoint import Checkpoints
 from gen import dcgan, modern, resnet, unetgan
 from gen.regularizers import float32_logits, r1
 from gen.resnet import SelfAttention, level_widths

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from core.grouped import GroupedConv2d
+from core.nn.grouped_conv import GroupedConv2d
 
 GEOMETRIES = [
     {"kernel_size": 3, "padding": 1, "groups": 2},

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torchmetrics.image.kid import poly_mmd
 
 from eval import kernel
-from eval.kernel import kernel_distance, kernel_distance_subsets
+from eval.metrics.kid import kernel_distance, kernel_distance_subsets
 
 
 def samples(seed: int, count: int, dims: int = 12, shift: float = 0) -> np.ndarray:

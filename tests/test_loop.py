@@ -8,8 +8,8 @@ import torch
 from mask_data import run
 
 from core import machine, runtime
-from core.bank import read_rows
-from core.errors import UserError
+from core.cli.errors import UserError
+from core.data.loader import read_rows
 
 
 def test_the_precision_that_auto_stands_for_belongs_to_the_run(discs, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from core.errors import UserError
+from core.cli.errors import UserError
 from gen.losses import LOSSES, gan_loss
 
 REAL, FAKE = torch.tensor([2.0, -1.0]).double(), torch.tensor([0.5, -3.0]).double()

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval import manifold as module
-from eval.manifold import manifold, nearest
+from eval.metrics import prdc as module
+from eval.metrics.prdc import manifold, nearest
 
 
 def normal(seed: int, count: int, dims: int = 8, shift: float = 0) -> np.ndarray:

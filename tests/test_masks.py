@@ -11,12 +11,12 @@ from image_files import write_folder
 from mask_files import blobs, pairs, photo, png, prepared_pairs
 from PIL import Image
 
-from core.classes import ClassTable, default_palette
-from core.errors import UserError
-from core.masks import MaskCoding, examine
-from core.pairs import PairOptions
-from core.sources import open_source
-from core.store import FolderStore
+from core.cli.errors import UserError
+from core.data.mask_classes import ClassTable, default_palette
+from core.prepare.masks import MaskCoding, examine
+from core.prepare.pairs import PairOptions
+from core.prepare.sources import open_source
+from core.prepare.store import FolderStore
 
 THREE = ClassTable(["sky", "road", "car"], [[0, 0, 0], [128, 64, 128], [0, 0, 142]])
 

@@ -18,8 +18,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 from submission_files import FOUR, NUMBER, ONE, encoded, files, hostile, smooth
 
-from core.errors import UserError
-from core.submission import (
+from core.cli.errors import UserError
+from core.submission.rules import (
     check_archive,
     check_images,
     implausible,
@@ -243,10 +243,10 @@ def test_folder_with_litter_and_strays(tmp_path: Path) -> None:
 def test_folder_far_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, data in FOUR:
         (tmp_path / name).write_bytes(data)
-    monkeypatch.setattr("core.submission.MAX_TOTAL_BYTES", 10_000)
+    monkeypatch.setattr("core.submission.rules.MAX_TOTAL_BYTES", 10_000)
     with pytest.raises(UserError, match="is it the right folder"):
         read_folder(tmp_path)
-    monkeypatch.setattr("core.submission.MAX_MEMBERS", 3)
+    monkeypatch.setattr("core.submission.rules.MAX_MEMBERS", 3)
     with pytest.raises(UserError, match="holds 4 files where 1,000 belong"):
         read_folder(tmp_path)
 

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from page_facts import check, score
 
-from core.images import png_bytes
-from eval.page import render_page
-from eval.page_plots import nice_ticks
-from eval.page_style import DARK, LIGHT
+from core.data.images import png_bytes
+from eval.page.page import render_page
+from eval.page.plots import nice_ticks
+from eval.page.style import DARK, LIGHT
 
 VOID = {"meta", "link", "img", "br"}
 PICTURES = {key: png_bytes(np.full((8, 8, 3), 40 * index, np.uint8)) for index, key in enumerate(("samples", "copies"))}

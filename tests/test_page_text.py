@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from page_facts import check, score
 
-from eval.page_text import number, verdict, with_spread
+from eval.page.text import number, verdict, with_spread
 
 
 def spoken(metric="FID", checks=(), *scores) -> tuple[str, str]:

@@ -10,11 +10,11 @@ from image_files import write_folder, write_zip
 from mask_files import blobs, pairs, photo, png
 from PIL import Image
 
-from core.classes import ClassTable
-from core.errors import UserError
-from core.pairs import PairOptions, choose_split
-from core.sources import open_source
-from core.store import FolderStore, open_store
+from core.cli.errors import UserError
+from core.data.mask_classes import ClassTable
+from core.prepare.pairs import PairOptions, choose_split
+from core.prepare.sources import open_source
+from core.prepare.store import FolderStore, open_store
 
 QUIET = PairOptions(quiet=True)
 GOOD = pairs([png(blobs(number)) for number in range(4)])

@@ -13,15 +13,15 @@ from mask_files import blobs, pairs, photo, png, prepared_pairs
 from PIL import Image
 from torchvision.transforms import functional as tv
 
-from core.classes import IGNORE, ClassTable
-from core.data import PreparedData
-from core.drawn import CLASSES, PALETTE, draw_face
-from core.errors import UserError
-from core.pairs import PairOptions, choose_split
-from core.pictures import squared
-from core.prepare import prepare
-from core.sources import drawn_source, open_source
-from core.store import FolderStore, natural
+from core.cli.errors import UserError
+from core.data.dataset import PreparedData
+from core.data.mask_classes import IGNORE, ClassTable
+from core.drawn.face import CLASSES, PALETTE, draw_face
+from core.prepare.geometry import squared
+from core.prepare.pairs import PairOptions, choose_split
+from core.prepare.pipeline import prepare
+from core.prepare.sources import drawn_source, open_source
+from core.prepare.store import FolderStore, natural
 from scripts.prepare import main
 
 QUIET = PairOptions(quiet=True)

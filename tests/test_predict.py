@@ -15,9 +15,9 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision import transforms
 
-from core.blocks import init_he
-from core.images import to_float
-from core.weights import build_model, save_model
+from core.data.images import to_float
+from core.nn.blocks import init_he
+from core.nn.model_file import build_model, save_model
 from seg import predict
 from seg.predict import classify, load_segmenter, overlay, read_picture, scaled_size
 

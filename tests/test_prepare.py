@@ -15,11 +15,11 @@ import pytest
 from image_files import faces, jpeg, write_folder, write_zip
 from PIL import Image
 
-import core.prepare
-from core.errors import Interrupted, UserError
-from core.pictures import ImageSource
-from core.prepare import prepare
-from core.sources import open_source
+import core.prepare.pipeline
+from core.cli.errors import Interrupted, UserError
+from core.prepare.geometry import ImageSource
+from core.prepare.pipeline import prepare
+from core.prepare.sources import open_source
 from scripts.prepare import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +50,7 @@ def start(*words: object) -> subprocess.Popen[str]:
 
 
 def wait_for_chunks(part: Path, process: subprocess.Popen[str], lines: int) -> None:
-    journal = part / core.prepare.JOURNAL
+    journal = part / core.prepare.pipeline.JOURNAL
     while not (journal.is_file() and journal.read_text().count("\n") > lines):
         assert process.poll() is None, "ended before it could be interrupted"
         time.sleep(0.005)
@@ -169,7 +169,7 @@ def test_what_an_interrupted_run_left_is_verified(tmp_path: Path) -> None:
     with (part / "images.npy").open("r+b") as handle:  # as if the second chunk had never reached the disk
         handle.seek(128 + 200 * 64 * 64 * 3)
         handle.write(b"lost")
-    with (part / core.prepare.JOURNAL).open("a") as handle:
+    with (part / core.prepare.pipeline.JOURNAL).open("a") as handle:
         handle.write('{"chunk": 2, "cr')  # cut short by a kill
     assert prepare(source, out, quiet=True).resumed == 128
     whole = prepare(source, tmp_path / "whole", quiet=True)
@@ -182,14 +182,14 @@ def test_unfit_leftovers_are_started_over(tmp_path: Path, change: str) -> None:
     if change == "array":
         (part / "images.npy").write_bytes(b"torn")
     elif change == "journal":
-        (part / core.prepare.JOURNAL).unlink()
+        (part / core.prepare.pipeline.JOURNAL).unlink()
     result = prepare(source, out, size=32 if change == "settings" else 64, quiet=True)
     assert result.resumed == 0 and len(result.data) == 400
 
 
 def test_two_processes_do_not_write_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fcntl = pytest.importorskip("fcntl")
-    monkeypatch.setattr(core.prepare, "LOCK_WAIT", 0.0)
+    monkeypatch.setattr(core.prepare.pipeline, "LOCK_WAIT", 0.0)
     (tmp_path / "out.part").mkdir()
     handle = os.open(tmp_path / "out.part", os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)

@@ -11,13 +11,13 @@ import pytest
 import torch
 from scoring import pictures, write_folder, write_prepared
 
-from core.errors import UserError
-from core.runtime import Ranks
-from eval import collect
-from eval.collect import Extractor
-from eval.features import RandomFeatures
-from eval.frechet import Statistics
-from eval.reference import RealFeatures, open_reference, reference_sums
+from core.cli.errors import UserError
+from core.training.distributed import Ranks
+from eval.features import cache as collect
+from eval.features.cache import Extractor
+from eval.features.extractors import RandomFeatures
+from eval.features.reference import RealFeatures, open_reference, reference_sums
+from eval.metrics.frechet import Statistics
 
 CPU = torch.device("cpu")
 

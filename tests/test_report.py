@@ -9,16 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from core.blocks import init_normal
-from core.config import compose, typed
-from core.errors import UserError
-from core.files import sha256_of, write_json
-from core.images import write_png
-from core.weights import build_model, save_model
+from core.cli.config import compose, typed
+from core.cli.errors import UserError
+from core.cli.files import sha256_of, write_json
+from core.data.images import write_png
+from core.nn.blocks import init_normal
+from core.nn.model_file import build_model, save_model
 from eval import fid, report
-from eval.features import RandomFeatures
+from eval.features.extractors import RandomFeatures
 from eval.fid import FidConfig
-from eval.frechet import Statistics, frechet_distance
+from eval.metrics.frechet import Statistics, frechet_distance
 from eval.report import ReportConfig, build
 from eval.score import plan_floor
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
-from core.blocks import init_normal
-from core.errors import UserError
-from core.weights import build_model, save_model
+from core.cli.errors import UserError
+from core.nn.blocks import init_normal
+from core.nn.model_file import build_model, save_model
 from gen import sample
 from gen.latents import sample_latents, training_latents
 from gen.sample import generate, slerp

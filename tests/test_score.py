@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scoring import pictures, write_folder, write_prepared
 
-from core.runtime import Ranks
-from eval.collect import Extractor
-from eval.features import RandomFeatures
+from core.training.distributed import Ranks
+from eval.features.cache import Extractor
+from eval.features.extractors import RandomFeatures
+from eval.features.reference import RealFeatures, open_reference
 from eval.fid import FidConfig, score
-from eval.frechet import Statistics, frechet_distance
-from eval.reference import RealFeatures, open_reference
+from eval.metrics.frechet import Statistics, frechet_distance
 from eval.score import plan_floor, score_against
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.errors import UserError
+from core.cli.errors import UserError
 from seg.borders import NEGLIGIBLE, border_map, border_weights
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from core.errors import UserError
+from core.cli.errors import UserError
 from seg.losses import TERMS, loss_terms, median_frequency_weights, total_loss
 
 ONE_EACH = dict.fromkeys(TERMS, 1.0)

@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassF1Score, MulticlassJaccardIndex
 
-from core.errors import UserError
+from core.cli.errors import UserError
 from seg.metrics import SegmentationMetrics, plot_confusion, table
 
 NAMES = ["background", "skin", "hair", "hat", "neck"]

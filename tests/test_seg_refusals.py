@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from mask_data import SMALL, run, words, write_discs
 
-from core.config import compose, typed
-from core.data import PreparedData
-from core.errors import UserError
+from core.cli.config import compose, typed
+from core.cli.errors import UserError
+from core.data.dataset import PreparedData
 from seg import evaluate
 from seg.settings import TrainConfig
 from seg.train import run_training

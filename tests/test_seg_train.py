@@ -14,13 +14,13 @@ from mask_data import CLASSES, PALETTE, SMALL, run, words, write_discs
 from PIL import Image
 from test_train import assert_equal
 
-import core.curves
-from core.config import compose, typed
-from core.data import PreparedData
-from core.errors import Interrupted, UserError
-from core.loop import TrainingLoop
-from core.state import Checkpoints
-from core.weights import load_model
+import core.training.curves
+from core.cli.config import compose, typed
+from core.cli.errors import Interrupted, UserError
+from core.data.dataset import PreparedData
+from core.nn.model_file import load_model
+from core.training.checkpoint import Checkpoints
+from core.training.loop import TrainingLoop
 from seg import evaluate, train
 from seg.loading import load_unet
 from seg.metrics import SegmentationMetrics
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch):
     """Draw no curves, which would take longer than these trainings; tests/test_curves.py has runs that do."""
-    monkeypatch.setattr(core.curves, "make_figure", lambda rows, panels: None)
+    monkeypatch.setattr(core.training.curves, "make_figure", lambda rows, panels: None)
 
 
 def shipped(group, word=""):

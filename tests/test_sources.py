@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from image_files import below, course, faces, jpeg, write_folder, write_zip
 from PIL import Image
 
-import core.sources
-from core.errors import UserError
-from core.files import sha256_of
-from core.pictures import decode, resize_crop
-from core.prepare import prepare
-from core.sources import drawn_source, open_source
+import core.prepare.sources
+from core.cli.errors import UserError
+from core.cli.files import sha256_of
+from core.prepare.geometry import decode, resize_crop
+from core.prepare.pipeline import prepare
+from core.prepare.sources import drawn_source, open_source
 
 # --- geometry ---------------------------------------------------------------------------------------------------------
 
@@ -120,7 +120,7 @@ def test_any_images_sorted_hidden_ones_left_out(tmp_path: Path) -> None:
 
 
 def test_drawn(tmp_path: Path) -> None:
-    from core.drawn import CLASSES, draw_face
+    from core.drawn.face import CLASSES, draw_face
 
     data = prepare(drawn_source(10, 3), tmp_path / "out", workers=2, quiet=True).data
     picture, mask = draw_face(3, 9)
@@ -161,19 +161,19 @@ def test_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Except
     monkeypatch.setattr(_Downloader, "error", error)
     if error:
         with pytest.raises(UserError, match=r"quota of the file is exceeded.*kaggle.*mmlab"):
-            core.sources.download_celeba(tmp_path)
+            core.prepare.sources.download_celeba(tmp_path)
         return
     with pytest.raises(UserError, match="40 images instead of 202,599"):
-        core.sources.download_celeba(tmp_path)
-    monkeypatch.setattr(core.sources, "CELEBA_COUNT", 40)
-    assert len(core.sources.download_celeba(tmp_path).names) == 40
+        core.prepare.sources.download_celeba(tmp_path)
+    monkeypatch.setattr(core.prepare.sources, "CELEBA_COUNT", 40)
+    assert len(core.prepare.sources.download_celeba(tmp_path).names) == 40
 
 
 def test_download_without_gdown_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchvision.datasets.CelebA", _Downloader)
     monkeypatch.setattr(_Downloader, "error", ModuleNotFoundError("No module named 'gdown'"))
     with pytest.raises(UserError, match="pip install gdown"):
-        core.sources.download_celeba(tmp_path)
+        core.prepare.sources.download_celeba(tmp_path)
 
 
 def test_real_faces_match_torchvision(tmp_path: Path, real_data: Path) -> None:

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.blocks import init_he
-from core.images import to_float
+from core.data.images import to_float
+from core.nn.blocks import init_he
 from seg.tiling import mirror, segment
 from seg.unet import UNet
 

@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import core.curves
-from core.config import compose, typed
-from core.errors import UserError
-from core.rundir import RunFolder
-from core.state import Checkpoints
-from core.weights import load_model
+import core.training.curves
+from core.cli.config import compose, typed
+from core.cli.errors import UserError
+from core.nn.model_file import load_model
+from core.training.checkpoint import Checkpoints
+from core.training.rundir import RunFolder
 from gen import train
 from gen.monitor import PATIENCE, CollapseMonitor, identical_samples
 from gen.train import TrainConfig, run_training
@@ -35,7 +35,7 @@ SMALL = ["model.image_size=32", "model.width=4", "batch_size=8", "log_every=24",
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch):
     """Draw no curves, which would take longer than these trainings; tests/test_curves.py has runs that do."""
-    monkeypatch.setattr(core.curves, "make_figure", lambda rows, panels: None)
+    monkeypatch.setattr(core.training.curves, "make_figure", lambda rows, panels: None)
 
 
 def overrides(prepared, runs, **settings):

@@ -13,20 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_train import assert_equal, launch, overrides, run
 
-import core.curves
+import core.training.curves
 import eval.fid
-import gen.score
-from core.errors import Interrupted, UserError
-from core.files import read_json, sha256_of, write_json
-from core.loop import TrainingLoop
-from core.rundir import RunFolder
-from core.runtime import pick_device
-from core.state import Checkpoints
-from core.weights import load_model
-from eval.features import RandomFeatures
+import eval.online
+from core.cli.errors import Interrupted, UserError
+from core.cli.files import read_json, sha256_of, write_json
+from core.nn.model_file import load_model
+from core.training.checkpoint import Checkpoints
+from core.training.distributed import pick_device
+from core.training.loop import TrainingLoop
+from core.training.rundir import RunFolder
+from eval.features.extractors import RandomFeatures
+from eval.online import share
 from gen import train
 from gen.sample import generate
-from gen.score import share
 
 N = 50
 EVERY = {"eval.every": 24, "eval.n": N, "eval.batch_size": 16, "split": "train"}
@@ -48,8 +48,8 @@ class Quarters:
 @pytest.fixture
 def quick(monkeypatch):
     """Few samples, features that take no time, and no plots, which take longer than these trainings."""
-    monkeypatch.setattr(gen.score, "LEAST_SAMPLES", 2)
-    monkeypatch.setattr(core.curves, "make_figure", lambda rows, panels: None)
+    monkeypatch.setattr(eval.online, "LEAST_SAMPLES", 2)
+    monkeypatch.setattr(core.training.curves, "make_figure", lambda rows, panels: None)
     monkeypatch.setattr(eval.fid, "make_features", lambda name, inception, device: Quarters())
 
 
@@ -150,7 +150,7 @@ def test_scoring_leaves_random_states_modes_and_networks_alone(data, tmp_path, m
         assert_equal(state(), before)
         seen.append(before["training"])
 
-    monkeypatch.setattr(gen.score, "LEAST_SAMPLES", 2)
+    monkeypatch.setattr(eval.online, "LEAST_SAMPLES", 2)
     monkeypatch.setattr(train.Trainer, "score", watched)
     after = []
     for settings in ({"split": "train"}, EVERY):
@@ -186,7 +186,7 @@ def test_the_best_is_that_of_the_lowest_score(quick, data, tmp_path):
 def test_worse_weights_do_not_replace_the_best(quick, data, tmp_path, monkeypatch, worse):
     """At the end, and, after a resume, against the best of before."""
     order = iter([1.0, 2.0, 3.0, 4.0] if worse == 88 else [4.0, 3.0, 2.0, 1.0])
-    monkeypatch.setattr(gen.score.Scorer, "__call__", lambda scorer, model: next(order))
+    monkeypatch.setattr(eval.online.Scorer, "__call__", lambda scorer, model: next(order))
     run(data, tmp_path, **WHOLE | EVERY | {"images": 48})
     folder = run(data, tmp_path, **WHOLE | EVERY)
     assert list(scores(folder)) == [24, 48, 72, 88]
@@ -249,7 +249,10 @@ def test_settings_may_change_and_scores_on_other_terms_are_not_compared(quick, d
         ({"eval.every": -1}, r"eval\.every=-1 must not be negative"),
         ({"eval.batch_size": 0}, r"eval\.batch_size=0 must be at least 1"),
         ({"eval.features": "vgg"}, r"eval: features=vgg"),
-        ({"eval.features": "inception", "eval.fid.weights": "nowhere.pth"}, r"eval: fid\.weights=nowhere\.pth"),
+        (
+            {"eval.features": "inception", "eval.fid.weights": "nowhere.pth"},
+            r"eval: fid\.weights=nowhere\.pth",
+        ),
         ({"eval.fid.dims": "many"}, r"eval\.fid\.dims"),
     ],
 )

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.blocks import Norm, Upsampling, init_he
-from core.errors import UserError
+from core.cli.errors import UserError
+from core.nn.blocks import Norm, Upsampling, init_he
 from seg import unet
 from seg.unet import UNet
 

@@ -1,0 +1,1 @@
+"""What every command needs: configuration, console, errors, files."""

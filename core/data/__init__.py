@@ -1,0 +1,1 @@
+"""The prepared format, batch order, images and mask classes."""

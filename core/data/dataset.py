@@ -1,0 +1,143 @@
+"""The prepared data set: a folder of arrays that `scripts.prepare` writes and everything else reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.cli.errors import UserError
+from core.cli.files import read_json
+
+FORMAT = 1  # raised whenever an older reader would misread the folder
+SPLITS = ("train", "valid", "test")  # split.npy holds the index into this tuple
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A prepared data set, its arrays memory-mapped.
+
+    Attributes:
+        path: the folder.
+        images: uint8 (N, H, W, 3), RGB.
+        masks: uint8 (N, H, W) of class indices with 255 = ignore, or None.
+        split: uint8 (N,), an index into `SPLITS`, or None when the source has no split.
+        meta: the content of meta.json (source, count, image_size, transform, resized, classes, palette, skipped,
+            sha256).
+    """
+
+    path: Path
+    images: np.ndarray
+    masks: np.ndarray | None
+    split: np.ndarray | None
+    meta: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> PreparedData:
+        """Open a prepared folder and check that its parts fit together.
+
+        Raises:
+            UserError: there is no prepared data set, or it is damaged.
+        """
+        path = Path(path)
+        if not (path / "meta.json").is_file():
+            raise UserError(
+                f"no prepared data set at {path}: make one with `python -m scripts.prepare SOURCE --out {path}`"
+            )
+        meta = read_json(path / "meta.json")
+        if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+            raise UserError(f"{path}/meta.json is not of format {FORMAT}: prepare the data set again with this version")
+        hashes = meta["sha256"] if isinstance(meta.get("sha256"), dict) else {}
+        needed = {"count", "sha256"} | ({"classes", "palette"} if "masks.npy" in hashes else set())
+        if missing := sorted(needed - meta.keys()):
+            raise UserError(f"{path}/meta.json lacks {', '.join(missing)}: prepare the data set again")
+        if "images.npy" not in hashes:
+            raise UserError(f"{path}/meta.json lacks the sha256 of images.npy: prepare the data set again")
+        images = _load(path, "images.npy", meta, 4)
+        masks = _load(path, "masks.npy", meta, 3) if "masks.npy" in hashes else None
+        split = _load(path, "split.npy", meta, 1) if "split.npy" in hashes else None
+        if masks is not None and masks.shape != images.shape[:3]:
+            raise UserError(f"{path}: masks {masks.shape} do not fit images {images.shape}: prepare it again")
+        return cls(path, images, masks, split, meta)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width in pixels."""
+        return int(self.images.shape[1])
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of images.npy as recorded when it was written: names the content in configs and results."""
+        return str(self.meta["sha256"]["images.npy"])
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names in the order of mask values.
+
+        Raises:
+            UserError: there are no masks.
+        """
+        return [str(name) for name in self._of_masks("classes")]
+
+    @property
+    def palette(self) -> list[list[int]]:
+        """One RGB colour, 0..255, for each class.
+
+        Raises:
+            UserError: there are no masks.
+        """
+        return [[int(value) for value in colour] for colour in self._of_masks("palette")]
+
+    def _of_masks(self, key: str) -> list[Any]:
+        if self.masks is None:
+            raise UserError(f"{self.path} has no masks: prepare a source that has them")
+        return list(self.meta[key])
+
+    @property
+    def resized(self) -> bool:
+        """False if every picture had `image_size` as its width and height from the start."""
+        return bool(self.meta.get("resized", True))
+
+    @property
+    def fit(self) -> str:
+        """How pictures became square; one of `core.prepare.geometry.FITS`."""
+        return str(self.meta.get("fit", "crop"))
+
+    def indices(self, split: str = "all") -> np.ndarray:
+        """Positions of the pictures of one split, ascending: `all`, `train`, `valid` or `test`.
+
+        Raises:
+            UserError: unknown split, no split stored, or an empty one.
+        """
+        if split == "all":
+            return np.arange(len(self))
+        if split not in SPLITS:
+            raise UserError(f"unknown split {split!r}: use all, {', '.join(SPLITS)}")
+        if self.split is None:
+            raise UserError(
+                f"{self.path} has no train/valid/test split (its source had neither masks nor a partition file): "
+                "use split=all"
+            )
+        chosen = np.flatnonzero(self.split == SPLITS.index(split))
+        if not len(chosen):
+            raise UserError(f"{self.path} has no picture in split {split!r}")
+        return chosen
+
+
+def _load(path: Path, name: str, meta: dict[str, Any], dimensions: int) -> np.ndarray:
+    """Memory-map one array of a prepared folder and check type, dimensions and count."""
+    try:
+        array = np.load(path / name, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"cannot read {path / name} ({error}): prepare the data set again") from error
+    if array.dtype != np.uint8 or array.ndim != dimensions or len(array) != meta["count"] or not len(array):
+        raise UserError(
+            f"{path / name} holds {array.dtype} {array.shape}, meta.json says {meta['count']} uint8 entries: "
+            "prepare the data set again"
+        )
+    return array

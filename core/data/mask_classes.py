@@ -1,0 +1,154 @@
+"""What the values of a mask mean: class names, their colours, and which class becomes which in a mirror."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from core.cli.errors import UserError
+
+IGNORE = 255  # the mask value of pixels that neither train nor count
+MAX_CLASSES = 255  # what fits beside IGNORE in a uint8 mask
+IGNORE_NAME = "ignore"  # in a class table, with a colour: no class, but pixels to ignore
+TABLE_LIMIT = 1 << 20  # bytes; a table of 255 classes has a few thousand
+
+SIDES = {"l": "r", "r": "l", "left": "right", "right": "left"}
+
+# The official order. "l_" is the person's own left, "ear_r" an earring, "neck_l" a necklace, "u_lip" and "l_lip" the
+# upper and the lower lip.
+CELEBAMASK_HQ: dict[str, tuple[int, int, int]] = {
+    "background": (24, 26, 32),
+    "skin": (238, 190, 150),
+    "nose": (255, 150, 30),
+    "eye_g": (190, 80, 230),
+    "l_eye": (40, 120, 255),
+    "r_eye": (90, 210, 255),
+    "l_brow": (60, 200, 90),
+    "r_brow": (165, 235, 60),
+    "l_ear": (255, 105, 180),
+    "r_ear": (150, 40, 110),
+    "mouth": (120, 10, 30),
+    "u_lip": (225, 40, 70),
+    "l_lip": (255, 120, 120),
+    "hair": (122, 72, 38),
+    "hat": (20, 90, 100),
+    "ear_r": (255, 225, 40),
+    "neck_l": (0, 220, 190),
+    "neck": (190, 135, 105),
+    "cloth": (95, 100, 190),
+}
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """Class names in index order, their RGB colours where the table gives them, and the colours that are ignored."""
+
+    names: list[str]
+    colours: list[list[int]] | None = None
+    ignored: tuple[tuple[int, ...], ...] = ()
+
+
+def mirrored_classes(classes: Sequence[str]) -> list[int]:
+    """For every class index, the index it becomes when the picture is mirrored left to right.
+
+    `l_x` and `r_x` change places, as do `left_x` and `right_x`, `left-x` and `right-x`, when both exist; every other
+    class stays. Endings are no sides: in CelebAMask-HQ "ear_r" is an earring.
+    """
+    index = {name: number for number, name in enumerate(classes)}
+    return [index.get(_mirrored(name), number) for number, name in enumerate(classes)]
+
+
+def _mirrored(name: str) -> str:
+    for separator in ("_", "-"):
+        side, found, part = name.partition(separator)
+        if found and side in SIDES:
+            return f"{SIDES[side]}{separator}{part}"
+    return name
+
+
+@cache
+def _spread_colours(count: int) -> np.ndarray:
+    """`count` colours of which each is the farthest from all before it: int64 (count, 3), the first one dark."""
+    levels = np.linspace(0, 255, 9).round()
+    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
+    chosen = [np.array(CELEBAMASK_HQ["background"], dtype=float)]
+    nearest = np.full(len(grid), np.inf)
+    while len(chosen) < count:
+        # The eye tells greens apart best and blues worst.
+        nearest = np.minimum(nearest, ((grid - chosen[-1]) ** 2) @ np.array((2.0, 4.0, 1.0)))
+        chosen.append(grid[int(np.argmax(nearest))])
+    return np.stack(chosen).astype(np.int64)
+
+
+def default_palette(count: int) -> list[list[int]]:
+    """`count` (1 to 255) different RGB colours, each 0..255; always the same ones, the first is nearly black."""
+    if not 1 <= count <= MAX_CLASSES:
+        raise ValueError(f"a palette of {count} colours: 1 to {MAX_CLASSES} are possible")
+    return [[int(value) for value in colour] for colour in _spread_colours(MAX_CLASSES)[:count]]
+
+
+def read_classes(text: str) -> ClassTable:
+    """The class table that `--classes` names: a file, `celebamask-hq`, or names with commas between them.
+
+    A file has one class a line, in the order of the indices: `name`, or `name,r,g,b` with colours of 0..255; blank
+    lines and what follows a `#` are skipped. A line `ignore,r,g,b` is no class: pixels of that colour become `IGNORE`.
+
+    Raises:
+        UserError: no such file, or a table that is not one.
+    """
+    if text.lower() == "celebamask-hq":
+        return ClassTable(list(CELEBAMASK_HQ), [list(colour) for colour in CELEBAMASK_HQ.values()])
+    path = Path(text)
+    with contextlib.suppress(OSError):  # more names than a file name may have characters
+        if path.is_file():
+            return _from_file(path)
+    if path.suffix.lower() in (".txt", ".csv") or "/" in text or "," not in text:
+        raise UserError(f"no class table at {text}: give a text file, names as in --classes membrane,cell, or a preset")
+    return _checked(ClassTable([name.strip() for name in text.split(",")]), "--classes")
+
+
+def _from_file(path: Path) -> ClassTable:
+    try:
+        if path.stat().st_size > TABLE_LIMIT:
+            raise UserError(f"{path} is too large for a class table: one line a class, `name` or `name,r,g,b`")
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the class table {path}: {error}") from error
+    names: list[str] = []
+    colours: list[list[int]] = []
+    ignored: list[tuple[int, ...]] = []
+    for number, line in enumerate(lines, start=1):
+        words = [word.strip() for word in line.partition("#")[0].split(",")]
+        if words in ([""], ["name", "r", "g", "b"]):
+            continue
+        if len(words) not in (1, 4) or not all(word.isdecimal() and int(word) < 256 for word in words[1:]):
+            raise UserError(f"{path} line {number}: expected `name` or `name,r,g,b` of 0..255, found {line[:60]!r}")
+        colour = [int(word) for word in words[1:]]
+        if colour and words[0] == IGNORE_NAME:
+            ignored.append(tuple(colour))
+            continue
+        names.append(words[0])
+        if colour:
+            colours.append(colour)
+    if (colours or ignored) and len(colours) != len(names):
+        raise UserError(f"{path} gives colours to {len(colours)} of its {len(names)} classes: give all of them or none")
+    return _checked(ClassTable(names, colours or None, tuple(ignored)), str(path))
+
+
+def _checked(table: ClassTable, place: str) -> ClassTable:
+    names = table.names
+    if not 2 <= len(names) <= MAX_CLASSES:
+        raise UserError(f"{place} names {len(names)} classes: 2 to {MAX_CLASSES} are possible")
+    odd = next((name for name in names if not name or not name.isprintable()), None)
+    if odd is not None:
+        raise UserError(f"{place} has a class without a printable name ({odd!r}): name every class")
+    for entries in (names, [*map(tuple, table.colours or ()), *table.ignored]):
+        twice = next((entry for number, entry in enumerate(entries) if entry in entries[:number]), None)
+        if twice is not None:
+            raise UserError(f"{place} has {twice} twice: every class needs a name and a colour of its own")
+    return table

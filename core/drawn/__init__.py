@@ -1,0 +1,1 @@
+"""Drawn faces with masks, the built-in data set."""

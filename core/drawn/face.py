@@ -1,0 +1,81 @@
+"""The embedded data set: human faces drawn by the program, aligned and sized like CelebA's, with exact masks.
+
+No photograph and no file is read: picture `index` of collection `seed` is a pure function of the two numbers, so that
+every command can be tried, and every training test run, where no data set is at hand. All random choices are the same
+on every machine; another kind of processor or version of Pillow or NumPy may round single pixels differently.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from core.drawn.canvas import HEIGHT, WIDTH, Array, Canvas, Pose, smooth_noise
+from core.drawn.hair import draw_back_hair, draw_beard, draw_front_hair, draw_scalp, make_hair
+from core.drawn.parts import draw_brows, draw_eyes, draw_head, draw_mouth, draw_nose
+from core.drawn.person import Random, sample_person
+from core.drawn.wear import draw_background, draw_clothes, draw_glasses, draw_hat
+
+# Mask indices. Skin takes in neck, ears and bald scalps; hair takes in beards and moustaches, not stubble; hats,
+# scarves and clothes are background. Glasses are frames alone: what is behind a lens, tinted or not, keeps its class.
+CLASSES = ("background", "skin", "hair", "brows", "eyes", "nose", "mouth", "glasses")
+PALETTE = (
+    (24, 26, 32),
+    (238, 190, 150),
+    (122, 72, 38),
+    (60, 200, 90),
+    (40, 120, 255),
+    (255, 150, 30),
+    (225, 40, 70),
+    (190, 80, 230),
+)
+SIZE = (WIDTH, HEIGHT)
+
+
+def draw_face(seed: int, index: int) -> tuple[Image.Image, Image.Image]:
+    """Draw face `index` of collection `seed`, both non-negative.
+
+    Returns:
+        The picture, RGB of 178 x 218 pixels, and its mask, mode "L" of the same size with indices into `CLASSES`.
+    """
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, index])))
+    person = sample_person(rng)
+    shift = (float(rng.normal(0, 0.9)), float(rng.normal(0, 0.8)))
+    canvas = Canvas(Pose(float(rng.normal(0, 0.035)), float(np.clip(rng.normal(1, 0.025), 0.93, 1.07)), shift))
+    draw_background(canvas, rng)
+    hair = make_hair(canvas, person, rng)
+    if hair:
+        draw_back_hair(canvas, hair)
+    head = draw_head(canvas, person, rng, ears=hair is None or hair.style.low <= 20)
+    draw_clothes(canvas, person, rng)
+    draw_eyes(canvas, person, rng)
+    draw_brows(canvas, person, rng)
+    draw_nose(canvas, person)
+    draw_beard(canvas, person, head, rng)
+    draw_mouth(canvas, person)
+    if hair:
+        draw_front_hair(canvas, person, hair, head)
+    elif person.hat != "scarf":
+        draw_scalp(canvas, person, head)
+    draw_hat(canvas, person, head, rng)
+    draw_glasses(canvas, person, rng)
+    return Image.fromarray(_develop(canvas.pixels, rng)), Image.fromarray(canvas.labels)
+
+
+def _develop(pixels: Array, rng: Random) -> Array:
+    """The camera's share: exposure, white balance, contrast, uneven light, grain; uint8 (218, 178, 3).
+
+    Works in place: `pixels` is spent.
+    """
+    warmth = rng.normal(0, 0.03)
+    contrast = rng.uniform(0.92, 1.12)
+    gain = rng.uniform(0.9, 1.1) * contrast * np.array((1 + warmth, 1, 1 - warmth))
+    noise = smooth_noise(rng, 4, 3) * np.float32(3.0)
+    noise += rng.standard_normal((HEIGHT, WIDTH), np.float32) * np.float32(rng.uniform(0.8, 3.0))
+    noise += np.float32(118 * (1 - contrast))
+    pixels *= gain.astype(np.float32)
+    pixels += noise[..., None]
+    # A soft shoulder, as film and cameras have: bright skin keeps its colour instead of bleaching to white.
+    np.minimum(pixels, pixels * np.float32(0.6) + np.float32(0.4 * 210), out=pixels)
+    np.clip(pixels, 0, 255, out=pixels)
+    return pixels.astype(np.uint8)

@@ -1,0 +1,1 @@
+"""Network blocks, initialisation, grouped convolutions, weight averages and model files."""

@@ -1,0 +1,99 @@
+"""Model files that describe themselves: safetensors weights with the recipe of the model in their metadata."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from core.cli.errors import UserError
+from core.cli.files import atomic_path
+
+FILE_NAME = "model.safetensors"
+FORMAT = "facet-model-1"
+# A model file may name a class of ours and nothing else: loading a downloaded file must never run foreign code.
+PACKAGES = ("gen", "seg")
+
+
+def build_model(recipe: dict[str, Any]) -> nn.Module:
+    """Make the model that `{"_target_": "package.module.Class", argument: value, ...}` names.
+
+    Raises:
+        UserError: the class is not a model of ours, or it refuses an argument.
+    """
+    arguments = dict(recipe)
+    target = str(arguments.pop("_target_", ""))
+    module_name, _, class_name = target.rpartition(".")
+    if module_name.split(".")[0] not in PACKAGES:
+        raise UserError(f"model class {target!r} is not one of this project's ({', '.join(PACKAGES)})")
+    try:
+        model_class = getattr(importlib.import_module(module_name), class_name, None)
+    except ImportError as error:
+        raise UserError(f"model class {target!r} cannot be imported: {error}") from error
+    if not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
+        raise UserError(f"{target!r} is not a model class")
+    try:
+        return model_class(**arguments)
+    except TypeError as error:
+        raise UserError(f"{target}: {error}") from error
+
+
+def save_model(path: str | Path, model: nn.Module, recipe: dict[str, Any], info: dict[str, Any]) -> None:
+    """Write the weights of `model` with its `recipe` (see `build_model`) and `info` (any JSON), atomically."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    metadata = {"format": FORMAT, "recipe": json.dumps(recipe), "info": json.dumps(info)}
+    with atomic_path(path) as temporary:
+        # safetensors makes files that their owner alone can read: others of a group shall score a run, too.
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(f"{error}; is the disk full?") from error
+        temporary.chmod(mode)
+
+
+def model_file(run_or_file: str | Path) -> Path:
+    """The model file that a run folder or a file name stands for.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(run_or_file)
+    if path.is_dir():
+        path = path / FILE_NAME
+    if not path.is_file():
+        raise UserError(f"no model file at {path}: give a run folder that has a {FILE_NAME}, or such a file")
+    return path
+
+
+def load_model(run_or_file: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Rebuild a model from its file alone, in eval mode on the CPU, with the `info` it was saved with.
+
+    Raises:
+        UserError: the file is missing, damaged, not ours, or its weights do not fit its recipe.
+    """
+    path = model_file(run_or_file)
+    try:
+        with safe_open(path, framework="pt") as archive:
+            metadata = archive.metadata() or {}
+            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"cannot read {path}: {error}; it was damaged or is not a model file") from error
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"{path} was not written by this program (no {FORMAT!r} in its metadata)")
+    try:
+        recipe, info = json.loads(metadata["recipe"]), json.loads(metadata["info"])
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path}: its metadata are damaged ({error})") from error
+    model = build_model(recipe)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"{path}: weights do not fit the recipe: {' '.join(str(error).split())}") from error
+    return model.eval(), info

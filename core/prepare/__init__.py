@@ -1,0 +1,1 @@
+"""Turning archives and folders into prepared data sets."""

@@ -1,0 +1,147 @@
+"""CelebAMask-HQ as downloaded: pictures of 1024x1024, and for each a file per facial part of 512x512."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from core.cli.errors import UserError
+from core.data.mask_classes import CELEBAMASK_HQ
+from core.prepare.geometry import Source, decode
+from core.prepare.pairs import CHUNK, PairOptions, choose_split, digest
+from core.prepare.store import Store, one_line, stem_of
+
+IMAGES, PARTS = "CelebA-HQ-img", "CelebAMask-HQ-mask-anno"
+MAPPING = "CelebA-HQ-to-CelebA-mapping.txt"
+PART_NAME = re.compile(r"([0-9]+)_(\w+)")
+# What the authors' script compares the numbers in CelebA, from 0, with. CelebA's own parts begin one earlier, its files
+# being numbered from 1: with these borders the first picture of each later part stays in the part before.
+FIRST_VALID, FIRST_TEST = 162_771, 182_638
+CLASSES = list(CELEBAMASK_HQ)
+
+
+@dataclass(kw_only=True)
+class CelebAMaskSource(Source):
+    """Pictures with the files of their parts by class index, ascending."""
+
+    store: Store
+    images: list[str]
+    parts: list[list[tuple[int, str]]]
+
+    def load(self, index: int) -> tuple[Image.Image, Image.Image]:
+        """Picture number `index` in RGB (1024x1024) and its merged mask (512x512)."""
+        read = {part: _grey(self.store.read(name)) for part, name in self.parts[index]}
+        return decode(io.BytesIO(self.store.read(self.images[index]))), merge_parts(read)
+
+
+def _grey(content: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(content)) as picture:
+        return picture.convert("L")
+
+
+def merge_parts(parts: Mapping[int, Image.Image]) -> Image.Image:
+    """Paint parts over each other in the official class order, a later class over an earlier one.
+
+    Args:
+        parts: by class index, mode L of one size, 0 where the part is not.
+
+    Raises:
+        ValueError: sizes differ, or there is no part at all.
+    """
+    sizes = {part.size for part in parts.values()}
+    if len(sizes) != 1:
+        raise ValueError(f"part files of {len(sizes)} sizes")
+    width, height = sizes.pop()
+    merged = np.zeros((height, width), np.uint8)
+    for index, part in sorted(parts.items()):
+        merged[np.asarray(part) != 0] = index
+    return Image.fromarray(merged)
+
+
+def is_celebamask(store: Store) -> bool:
+    """Whether both folders of the download are there."""
+    folders = {part for name in store.images for part in name.split("/")[:-1]}
+    return {IMAGES, PARTS} <= folders
+
+
+def open_celebamask(store: Store, options: PairOptions) -> CelebAMaskSource:
+    """The pictures by number, with CelebA's split where the mapping file is.
+
+    Raises:
+        UserError: an unknown part, a picture without parts or parts without a picture, or an odd mapping file.
+    """
+    options.refuse(str(store.path), classes="is CelebAMask-HQ, which has classes of its own")
+    images: dict[int, str] = {}
+    parts: dict[int, dict[int, str]] = {}
+    for name in store.images:
+        folders = name.split("/")[:-1]
+        if PARTS in folders:
+            number, part = _part_of(store, name)
+            _put(store, parts.setdefault(number, {}), part, name)
+        elif IMAGES in folders:
+            if not stem_of(name).isdecimal():
+                raise UserError(f"{store.place(name)} is not named by a number: remove it")
+            _put(store, images, int(stem_of(name)), name)
+    for single, what in (
+        (images.keys() - parts.keys(), "picture without parts"),
+        (parts.keys() - images.keys(), "part"),
+    ):
+        if single:
+            lost = min(single)
+            name = images[lost] if lost in images else next(iter(parts[lost].values()))
+            trouble = what if lost in images else "part without picture"
+            raise UserError(f"{store.place(name)} is a {trouble} (of {len(single):,}): unpack the download completely")
+    numbers = sorted(images)
+    split = choose_split(store, [str(number) for number in numbers], _mapped_split(store, numbers), options)
+    numbers = numbers[: options.limit]
+    files = [name for number in numbers for name in (images[number], *parts[number].values())]
+    return CelebAMaskSource(
+        label=store.label,
+        names=[images[number].rpartition("/")[2] for number in numbers],
+        split=split,
+        identity=store.identity(files) | {"layout": "celebamask-hq", "split": digest(split)},
+        classes=CLASSES,
+        palette=[list(colour) for colour in CELEBAMASK_HQ.values()],
+        chunk=CHUNK,
+        store=store,
+        images=[images[number] for number in numbers],
+        parts=[sorted(parts[number].items()) for number in numbers],
+    )
+
+
+def _put(store: Store, files: dict[int, str], key: int, name: str) -> None:
+    other = files.setdefault(key, name)
+    if other != name:
+        raise UserError(f"{store.place(other)} and {one_line(name)} are the same picture or part: remove one of them")
+
+
+def _part_of(store: Store, name: str) -> tuple[int, int]:
+    """Picture number and class index of a part file."""
+    match = PART_NAME.fullmatch(stem_of(name))
+    if not match or match[2] not in CLASSES[1:]:
+        raise UserError(
+            f"{store.place(name)} is no part of CelebAMask-HQ (NUMBER_PART.png, e.g. 00000_hair): remove it"
+        )
+    return int(match[1]), CLASSES.index(match[2])
+
+
+def _mapped_split(store: Store, numbers: list[int]) -> np.ndarray | None:
+    """CelebA's split of each picture by the mapping file, whose lines are number, number in CelebA, file name."""
+    file = next((name for name in sorted(store.files) if name.rpartition("/")[2] == MAPPING), None)
+    if file is None:
+        return None
+    origin: dict[int, int] = {}
+    for line in store.text(file).splitlines():
+        words = line.split()
+        if len(words) >= 2 and words[0].isdecimal() and words[1].isdecimal():
+            origin[int(words[0])] = int(words[1])
+    missing = next((number for number in numbers if number not in origin), None)
+    if missing is not None:
+        raise UserError(f"{store.place(file)} has no line for picture {missing}: fetch the file again or remove it")
+    places = np.array([origin[number] for number in numbers])
+    return ((places >= FIRST_VALID).astype(np.uint8) + (places >= FIRST_TEST)).astype(np.uint8)

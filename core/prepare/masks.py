@@ -1,0 +1,254 @@
+"""Mask files: what each of them holds, and how it becomes class indices."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from core.cli.console import progress_bar, warn
+from core.cli.errors import UserError
+from core.data.mask_classes import IGNORE, ClassTable
+from core.prepare.geometry import reason_of
+from core.prepare.store import Store, one_line
+
+Colours = tuple[tuple[int, ...], ...]
+ROWS = 64  # rows of a colour mask looked up at once, which bounds the memory
+ORIENTATION = 0x0112  # the EXIF tag; 0 and 1 mean upright
+SAVE_AS = "save the masks as 8-bit PNG of class indices, 255 where a pixel is to be ignored"
+
+
+@dataclass(frozen=True)
+class MaskCoding:
+    """How mask files become class indices.
+
+    Attributes:
+        kind: "binary" (anything but 0 is class 1), "index" (values are classes, 255 is ignored) or "colour".
+        classes: number of classes.
+        colours: the RGB colour of each class, for kind "colour".
+        ignored: RGB colours that become `IGNORE`, for kind "colour".
+    """
+
+    kind: str
+    classes: int
+    colours: Colours = ()
+    ignored: Colours = ()
+
+    def decode(self, content: bytes) -> Image.Image:
+        """The class indices in a mask file, mode L.
+
+        Raises:
+            ValueError: a value or colour that is no class; besides whatever the decoder raises for a damaged file.
+        """
+        with Image.open(io.BytesIO(content)) as picture:
+            picture.load()
+        if self.kind == "colour":
+            indices, unknown = _look_up(picture, self.colours, self.ignored)
+            if unknown:
+                raise ValueError(f"colour {unknown[0]} is not in the class table")
+            return Image.fromarray(indices)
+        values = _channel(picture)
+        if values is None:
+            raise ValueError("a colour mask among masks of class indices")
+        if self.kind == "binary":
+            return Image.fromarray((values != 0).astype(np.uint8))
+        if (((values < 0) | (values >= self.classes)) & (values != IGNORE)).any():
+            raise ValueError(f"the mask holds other values than the {self.classes} classes")
+        return Image.fromarray(values.astype(np.uint8))
+
+
+@dataclass(frozen=True)
+class MaskFacts:
+    """What one pair of files holds.
+
+    Attributes:
+        place: where the mask is, for messages.
+        side: of the picture when it is square, else 0.
+        turned: where the picture is if its EXIF rotation, which nothing applies, is not upright, else empty.
+        values: the different values of a mask with one channel, ascending; None for colours. Colours that are grey
+            throughout count as one channel.
+        bits: whether the mask has one bit a pixel.
+        lossy: whether the mask is a JPEG.
+        coloured: whether pixels have three channels.
+        unknown: the first colour of such pixels that is not in the class table, and its (x, y).
+        palette: the colours of a palette file that tells its values apart; one tuple for all files that share it.
+    """
+
+    place: str
+    side: int
+    turned: str
+    values: tuple[int, ...] | None
+    bits: bool
+    lossy: bool
+    coloured: bool
+    unknown: tuple[tuple[int, ...], tuple[int, int]] | None
+    palette: Colours
+
+    def shades(self) -> dict[int, tuple[int, ...]]:
+        """The palette's colour of each value that occurs, 255 left out."""
+        shown = [value for value in self.values or () if value != IGNORE] if self.palette else []
+        return {value: self.palette[value] for value in shown}
+
+
+def examine(
+    store: Store, pairs: list[tuple[str, str]], table: ClassTable | None, *, workers: int = 1, quiet: bool = False
+) -> list[MaskFacts]:
+    """Read the mask and the size of the picture of every (image, mask) pair of files.
+
+    A pair that cannot be read is left out here: the preparation meets it again and lists it.
+
+    Args:
+        workers: threads.
+
+    Raises:
+        UserError: sizes that differ within a pair, a file of several pictures, fractions, or not one mask can be read.
+    """
+    palettes: dict[Colours, Colours] = {}
+    found: list[MaskFacts] = []
+    reason = ""
+
+    def read(pair: tuple[str, str]) -> MaskFacts | Exception:
+        try:
+            return _facts(store, pair, table, palettes)
+        except UserError:
+            raise
+        except Exception as error:  # decoders answer damaged files with nearly any exception
+            return error
+
+    pool = ThreadPoolExecutor(workers)
+    try:
+        with warnings.catch_warnings(), progress_bar("masks", quiet=quiet) as bar:
+            warnings.simplefilter("ignore")  # remarks on odd palettes and EXIF blocks; bombs come up in preparation
+            task = bar.add_task("examine", total=len(pairs))
+            for (_, mask), facts in zip(pairs, pool.map(read, pairs), strict=True):
+                bar.advance(task)
+                if isinstance(facts, MaskFacts):
+                    found.append(facts)
+                else:
+                    reason = reason or f"{store.place(mask)}: {reason_of(facts)}"
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if not found:
+        raise UserError(f"not one pair can be read ({reason}): fetch the data again")
+    turned = [entry.turned for entry in found if entry.turned]
+    if turned:
+        more = f" (and {len(turned) - 1:,} more)" if len(turned) > 1 else ""
+        warn(f"{turned[0]}{more} has an EXIF rotation, which is not applied: see that its mask fits the stored pixels")
+    return found
+
+
+def _facts(
+    store: Store, pair: tuple[str, str], table: ClassTable | None, palettes: dict[Colours, Colours]
+) -> MaskFacts:
+    image, mask = pair
+    with store.open(image) as handle, Image.open(handle) as picture:
+        size = picture.size
+        turned = _is_turned(picture)
+        _refuse_several(picture, store.place(image))
+    with store.open(mask) as handle, Image.open(handle) as opened:
+        _refuse_several(opened, store.place(mask))
+        opened.load()
+    if opened.size != size:
+        raise UserError(
+            f"{store.place(image)} is {size[0]}x{size[1]} but its mask {one_line(mask)} is "
+            f"{opened.width}x{opened.height}: make them the same size"
+            + (" (an EXIF rotation of the picture is not applied)" if turned else "")
+        )
+    if opened.mode == "F":
+        raise UserError(f"{store.place(mask)} holds floating-point numbers: {SAVE_AS}")
+    values = _channel(opened)
+    coloured = opened.mode not in ("1", "L", "LA", "P", "PA") and not opened.mode.startswith("I")
+    different = None if values is None else tuple(_different(values))
+    palette = _palette_of(opened, different or ())
+    return MaskFacts(
+        place=store.place(mask),
+        side=size[0] if size[0] == size[1] else 0,
+        turned=store.place(image) if turned else "",
+        values=different,
+        bits=opened.mode == "1",
+        lossy=opened.format in ("JPEG", "MPO"),
+        coloured=coloured,
+        unknown=_look_up(opened, colours_of(table), table.ignored)[1] if coloured and table and table.colours else None,
+        palette=palettes.setdefault(palette, palette),
+    )
+
+
+def _is_turned(picture: Image.Image) -> bool:
+    # Without this test Pillow would decode a whole PNG to look behind its pixels. TIFF is turned by Pillow itself.
+    return "exif" in picture.info and picture.getexif().get(ORIENTATION, 1) not in (0, 1)
+
+
+def _refuse_several(picture: Image.Image, place: str) -> None:
+    count = getattr(picture, "n_frames", 1)
+    if count > 1 and picture.format != "MPO":  # cameras put previews behind the picture
+        raise UserError(f"{place} holds {count} pictures: save each in a file of its own")
+
+
+def _palette_of(picture: Image.Image, values: tuple[int, ...]) -> Colours:
+    """The colours of a palette file; none when values that occur share a colour, as in a palette left empty."""
+    if picture.mode not in ("P", "PA"):
+        return ()
+    flat = picture.getpalette() or []
+    flat += [0] * (3 * 256 - len(flat))
+    colours = tuple(tuple(flat[start : start + 3]) for start in range(0, 3 * 256, 3))
+    shown = [colours[value] for value in values if value != IGNORE]
+    return colours if len(set(shown)) == len(shown) else ()
+
+
+def colours_of(table: ClassTable | None) -> Colours:
+    """The colours of a class table; none when it has none."""
+    return tuple(tuple(colour) for colour in table.colours or ()) if table else ()
+
+
+def _channel(picture: Image.Image) -> np.ndarray | None:
+    """The values of a mask with one channel, (H, W) of any integer type, its alpha dropped; None for colours.
+
+    Three channels that are equal everywhere count as one.
+    """
+    values = np.asarray(picture)
+    if picture.mode in ("LA", "PA"):
+        values = values[..., 0]
+    if picture.mode in ("RGB", "RGBA") and not (values[..., :2] != values[..., 1:3]).any():
+        values = values[..., 0]
+    if values.ndim != 2:
+        return None
+    if values.dtype.kind == "f":
+        raise ValueError("a mask of fractions holds no class indices")
+    return values.astype(np.uint8) if values.dtype == bool else values
+
+
+def _different(values: np.ndarray) -> list[int]:
+    # Counting is many times faster than sorting, which is what np.unique does.
+    small = values.dtype in (np.uint8, np.uint16)
+    return [int(value) for value in (np.flatnonzero(np.bincount(values.ravel())) if small else np.unique(values))]
+
+
+def _look_up(
+    picture: Image.Image, colours: Colours, ignored: Colours
+) -> tuple[np.ndarray, tuple[tuple[int, ...], tuple[int, int]] | None]:
+    """Class indices uint8 (H, W), and the first colour that is not in the table with its (x, y)."""
+    pixels = np.asarray(picture.convert("RGB"))
+    codes = _codes(np.array((*colours, *ignored), np.uint8))
+    labels = np.array([*range(len(colours)), *[IGNORE] * len(ignored)], np.uint8)
+    order = np.argsort(codes)
+    codes, labels = codes[order], labels[order]
+    indices = np.empty(pixels.shape[:2], np.uint8)
+    for top in range(0, len(pixels), ROWS):
+        wanted = _codes(pixels[top : top + ROWS])
+        found = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
+        indices[top : top + ROWS] = labels[found]
+        wrong = np.argwhere(codes[found] != wanted)
+        if len(wrong):
+            y, x = top + int(wrong[0, 0]), int(wrong[0, 1])
+            return indices, (tuple(int(value) for value in pixels[y, x]), (x, y))
+    return indices, None
+
+
+def _codes(colours: np.ndarray) -> np.ndarray:
+    """One number for each RGB colour, uint32."""
+    red, green, blue = (colours[..., channel].astype(np.uint32) for channel in range(3))
+    return red << 16 | green << 8 | blue

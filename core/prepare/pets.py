@@ -1,0 +1,107 @@
+"""Oxford-IIIT Pet: cats and dogs with trimaps, as torchvision unpacks it."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from core.cli.errors import UserError
+from core.prepare.geometry import Source, decode, reason_of
+from core.prepare.pairs import CHUNK, PairOptions, choose_split, digest
+from core.prepare.store import Store, natural, open_store
+
+CLASSES = ["background", "pet", "border"]
+PALETTE = [[24, 26, 32], [255, 150, 30], [240, 240, 240]]
+LISTS = (("trainval.txt", 0), ("test.txt", 2))  # of each list, the split its pairs are in
+TRIMAP_VALUES = (1, 2, 3)  # pet, background, border
+INDEX_OF = np.array((0, 1, 0, 2), np.uint8)
+
+
+@dataclass(kw_only=True)
+class PetSource(Source):
+    """Pictures and trimaps."""
+
+    store: Store
+    pairs: list[tuple[str, str]]
+
+    def load(self, index: int) -> tuple[Image.Image, Image.Image]:
+        """Picture number `index` in RGB and its mask."""
+        image, trimap = self.pairs[index]
+        picture = decode(io.BytesIO(self.store.read(image)))
+        with Image.open(io.BytesIO(self.store.read(trimap))) as opened:
+            values = np.asarray(opened)
+        if values.shape != (picture.height, picture.width) or not np.isin(values, TRIMAP_VALUES).all():
+            raise ValueError(f"the trimap holds more than 1, 2 and 3, or is not {picture.width}x{picture.height}")
+        return picture, Image.fromarray(INDEX_OF[values])
+
+
+def pet_folder(store: Store) -> str | None:
+    """The path inside the store, empty or ending in `/`, below which `annotations` and `images` are; None elsewhere."""
+    ending = f"annotations/{LISTS[0][0]}"
+    for name in store.files:
+        prefix = name.removesuffix(ending)
+        trimaps = f"{prefix}annotations/trimaps/"
+        if prefix != name and prefix[-1:] in ("", "/") and any(other.startswith(trimaps) for other in store.files):
+            return prefix
+    return None
+
+
+def open_pets(store: Store, prefix: str, options: PairOptions) -> PetSource:
+    """The pairs of both lists; the folder has other files, which do not belong to the data set.
+
+    Raises:
+        UserError: a list is missing or names a file that is not there.
+    """
+    options.refuse(str(store.path), classes="is Oxford-IIIT Pet, which has classes of its own")
+    listed: dict[str, int] = {}
+    for name, part in LISTS:
+        file = f"{prefix}annotations/{name}"
+        if file not in store.files:
+            raise UserError(f"no {store.place(file)}: fetch the annotations of Oxford-IIIT Pet again")
+        listed |= {line.split()[0]: part for line in store.text(file).splitlines() if line.strip()}
+    stems = sorted(listed, key=natural)
+    split = choose_split(store, stems, np.array([listed[stem] for stem in stems], np.uint8), options)
+    stems = stems[: options.limit]
+    pairs = [(f"{prefix}images/{stem}.jpg", f"{prefix}annotations/trimaps/{stem}.png") for stem in stems]
+    missing = next((name for pair in pairs for name in pair if name not in store.files), None)
+    if missing:
+        raise UserError(f"no {store.place(missing)}, though it is listed: fetch Oxford-IIIT Pet again")
+    return PetSource(
+        label=store.label,
+        names=[f"{stem}.jpg" for stem in stems],
+        split=split,
+        identity=store.identity([name for pair in pairs for name in pair])
+        | {"layout": "oxford-iiit-pet", "split": digest(split)},
+        classes=CLASSES,
+        palette=PALETTE,
+        chunk=CHUNK,
+        store=store,
+        pairs=pairs,
+    )
+
+
+def download_pets(root: str | Path, options: PairOptions) -> Source:
+    """Oxford-IIIT Pet through torchvision's downloader, into `root`/oxford-iiit-pet; what is there is not fetched.
+
+    Raises:
+        UserError: the download failed, or was unpacked incompletely.
+    """
+    folder = Path(root) / "oxford-iiit-pet"
+    try:
+        from torchvision.datasets import OxfordIIITPet
+
+        OxfordIIITPet(str(root), target_types="segmentation", download=True)
+    except Exception as error:  # the network's refusals come in many kinds
+        raise UserError(
+            f"the Oxford-IIIT Pet download failed: {reason_of(error)}; or unpack images.tar.gz and annotations.tar.gz "
+            f"from https://www.robots.ox.ac.uk/~vgg/data/pets/ into {folder} and give that folder"
+        ) from error
+    store = open_store(folder)
+    prefix = pet_folder(store)
+    if prefix is None:
+        raise UserError(f"{folder} is incomplete after the download: remove it and run again")
+    return open_pets(store, prefix, options)

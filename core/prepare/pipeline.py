@@ -1,0 +1,257 @@
+"""Decode, resize and crop a source into the prepared format of `core.data.dataset`.
+
+The work happens in `<out>.part`, which is renamed to `<out>` at the end: a prepared data set is complete or absent.
+Worker processes fill chunks of memory-mapped arrays; a journal lists the finished chunks with a checksum, so an
+interrupted run continues, and a chunk whose bytes never reached the disk is noticed and done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+from numpy.lib import format as npy
+
+from core.cli.console import progress_bar
+from core.cli.errors import Interrupted, UserError
+from core.cli.files import read_json, sha256_of, write_json
+from core.data.dataset import FORMAT, PreparedData
+from core.prepare.geometry import Source, transform_name
+from core.prepare.workers import Done, Plan, checksum, create_array, open_arrays, running
+
+BAD_LIMIT = 0.01  # more unreadable images than this share mean a broken download rather than a few broken files
+LOCK_WAIT = 5.0  # seconds; workers of a killed run need a moment to notice and let go
+JOURNAL = "journal.jsonl"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The open data set, how many images an interrupted run had left, and seconds taken (0: nothing was to be done)."""
+
+    data: PreparedData
+    resumed: int
+    seconds: float
+
+
+def prepare(
+    source: Source,
+    out: str | Path,
+    *,
+    size: int = 64,
+    fit: str = "crop",
+    limit: int | None = None,
+    workers: int = 1,
+    force: bool = False,
+    quiet: bool = False,
+) -> Prepared:
+    """Write the prepared data set `out` from the first `limit` images (default all) of `source`.
+
+    An image that would be enlarged more than twofold is skipped as tiny, like a corrupt one. An interrupted call
+    continues when repeated; `out` of the same source and settings is left as it is.
+
+    Args:
+        size: side in pixels.
+        fit: "crop" or "pad", see `core.prepare.geometry.squared`.
+        workers: processes; 1 works in this process.
+        force: replace a prepared data set of another source or other settings.
+
+    Raises:
+        UserError: `out` is something else, disk full, more than 1% unreadable images, or another process is at it.
+        Interrupted: Ctrl-C; finished chunks are kept.
+    """
+    started = time.monotonic()
+    out = Path(out)
+    target = out.resolve()  # a link to a folder on a larger disk keeps pointing there
+    plan = Plan(source, min(limit or len(source.names), len(source.names)), size, fit, Path(f"{target}.part"))
+    done: dict[int, Done] = {}
+    try:
+        if _is_prepared(out, plan, force):
+            return Prepared(PreparedData.open(out), 0, 0.0)
+        with _sole_writer(plan.folder):
+            done.update(_resume(plan))
+            resumed = plan.images_in(done)
+            _work(plan, done, workers, quiet)
+            _finish(plan, sorted(bad for entry in done.values() for bad in entry.bad))
+            _put_in_place(plan.folder, target)
+    except KeyboardInterrupt:
+        kept = f"{plan.images_in(done):,} of {plan.count:,} images are done"
+        raise Interrupted(f"{kept}; the same command continues") from None
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+    return Prepared(PreparedData.open(out), resumed, time.monotonic() - started)
+
+
+def _is_prepared(out: Path, plan: Plan, force: bool) -> bool:
+    """Whether `out` is the data set asked for; False when the way is free.
+
+    Raises:
+        UserError: something else is there, and `force` does not cover it.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if not (out / "meta.json").is_file():
+        raise UserError(f"{out} is a file or holds other files: choose another --out")
+    if force:
+        return False
+    meta = read_json(out / "meta.json")
+    if not isinstance(meta, dict) or meta.get("key") != plan.key:
+        raise UserError(f"{out} was prepared from another source or with other settings: add --force to replace it")
+    try:
+        PreparedData.open(out)
+    except UserError as error:
+        raise UserError(f"{error} (with --force)") from error
+    return True
+
+
+@contextlib.contextmanager
+def _sole_writer(folder: Path) -> Iterator[None]:
+    """Create `folder` and hold a lock on it, which the system drops when this process and its workers are gone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":  # has no flock: there it is up to the user not to start twice
+        yield
+        return
+    import fcntl
+
+    deadline = time.monotonic() + LOCK_WAIT
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UserError(f"another process is writing {folder}: let it finish, then run again") from None
+                time.sleep(0.1)
+            except OSError:
+                break  # a file system without locks, such as some network drives
+        # Whoever held the lock may have finished and renamed the folder since we opened it.
+        if not (folder.is_dir() and os.path.samestat(os.fstat(handle), folder.stat())):
+            raise UserError(f"another process has just finished {folder}: run again")
+        yield
+    finally:
+        os.close(handle)
+
+
+def _resume(plan: Plan) -> dict[int, Done]:
+    """Finished chunks of an interrupted run under the same heading; else none, and fresh arrays on disk."""
+    journal = plan.folder / JOURNAL
+    heading = {"key": plan.key, "chunk": plan.source.chunk, "pillow": PIL.__version__}
+    lines: list[dict[str, Any]] = []
+    # A missing file, arrays of another shape or a line cut short by a kill end the reading; what was read counts.
+    with contextlib.suppress(OSError, ValueError):
+        lines.extend(json.loads(line) for line in journal.read_text("utf-8").splitlines())
+    if lines and lines[0] == heading:
+        with contextlib.suppress(OSError, ValueError):
+            arrays = open_arrays(plan)
+            entries = [Done(line["chunk"], line["crc"], [tuple(item) for item in line["bad"]]) for line in lines[1:]]
+            done = {entry.chunk: entry for entry in entries if entry.crc == checksum(arrays, plan.rows(entry.chunk))}
+            journal.write_text("".join(json.dumps(line) + "\n" for line in (heading, *map(vars, done.values()))))
+            return done
+    for leftover in plan.folder.iterdir():
+        leftover.unlink()
+    for name, shape in plan.shapes.items():
+        create_array(plan.folder / name, shape)
+    journal.write_text(json.dumps(heading) + "\n")
+    return {}
+
+
+def _work(plan: Plan, done: dict[int, Done], workers: int, quiet: bool) -> None:
+    """Fill the chunks that are not in `done`, journal each and add it there.
+
+    Raises:
+        UserError: more than 1% of the images are unreadable; `<out>.part` is removed.
+    """
+    todo = [chunk for chunk in range(math.ceil(plan.count / plan.source.chunk)) if chunk not in done]
+    skipped = sum(len(entry.bad) for entry in done.values())
+    bar = progress_bar(quiet=quiet)
+    task = bar.add_task("prepare", total=plan.count, completed=plan.images_in(done))
+    # The workers start first: forking beside the bar's thread could copy a lock it holds.
+    with (plan.folder / JOURNAL).open("a", encoding="utf-8") as journal, running(plan, todo, workers) as finished, bar:
+        for entry in finished:
+            journal.write(json.dumps(vars(entry)) + "\n")
+            journal.flush()
+            done[entry.chunk] = entry
+            skipped += len(entry.bad)
+            bar.update(task, advance=len(plan.rows(entry.chunk)))
+            bar.status = f"{skipped} skipped" if skipped else ""
+            if skipped > BAD_LIMIT * plan.count:
+                break
+    if skipped > BAD_LIMIT * plan.count:
+        shutil.rmtree(plan.folder)
+        bad = sorted(item for entry in done.values() for item in entry.bad)[:3]
+        names = "; ".join(f"{plan.source.names[row]}: {reason}" for row, reason in bad)
+        seen = f"{skipped:,} of {plan.images_in(done):,} images read so far are corrupt or tiny"
+        raise UserError(f"{seen}, more than 1% of all {plan.count:,} ({names})")
+
+
+def _finish(plan: Plan, bad: list[tuple[int, str]]) -> None:
+    """Close the gaps of unreadable images, write the small files and meta.json, and flush everything to disk."""
+    folder, source = plan.folder, plan.source
+    keep = np.ones(plan.count, dtype=bool)
+    keep[[row for row, _ in bad]] = False
+    for name in plan.shapes if bad else ():
+        _compact(folder / name, keep)
+    files = [*plan.shapes, "names.txt"]
+    if source.split is not None:
+        np.save(folder / "split.npy", source.split[: plan.count][keep])
+        files.append("split.npy")
+    names = [source.names[row] + "\n" for row in np.flatnonzero(keep)]
+    (folder / "names.txt").write_text("".join(names), encoding="utf-8", newline="\n")
+    meta = {
+        "format": FORMAT,
+        "source": source.label,
+        "count": len(names),
+        "image_size": plan.size,
+        "transform": transform_name(plan.size, plan.fit),
+        "fit": plan.fit,
+        "resized": source.native_side != plan.size,
+        "classes": source.classes,
+        "palette": source.palette,
+        "skipped": [{"name": source.names[row], "reason": reason} for row, reason in bad],
+        "pillow": PIL.__version__,
+        "key": plan.key,
+        "sha256": {name: sha256_of(folder / name) for name in files},
+    }
+    for name in files:
+        with (folder / name).open("rb") as handle:
+            os.fsync(handle.fileno())
+    write_json(folder / "meta.json", meta)
+
+
+def _compact(path: Path, keep: np.ndarray) -> None:
+    """Move the kept rows of a .npy file together, in place and in pieces, and cut the file to length."""
+    array = npy.open_memmap(path, mode="r+")
+    filled, step = 0, 1024
+    for start in range(0, len(array), step):
+        piece = array[start : start + step][keep[start : start + step]]
+        array[filled : filled + len(piece)] = piece
+        filled += len(piece)
+    shape, offset, row_bytes = (filled, *array.shape[1:]), array.offset, array[0].nbytes
+    del array
+    with path.open("r+b") as handle:
+        npy.write_array_header_1_0(handle, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        assert handle.tell() == offset  # numpy leaves room in the header for any length of the first axis
+        handle.truncate(offset + filled * row_bytes)
+
+
+def _put_in_place(folder: Path, target: Path) -> None:
+    """Rename the finished folder to `target`; a data set there is replaced only now."""
+    (folder / JOURNAL).unlink()
+    old = target.with_name(f"{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    folder.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,383 @@
+"""What a submission must be: 1,000 distinct 64x64 RGB PNGs with plausible pixels, flat in one folder of a .tar.gz.
+
+One set of rules for a folder that is to be packed and for an archive that somebody packed. Every rule reports in
+words what is wrong and what to do, and all faults are told at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from core.cli.errors import UserError
+from core.cli.files import atomic_path
+from core.submission.archive import (
+    MAX_MEMBER_BYTES,
+    MAX_MEMBERS,
+    MAX_TOTAL_BYTES,
+    Member,
+    Problems,
+    read_members,
+    shown,
+    write_members,
+)
+
+EXPECTED_COUNT = 1000
+EXPECTED_SIZE = 64
+SUFFIX = ".tar.gz"
+
+# Safe as a file name on every system, and wide enough for the numbers universities give out (20231234, s1234567).
+_STUDENT_NUMBER = re.compile(r"[A-Za-z]?[0-9]{5,12}")
+_LITTER = re.compile(r"\.DS_Store|Thumbs\.db|desktop\.ini|__MACOSX|\._.*", re.IGNORECASE)
+
+# What pytorch_fid counts as an image, by its lower-case ending.
+_IMAGE_ENDINGS = frozenset({".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+_ARCHIVE_ENDINGS = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
+_JPEG_REASON = "JPEG (JPEG artefacts change the score: save PNG)"
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_SIGNATURES = {
+    b"\xff\xd8\xff": f"named .png but really {_JPEG_REASON}",
+    b"GIF8": "named .png but really GIF: save PNG",
+    b"BM": "named .png but really BMP: save PNG",
+    b"RIFF": "named .png but really WebP: save PNG",
+    b"PK\x03\x04": "named .png but really a zip archive",
+    b"\x1f\x8b": "named .png but really a gzip archive",
+}
+_COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGBA"}
+# Largest picture that is decoded for scoring: four times the pixels of 512x512, where 1 MiB of PNG could hold 300 MB.
+_MAX_PIXELS = 1 << 20
+
+
+def require_student_number(student_number: str) -> str:
+    """Return a well-formed student number: 5 to 12 digits, one letter in front allowed.
+
+    Raises:
+        UserError: it is anything else.
+    """
+    if not _STUDENT_NUMBER.fullmatch(student_number):
+        raise UserError(
+            f"student number {shown(student_number)!r} must be 5 to 12 digits, with at most one letter before"
+        )
+    return student_number
+
+
+# --- reading ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder to be packed: its files (name, content) by name, what was left out, and what cannot be packed."""
+
+    entries: list[tuple[str, bytes]]
+    left_out: list[str]
+    problems: list[str]
+
+
+def read_folder(folder: Path, on_file: Callable[[int, int], None] = lambda done, total: None) -> Source:
+    """Read the files of a folder, telling `on_file` how many of how many are done.
+
+    Litter that operating systems leave (.DS_Store, Thumbs.db, ...) is left out and listed as such.
+
+    Raises:
+        UserError: it cannot be read, or is far too large to be a submission.
+    """
+    problems = Problems()
+    entries: list[tuple[str, bytes]] = []
+    try:
+        paths = sorted(folder.iterdir(), key=lambda path: path.name)
+        left_out = [path.name for path in paths if _LITTER.fullmatch(path.name)]
+        paths = [path for path in paths if not _LITTER.fullmatch(path.name)]
+        if len(paths) > MAX_MEMBERS:
+            raise UserError(
+                f"{folder} holds {len(paths):,} files where {EXPECTED_COUNT:,} belong: is it the right folder?"
+            )
+        total = 0
+        for done, path in enumerate(paths, start=1):
+            if not path.is_file():
+                problems.add("not a file (images must lie directly in the folder)", shown(path.name))
+            else:
+                entries.append((path.name, b"" if _name_problem(path.name) else _read_start(path)))
+                total += len(entries[-1][1])
+            if total > MAX_TOTAL_BYTES:
+                raise UserError(f"{folder} holds more than {MAX_TOTAL_BYTES >> 20} MiB: is it the right folder?")
+            on_file(done, len(paths))
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or folder}: {error.strerror or error}") from error
+    return Source(entries, left_out, problems.lines())
+
+
+def _read_start(path: Path) -> bytes:
+    """The content of a file, or one byte more than is allowed of it."""
+    with path.open("rb") as handle:
+        return handle.read(MAX_MEMBER_BYTES + 1)
+
+
+def read_archive(path: str | Path) -> list[tuple[str, np.ndarray]]:
+    """Read the images of an archive for scoring: (name, uint8 (H, W, 3)) in the order of their names.
+
+    The archive must be safe and its images 8-bit RGB PNGs in one folder; number and size are left to the caller.
+
+    Raises:
+        UserError: it is not so; the first problem and the number of the others.
+    """
+    path = Path(path)
+    structure, faults = Problems(), Problems()
+    images: list[tuple[str, np.ndarray]] = []
+    room = 4 * MAX_TOTAL_BYTES
+    for name, data in _flat_files(path, None, structure):
+        try:
+            pixels = _decode(name, data, None)
+        except _Unfit as unfit:
+            faults.add(unfit.kind, unfit.name)
+            continue
+        room -= pixels.nbytes
+        if room < 0:
+            raise UserError(f"{path}: the images unpack to more than {4 * MAX_TOTAL_BYTES >> 20} MiB: not read on")
+        images.append((name, pixels))
+    problems = structure.lines() + faults.lines()
+    if problems or not images:
+        raise UserError(f"{path}: {summary(problems or ['holds no image'])}")
+    return sorted(images, key=lambda entry: entry[0])
+
+
+def summary(problems: list[str]) -> str:
+    """The first problem and the number of the others, in one line."""
+    others = len(problems) - 1
+    return problems[0] + (f" ({others} more problem{'s' * (others > 1)})" if others else "")
+
+
+def _flat_files(path: Path, folder: str | None, problems: Problems) -> Iterable[tuple[str, bytes]]:
+    """The files of an archive that lie in `folder` (None: in whatever folder comes first), without that folder."""
+    for member in read_members(path, problems):
+        name = shown("/".join(member.parts))
+        if any(_LITTER.fullmatch(part) for part in member.parts):
+            # Harmless to most tools, but `._face.png` is an image to the evaluator and stops it.
+            problems.add("litter of an operating system: pack without it", name)
+            continue
+        folder = folder or _top_folder(member)
+        is_file, depth = member.data is not None, len(member.parts)
+        if (depth and member.parts[0] != folder) or (is_file and depth < 2):
+            problems.add(f"outside the folder {shown(folder or '<student number>')}/", name)
+        elif depth > 2 or (depth == 2 and not is_file):
+            problems.add("folder inside the folder (the evaluator sees only files directly in it)", name)
+        elif member.data is not None:
+            yield member.parts[-1], member.data
+
+
+def _top_folder(member: Member) -> str | None:
+    """The folder a member lies in or is; None for a file outside of all folders."""
+    return member.parts[0] if len(member.parts) > 1 or (member.parts and member.data is None) else None
+
+
+# --- checking ---------------------------------------------------------------------------------------------------
+
+
+def check_archive(path: str | Path, student_number: str | None = None, count: int = EXPECTED_COUNT) -> list[str]:
+    """All problems of an archive, the gravest kinds first; none means that it can be handed in.
+
+    The name must be `<student number>.tar.gz` and the images lie in a folder `<student number>/`. A `student_number`
+    takes the place of the one in the file name, for an archive that has not got its name yet.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return ["cannot be read: no such file"]
+    structure = Problems()
+    if student_number is None:
+        stem = path.name[: -len(SUFFIX)] if path.name.endswith(SUFFIX) else ""
+        student_number = stem if _STUDENT_NUMBER.fullmatch(stem) else None
+    if student_number is None:
+        structure.add(
+            f"named {shown(path.name)}: must be named <student number>{SUFFIX}, the number 5 to 12 digits with at most "
+            "one letter before"
+        )
+    problems = check_images(_flat_files(path, student_number, structure), count)
+    return structure.lines() + problems
+
+
+def check_images(entries: Iterable[tuple[str, bytes]], count: int = EXPECTED_COUNT) -> list[str]:
+    """All problems of a set of image files (name, content): their number, each file, and the set as a whole."""
+    faults = Problems()
+    found = 0
+    pixels: list[np.ndarray] = []
+    seen: dict[bytes, str] = {}
+    for name, data in entries:
+        found += _name_problem(name) is None
+        try:
+            image = _decode(name, data, EXPECTED_SIZE)
+        except _Unfit as unfit:
+            faults.add(unfit.kind, unfit.name)
+            continue
+        pixels.append(image)
+        first = seen.setdefault(hashlib.sha256(image.tobytes()).digest(), name)
+        if first != name:
+            faults.add("same picture twice (pixel for pixel)", f"{shown(name)} = {shown(first)}")
+    problems = faults.lines()
+    if found != count:
+        amount, advice = abs(found - count), "remove some" if found > count else "sample more, with other seeds"
+        problems.insert(0, f"{found:,} PNG files, {amount:,} too {'many' if found > count else 'few'}: {advice}")
+    if len(pixels) >= _ENOUGH and (reason := implausible(np.stack(pixels))):
+        problems.append(reason)
+    return problems
+
+
+class _Unfit(Exception):
+    """One file breaks a rule: `kind` says which, `name` is the file, with details that differ from file to file."""
+
+    def __init__(self, kind: str, name: str, detail: str = "") -> None:
+        super().__init__(kind)
+        self.kind = kind
+        self.name = shown(name) + (f" ({detail})" if detail else "")
+
+
+def _name_problem(name: str) -> str | None:
+    """Why the evaluator would not take a file with this name for a PNG, or None."""
+    ending = Path(name).suffix
+    if ending == ".png":
+        return None if name.isprintable() else "file name with control or undecodable characters: rename it"
+    if ending.lower() == ".png":
+        return "ending not in lower case (the evaluator sees only .png): rename it"
+    if ending.lower() in (".jpg", ".jpeg"):
+        return _JPEG_REASON
+    if ending.lower() in _IMAGE_ENDINGS:
+        return "image that is not a PNG: save PNG"
+    if ending.lower() in _ARCHIVE_ENDINGS:
+        return "archive inside: only PNG files belong here"
+    return "not an image: only PNG files belong here"
+
+
+def _decode(name: str, data: bytes, side: int | None) -> np.ndarray:
+    """Decode an 8-bit RGB PNG of `side` x `side` pixels (None: of any size up to a million pixels) completely.
+
+    Raises:
+        _Unfit: it is anything else.
+    """
+    if kind := _name_problem(name):
+        raise _Unfit(kind, name)
+    if len(data) > MAX_MEMBER_BYTES:
+        raise _Unfit(f"larger than {MAX_MEMBER_BYTES >> 20} MiB (a 64x64 PNG has at most 20 KB)", name)
+    if not data:
+        raise _Unfit("empty file", name)
+    if not data.startswith(_PNG_SIGNATURE):
+        kinds = [kind for start, kind in _SIGNATURES.items() if data.startswith(start)]
+        raise _Unfit(kinds[0] if kinds else "named .png but not a PNG", name)
+    chunks = _png_chunks(name, data)
+    if chunks[0] != b"IHDR" or data[8:12] != b"\0\0\0\x0d":
+        raise _Unfit("damaged PNG: save it again", name, "no header")
+    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    depth, colour = data[24], data[25]
+    if colour != 2 or depth != 8:
+        raise _Unfit("not 8-bit RGB: convert it", name, f"{depth}-bit {_COLOURS.get(colour, 'unknown colours')}")
+    # The size is known before anything is decoded: a small file can claim a picture of gigabytes.
+    if (width, height) != (side, side) if side else width * height > _MAX_PIXELS:
+        raise _Unfit(f"not {side}x{side}" if side else "too large to be scored", name, f"{width}x{height}")
+    if b"acTL" in chunks:
+        raise _Unfit("animated PNG: save single pictures", name)
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            return np.asarray(image.convert("RGB"))
+    # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on damaged files, without a complete list.
+    except Exception as error:
+        raise _Unfit("damaged PNG: save it again", name, "truncated" if "truncated" in str(error) else "") from error
+
+
+def _png_chunks(name: str, data: bytes) -> list[bytes]:
+    """The types of a PNG's chunks up to IEND, their checksums verified: Pillow accepts files cut behind the pixels."""
+    kinds: list[bytes] = []
+    position = len(_PNG_SIGNATURE)
+    while not kinds or kinds[-1] != b"IEND":
+        end = position + 8 + int.from_bytes(data[position : position + 4], "big")
+        if end + 4 > len(data):
+            raise _Unfit("truncated PNG: save it again", name)
+        if zlib.crc32(data[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise _Unfit("damaged PNG: save it again", name, "checksum")
+        kinds.append(data[position + 4 : position + 8])
+        position = end + 4
+    return kinds
+
+
+# Plausible pixels. Measured on ten sets of 1,000 CelebA faces at 64x64, each: 0.8..1.3% zeros, 2.5..3.4% at either end
+# (0, 1, 254, 255), standard deviation 74, the 0.1% and 99.9% quantiles at 0 and 255, no neighbours (of 120 million)
+# more than 200 apart. The same sets saved wrongly: unscaled tanh clamped 58% zeros; unscaled tanh wrapped around 2.9%
+# (x * 255) or 4.5% (x * 127.5) of neighbours more than 200 apart and fewer 101..156 apart; [0, 1] floats cast: none
+# above 1; tanh cast: 98% zeros, nothing but 0, 1, 255; scaled twice: none below 127. Every limit is far from both.
+_MAX_ZEROS = 0.25
+_MAX_ENDS = 0.90
+_MAX_BOTH_ENDS = 0.15  # at either end: clamping unscaled tanh fills only the lower one, saturation both
+_MIN_DEVIATION = 2.0  # an untrained generator has 0.5, one that learned anything tens
+_MAX_JUMPS = 0.02  # line drawings with hard black outlines reach 1.5%
+_ENOUGH = 16  # pictures; a single dark face may have 51% zeros
+
+
+def implausible(pixels: np.ndarray) -> str | None:
+    """Why uint8 pictures (N, H, W, 3) cannot be a set of faces as a generator makes them, or None.
+
+    The reasons exclude one another: the first that holds is the one to mend.
+    """
+    share = np.bincount(pixels.reshape(-1), minlength=256) / pixels.size
+    low, high = np.searchsorted(share.cumsum(), (0.001, 0.999))
+    if high <= 1:
+        return "no pixel above 1: floats in [0, 1] were cast to bytes; multiply by 255 before saving"
+    black, white = share[:2].sum(), share[254:].sum()
+    if black + white > _MAX_ENDS or min(black, white) > _MAX_BOTH_ENDS:
+        return (
+            f"{black + white:.0%} of pixels black or white (faces: 3%): tanh output cast to bytes, or a saturated model"
+        )
+    if share[0] > _MAX_ZEROS:
+        return f"{share[0]:.0%} zero pixels (faces: 1%): unscaled tanh output: use (x + 1) / 2 before saving"
+    values = np.arange(256)
+    deviation = float(np.sqrt(share @ (values - share @ values) ** 2))
+    if deviation < _MIN_DEVIATION:
+        return f"nearly one colour throughout (standard deviation {deviation:.1f} of 255; faces: 74)"
+    if low >= 126:
+        return "no pixel below mid-grey: (x + 1) / 2 was applied twice; apply it once before saving"
+    jumps = np.abs(np.diff(pixels.astype(np.int16), axis=2))
+    wide = float((jumps > 200).mean())
+    if wide > max(_MAX_JUMPS, float(((jumps > 100) & (jumps <= 156)).mean())):
+        return (
+            f"{wide:.1%} of neighbouring pixels over 200 apart (faces: 0%): values wrapped around, as unscaled tanh "
+            "output cast to bytes does: use (x + 1) / 2 before saving"
+        )
+    return None
+
+
+# --- writing ----------------------------------------------------------------------------------------------------
+
+
+def write_archive(
+    entries: Iterable[tuple[str, bytes]],
+    student_number: str,
+    out: Path,
+    *,
+    force: bool = False,
+    count: int = EXPECTED_COUNT,
+) -> Path:
+    """Pack image files (name, content) as `out/<student_number>.tar.gz`, atomically.
+
+    The same input gives the same bytes. What was written is read back and checked before it gets its name. An archive
+    of the same name is replaced only with `force`, or when it is byte for byte the same.
+
+    Raises:
+        UserError: ill-formed student number, entries that break a rule, an archive in the way, or no place to write.
+    """
+    target = Path(out) / f"{require_student_number(student_number)}{SUFFIX}"
+    if target.parent.exists() and not target.parent.is_dir():
+        raise UserError(f"{target.parent} is a file: --out must name a folder")
+    with atomic_path(target) as temporary:
+        with temporary.open("wb") as stream:
+            write_members(stream, student_number, entries)
+        if problems := check_archive(temporary, student_number, count):
+            raise UserError(f"not packed: {summary(problems)}")
+        if target.exists() and not force and target.read_bytes() != temporary.read_bytes():
+            raise UserError(
+                f"{target} exists and is another submission: choose another --out, or replace it with --force"
+            )
+    return target

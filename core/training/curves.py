@@ -1,0 +1,148 @@
+"""The statistics of a run as curves: one PNG of panels above one another, against the images seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from core.cli.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FILE_NAME = "curves.png"
+# Okabe & Ito's colours (2008), which can also be told apart by colour-blind people.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DECADE = 10.0  # from this ratio of largest to smallest value a panel that may is drawn on a logarithmic scale
+CROWDED = 300  # points from which on a running mean is drawn over them
+DOTTED = 60  # points up to which each is marked
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot of the page.
+
+    Attributes:
+        title: what is plotted, with its unit if it has one.
+        keys: keys of the rows, with the names of their lines; those without a number in any row are left out.
+        limits: ends of the vertical axis; None fits it to the numbers.
+        best: which value of the first key is marked.
+        wide: use a logarithmic scale where the numbers span more than a decade and are all positive.
+    """
+
+    title: str
+    keys: dict[str, str]
+    limits: tuple[float, float] | None = None
+    best: Literal["lowest", "highest"] | None = None
+    wide: bool = False
+
+
+def draw_curves(rows: Sequence[dict[str, Any]], panels: Iterable[Panel], path: str | Path) -> bool:
+    """Write the panels that have numbers as one PNG, complete or absent.
+
+    Args:
+        rows, panels: see `make_figure`.
+
+    Returns:
+        Whether there was anything to draw; if not, no file is written.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    figure = make_figure(rows, panels)
+    if figure is None:
+        return False
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return True
+
+
+def make_figure(rows: Sequence[dict[str, Any]], panels: Iterable[Panel]) -> Figure | None:
+    """The panels that have numbers, one axes each; None where none has.
+
+    Args:
+        rows: as in stats.jsonl: `images` and any of the keys; rows of other kinds, such as warnings, are passed over.
+        panels: from top to bottom.
+    """
+    lines = [(panel, {key: series(rows, key) for key in panel.keys}) for panel in panels]
+    lines = [(panel, {key: line for key, line in found.items() if len(line[0])}) for panel, found in lines]
+    lines = [(panel, found) for panel, found in lines if found]
+    if not lines:
+        return None
+    from matplotlib.figure import Figure  # takes half a second, which other commands need not wait for
+    from matplotlib.ticker import EngFormatter
+
+    # Margins in inches: having matplotlib work them out would double the time, which training waits for.
+    width, height = 8.0, 0.9 + 2.3 * len(lines)
+    figure = Figure(figsize=(width, height), dpi=120)
+    figure.subplots_adjust(0.75 / width, 0.5 / height, 1 - 0.25 / width, 1 - 0.35 / height, hspace=0.22)
+    every = figure.subplots(len(lines), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (panel, found) in zip(every, lines, strict=True):
+        _draw_panel(axes, panel, found)
+    every[-1].set_xlabel("images seen")
+    every[-1].xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k, 1.5M
+    every[-1].set_xlim(left=0)
+    return figure
+
+
+def series(rows: Iterable[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images seen and values, float64 (N,) each, of the rows that have a number under `key`."""
+    points = [(row["images"], row[key]) for row in rows if isinstance(row.get(key), (int, float))]
+    table = np.array(points, dtype=np.float64).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
+
+
+def running_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """Mean (N,) over the `width` (odd) values around each; the fewer that there are at the ends."""
+    kernel = np.ones(width)
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
+
+
+def _draw_panel(axes: Axes, panel: Panel, found: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """The lines of one panel, its title above it on the left, their names (if several) and the best on the right."""
+    for (key, (images, values)), colour in zip(found.items(), COLOURS, strict=False):
+        crowded = len(values) > CROWDED
+        style: dict[str, Any] = {"marker": "o", "markersize": 3} if len(values) <= DOTTED else {}
+        label = panel.keys[key] if len(found) > 1 else None
+        axes.plot(
+            images, values, color=colour, linewidth=0.8 if crowded else 1.5, alpha=0.35 if crowded else 1, **style
+        )
+        smooth = running_mean(values, len(values) // 100 | 1) if crowded else values
+        axes.plot(images, smooth, color=colour, linewidth=1.5, label=label)
+    axes.set_title(panel.title, loc="left", fontsize=11)
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    every = np.concatenate([values for _, values in found.values()])
+    if panel.limits is not None:
+        axes.set_ylim(panel.limits)
+    elif panel.wide and every.min() > 0 and every.max() > DECADE * every.min():
+        _make_logarithmic(axes)
+    if panel.best is not None and (first := next(iter(panel.keys))) in found:
+        name = f"best {panel.keys[first]}" if len(found) > 1 else "best"
+        _mark(axes, *found[first], panel.best, name)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(found) + 1, frameon=False, borderaxespad=0.2)
+
+
+def _make_logarithmic(axes: Axes) -> None:
+    """A logarithmic scale with plain numbers, also between the powers of ten."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=20))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+
+
+def _mark(axes: Axes, images: np.ndarray, values: np.ndarray, best: str, name: str) -> None:
+    """A ring around the best value (the first of equals), with the number in the legend."""
+    at = int(values.argmin() if best == "lowest" else values.argmax())
+    label = f"{name} {values[at]:.3g} at {images[at]:,.0f}"
+    ring: dict[str, Any] = {"markersize": 10, "markerfacecolor": "none", "markeredgecolor": "black"}
+    axes.plot(images[at], values[at], "o", label=label, clip_on=False, zorder=3, **ring)

@@ -1,0 +1,342 @@
+"""What every training command does around its steps: resume, progress, statistics, checkpoints, stopping."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType, NoneType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from torch import nn
+
+from core.cli.config import as_dict
+from core.cli.console import StatusProgress, console, progress_bar, say, warn
+from core.cli.errors import Interrupted, UserError
+from core.nn.model_file import FILE_NAME
+from core.training.checkpoint import Checkpoints
+from core.training.distributed import MeanMeter, NonFiniteError, StopRequest, crossed, pick_device, start_accelerator
+from core.training.machine import choose_precision
+from core.training.rundir import RunFolder
+
+VOTE_EVERY = 10  # steps between the moments at which several processes agree to stop
+# Settings that leave every step as it is, so a run may go on with other values.
+CHANGEABLE = ("name", "runs", "images", "save_every", "tracker", "data")
+# Keys that the configuration of older runs lacks, with the values that do what those runs did.
+ADDED: dict[str, Any] = {"compile": False, "optim.fused": None}
+
+
+@dataclass
+class LoopConfig:
+    """The settings that all training commands have; conf/gen.yaml and conf/seg.yaml explain each key."""
+
+    data: str
+    name: str
+    runs: str
+    split: str
+    seed: int
+    images: int
+    batch_size: int
+    mixed_precision: str
+    compile: bool
+    ema_half_life: int
+    log_every: int
+    save_every: int
+    tracker: str | None
+    model: dict[str, Any]
+    optim: dict[str, Any]
+
+
+def check_common(config: LoopConfig, processes: int, least_images: int = 2) -> None:
+    """Refuse settings that cannot work in any training command.
+
+    Args:
+        least_images: of each process in a step; batch normalisation needs two.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if config.name in ("", ".", "..") or Path(config.name).name != config.name:
+        raise UserError(f"name={config.name!r} must be a plain folder name; runs=... says where the folder goes")
+    check_least(config, 1, "images", "batch_size", "log_every")
+    check_least(config, 0, "ema_half_life", "save_every", "seed")
+    if config.seed >= 2**63:
+        raise UserError(f"seed={config.seed} is too large: at most 2^63 - 1")
+    if config.batch_size % processes or config.batch_size // processes < least_images:
+        raise UserError(
+            f"batch_size={config.batch_size} is the global batch and must give each of {processes} processes the same "
+            f"number of images, at least {least_images}" + (" (batch norm needs them)" if least_images == 2 else "")
+        )
+
+
+def check_least(config: LoopConfig, least: int, *keys: str) -> None:
+    """Refuse numbers below `least`.
+
+    Raises:
+        UserError: naming the key.
+    """
+    for key in keys:
+        if not getattr(config, key) >= least:  # NaN is not either
+            needed = f"be at least {least}" if least else "not be negative"
+            raise UserError(f"{key}={getattr(config, key)} must {needed}")
+
+
+def make_optimizer(recipe: dict[str, Any], network: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser that conf/optim describes, for the parameters of `network`; fused on a GPU if that is left open.
+
+    Raises:
+        UserError: no such class, or settings it refuses.
+    """
+    try:
+        if recipe.get("fused", False) is None and next(network.parameters()).is_cuda:
+            recipe = recipe | {"fused": True}  # one kernel for all weights
+        optimizer = instantiate(recipe)(network.parameters())
+    except (HydraException, TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise UserError(f"optim: {' '.join(str(error).split())}") from error
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    settings = optimizer.param_groups[0]
+    if not settings["lr"] > 0:
+        raise UserError(f"optim.lr={settings['lr']} must be above 0")
+    if not isinstance(settings.get("fused"), (bool, NoneType)):
+        raise UserError(f"optim.fused={settings['fused']} must be true, false or null")
+    return optimizer
+
+
+class TrainingLoop(ABC):
+    """One training run: its state on disk, what is shown, and the steps, which a subclass defines.
+
+    Args:
+        statistics: names of the scalars that `step` notes in `meter`.
+    """
+
+    def __init__(
+        self, config: LoopConfig, accelerator: Accelerator, run: RunFolder, statistics: tuple[str, ...]
+    ) -> None:
+        self.settings, self.accelerator, self.run = config, accelerator, run
+        self.checkpoints, self.meter = Checkpoints(run.state), MeanMeter(statistics)
+        self.images_seen = 0
+
+    @abstractmethod
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint holds besides `meter`: name -> anything with `state_dict` and `load_state_dict`."""
+
+    @abstractmethod
+    def step(self) -> None:
+        """Train on the next global batch: update the networks, `meter` and `images_seen`."""
+
+    @abstractmethod
+    def export(self) -> None:
+        """Write the model files (called on process 0 after each checkpoint)."""
+
+    def before_checkpoint(self) -> None:  # noqa: B027 (most have none)
+        """Write files that a run must have when it continues from the checkpoint (process 0, just before each)."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One line about what is about to run."""
+
+    @abstractmethod
+    def status(self, means: dict[str, float]) -> str:
+        """Mean statistics of an interval in words, for the progress bar."""
+
+    def warnings(self, means: dict[str, float]) -> list[str]:
+        """What is worth a warning after an interval with these mean statistics."""
+        return []
+
+    @abstractmethod
+    def after_step(self, before: int, last: bool) -> None:
+        """Whatever is due now that the images seen went from `before` to `images_seen`; `last`: no step follows."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether no step remains."""
+        return self.images_seen >= self.settings.images
+
+    # -- state on disk
+
+    def _all_parts(self) -> dict[str, Any]:
+        return self.parts() | {"meter": self.meter}
+
+    def load(self) -> None:
+        """Continue from the newest intact checkpoint, if there is one."""
+        state = self.checkpoints.load_newest()
+        if state is None:
+            return
+        for name, part in self._all_parts().items():
+            part.load_state_dict(state[name])
+        self.images_seen = int(state["images_seen"])
+        if self.accelerator.is_main_process:
+            say(f"continuing {self.run.path} at {self.images_seen:,} images")
+
+    def save(self) -> None:
+        """Write a checkpoint and the model files (process 0; every process must call it).
+
+        Raises:
+            UserError: training has diverged, or the disk is full; what was saved before stays.
+        """
+        self.fold()
+        # Losses are taken before an update: one whose gradients overflowed shows in the weights alone so far.
+        for name, part in self.parts().items():
+            if isinstance(part, nn.Module) and not all(value.isfinite().all() for value in part.state_dict().values()):
+                raise self.diverged(f"weights of the {name} are not finite", self.images_seen)
+        if self.accelerator.is_main_process:
+            self.before_checkpoint()
+            state = {name: part.state_dict() for name, part in self._all_parts().items()}
+            self.checkpoints.save(self.images_seen, state | {"images_seen": self.images_seen})
+            self.export()
+
+    # -- training
+
+    def fold(self) -> None:
+        """Collect the statistics of the last steps.
+
+        Raises:
+            UserError: a loss is not finite; names the step, the last good checkpoint and what to try.
+        """
+        first = self.images_seen - len(self.meter.pending) * self.settings.batch_size
+        try:
+            self.meter.fold(self.accelerator)
+        except NonFiniteError as error:
+            raise self.diverged(str(error), first + (error.step + 1) * self.settings.batch_size) from error
+
+    def diverged(self, what: str, images: int) -> UserError:
+        """The error for numbers that are no longer finite after `images`: where it stands and what to try."""
+        saved = self.checkpoints.files()
+        good = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was saved yet"
+        return UserError(
+            f"training diverged: {what} in the step that ended at {images:,} images; {good}. Try a lower "
+            "learning rate (optim.lr=1e-4) or mixed_precision=fp32 under a new name=..."
+        )
+
+    def log(self, started: float, first: int) -> str:
+        """Close a statistics interval: fold, write a row, warn; returns the status for the progress bar."""
+        self.fold()
+        means = self.meter.means()
+        self.meter.reset()
+        warnings = self.warnings(means)
+        if self.accelerator.is_main_process:
+            rate = (self.images_seen - first) / (time.perf_counter() - started)
+            self.run.append_stats({"images": self.images_seen, **means, "images_per_s": rate})
+            self.accelerator.log(means, step=self.images_seen)
+            for warning in warnings:
+                self.warn(warning)
+        return self.status(means)
+
+    def warn(self, text: str) -> None:
+        """Show a warning and keep it with the statistics."""
+        warn(text)
+        self.run.append_stats({"images": self.images_seen, "warning": text})
+
+    def train(self, stop: StopRequest) -> None:
+        """Step until all images have been seen.
+
+        Raises:
+            Interrupted: stopped on request, after saving.
+        """
+        config, main = self.settings, self.accelerator.is_main_process
+        with progress_bar(quiet=not main) as bar:
+            task = bar.add_task(config.name, total=config.images, completed=min(self.images_seen, config.images))
+            started, first, told = time.perf_counter(), self.images_seen, time.perf_counter()
+            while not self.finished:
+                before = self.images_seen
+                self.step()
+                bar.update(task, completed=min(self.images_seen, config.images))
+                if crossed(before, self.images_seen, config.log_every):
+                    told = self.show(bar, self.log(started, first), told)
+                self.after_step(before, last=self.images_seen >= config.images)
+                if crossed(before, self.images_seen, config.save_every):
+                    self.save()
+                if self.stop_agreed(stop):
+                    self.save()
+                    raise Interrupted(f"saved at {self.images_seen:,} images; the same command continues")
+        self.save()
+
+    def show(self, bar: StatusProgress, status: str, told: float) -> float:
+        """Update the bar; where none can be drawn (a log file) print a line every half minute instead."""
+        bar.status = status
+        now = time.perf_counter()
+        if console.is_terminal or not self.accelerator.is_main_process or now - told < 30:
+            return told
+        speed = bar.tasks[0].speed or 0.0
+        config = self.settings
+        say(f"{config.name}: {self.images_seen:,} of {config.images:,} images, {speed:.1f}/s, {status}")
+        return now
+
+    def stop_agreed(self, stop: StopRequest) -> bool:
+        """Whether all processes stop here: a signal reaches them at different steps, so several take a vote."""
+        if self.accelerator.num_processes == 1:
+            return stop.received
+        if self.images_seen // self.settings.batch_size % VOTE_EVERY:
+            return False
+        votes = torch.tensor([float(stop.received)], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(votes, reduction="sum").item() > 0)
+
+
+def run_loop(
+    config: LoopConfig,
+    build: Callable[[Accelerator, RunFolder], TrainingLoop],
+    identity: dict[str, Any],
+    changeable: Collection[str],
+    added: Mapping[str, Any] = MappingProxyType({}),
+) -> RunFolder:
+    """Train from the start or from where the run stands, and return its folder.
+
+    Args:
+        config: checked settings.
+        build: makes the loop, its state loaded.
+        identity: what else must not change between two parts of a run, such as hashes of the data; kept in config.yaml.
+        changeable: keys that may.
+        added: as `ADDED`, the command's own.
+
+    Raises:
+        UserError: a run folder of other settings, divergence, or a full disk.
+        Interrupted: stopped on request, after saving.
+    """
+    run = RunFolder(Path(config.runs) / config.name)
+    # What it comes to is part of the run: another machine may choose differently, and would be refused.
+    config.mixed_precision = choose_precision(config.mixed_precision, pick_device())
+    resolved = as_dict(config) | identity
+    # One that ended before it saved anything has nothing to be continued, or lost.
+    if Checkpoints(run.state).files() or (run.path / FILE_NAME).exists():
+        run.check_config(resolved, (*changeable, *run.newer_keys(resolved, ADDED | dict(added))))
+    accelerator = start_accelerator(config.mixed_precision, config.tracker, run.path)
+    loop = build(accelerator, run)
+    if accelerator.is_main_process:
+        run.write_config(resolved)
+        run.rewind_stats(loop.images_seen)
+        loop.checkpoints.remove_leftovers()
+        say(loop.describe())
+    if config.tracker:
+        accelerator.init_trackers("curves")
+    with StopRequest().listening() as stop:
+        try:
+            with explained_compiler() if config.compile else contextlib.nullcontext():
+                loop.train(stop)
+        finally:
+            accelerator.end_training()
+    return run
+
+
+@contextlib.contextmanager
+def explained_compiler() -> Iterator[None]:
+    """One line for what torch.compile cannot do here."""
+    from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = " ".join(str(error).split("\n\n")[0].split())
+        raise UserError(f"compile=true failed ({reason}): install a C++ compiler, or use compile=false") from error
+
+
+def describe_machine(accelerator: Accelerator, precision: str) -> str:
+    """Processes, device, threads and precision in words."""
+    place = f"{accelerator.num_processes} x {accelerator.device.type}"
+    return f"{place}, {torch.get_num_threads()} threads, {precision}"

@@ -1,0 +1,112 @@
+"""The folder of a run: its configuration, written once, and its statistics, one JSON line an interval."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from core.cli.errors import UserError
+from core.cli.files import atomic_path
+
+
+class RunFolder:
+    """runs/<name>/: config.yaml, stats.jsonl, samples/, state/, model.safetensors."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config, self.stats = self.path / "config.yaml", self.path / "stats.jsonl"
+        self.samples, self.state = self.path / "samples", self.path / "state"
+
+    def check_config(self, config: dict[str, Any], changeable: Collection[str]) -> None:
+        """Refuse to continue a run with other settings than it was started with.
+
+        Args:
+            changeable: keys that do not alter what a step computes.
+
+        Raises:
+            UserError: settings differ, naming each key with its old and new value.
+        """
+        if not self.config.exists():
+            return
+        try:
+            stored = flatten(OmegaConf.to_container(OmegaConf.load(self.config)))
+        except Exception as error:  # OmegaConf passes on the YAML parser's own exceptions
+            raise UserError(f"cannot read {self.config}: {' '.join(str(error).split())}") from error
+        wanted = flatten(config)
+        differing = [
+            f"{key} ({stored.get(key)!r} -> {wanted.get(key)!r})"
+            for key in sorted(stored.keys() | wanted.keys())
+            if stored.get(key) != wanted.get(key) and key not in changeable
+        ]
+        if differing:
+            raise UserError(
+                f"{self.path} was started with other settings: {', '.join(differing)}. "
+                "Use another name=..., or the old settings to continue"
+            )
+
+    def newer_keys(self, config: dict[str, Any], added: dict[str, Any]) -> list[str]:
+        """Keys that the run was started without and that `config` leaves at what was done then: no change of settings.
+
+        Args:
+            added: keys that configurations of older runs may lack, with the values that do what those runs did.
+        """
+        try:
+            stored = flatten(OmegaConf.to_container(OmegaConf.load(self.config)))
+        except Exception:  # no run yet, or a damaged file, of which `check_config` tells
+            return []
+        wanted = flatten(config)
+        return [key for key, value in added.items() if key not in stored and wanted.get(key) == value]
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Store the resolved configuration."""
+        with atomic_path(self.config) as temporary:
+            temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
+
+    def rewind_stats(self, images_seen: int) -> None:
+        """Drop rows after `images_seen` (and a torn last line): a killed run may have passed its checkpoint."""
+        if not self.stats.exists():
+            return
+        kept = []
+        for line in self.stats.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if row["images"] <= images_seen:
+                kept.append(line + "\n")
+        with atomic_path(self.stats) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+
+    def append_stats(self, row: dict[str, Any]) -> None:
+        """Add one row; `images` says when.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self.stats.open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self.stats}: {error.strerror or error}") from error
+
+    def read_stats(self) -> list[dict[str, Any]]:
+        """All rows of stats.jsonl."""
+        if not self.stats.exists():
+            return []
+        return [json.loads(line) for line in self.stats.read_text(encoding="utf-8").splitlines()]
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

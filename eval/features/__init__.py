@@ -1,0 +1,1 @@
+"""Image sets and the features of their images."""

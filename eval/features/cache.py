@@ -1,0 +1,294 @@
+"""Work that is done once and kept on disk: features of image sets, and figures that take long.
+
+Features of an image set are extracted in blocks of 256 images, each a file of its own until all are there. So an
+interrupted extraction goes on where it was, and several processes share one by taking every so-manieth block: an image
+is in the same batch with the same neighbours however many there are.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.lib import format as npy
+
+from core.cli.console import progress_bar, say
+from core.cli.errors import UserError
+from core.cli.files import atomic_path, digest_of, read_json, write_json
+from core.data.loader import read_rows
+from core.training.distributed import Ranks
+from eval.features.extractors import Features
+from eval.features.image_sets import ImageSet, Source
+from eval.metrics.frechet import RunningSums, Statistics
+
+FORMAT = 2  # raised whenever what is kept would no longer be what this code computes
+PARTS, KEY = ".parts", "key.json"  # folder of blocks beside the file that will hold them, and what they are of
+BLOCK = 256  # images in a file while features are extracted; batches do not cross its border
+LONG = 20_000  # features from which on what is done with all of them takes more than some seconds
+ROWS = 4096  # features in memory at once, where a whole data set may not fit
+
+
+class KeptFeatures:
+    """Some rows of features on disk, in any order; what is read is a copy, so that memory stays small.
+
+    Attributes:
+        file: array file of float32 features (N, D).
+        rows: positions in the file; None for all of them.
+        shape: (rows, D).
+    """
+
+    def __init__(self, file: Path, rows: np.ndarray | None = None) -> None:
+        self.file, self.rows = file, rows
+        try:
+            self._mapped: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {file}: {error}") from error
+        self.shape = (len(self._mapped) if rows is None else len(rows), self._mapped.shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, chosen: slice | np.ndarray) -> np.ndarray:
+        """float32 features (n, D) of a slice or of an array of positions."""
+        every = np.arange(len(self)) if self.rows is None else self.rows
+        return read_rows(self._mapped, every[chosen])
+
+    def take(self, rows: np.ndarray) -> KeptFeatures:
+        """The features at these positions, in this order; nothing is read."""
+        return KeptFeatures(self.file, rows if self.rows is None else self.rows[rows])
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """All of it in order, up to 4,096 rows at a time, under a progress bar where that takes long."""
+        with progress_bar(quiet=len(self) < LONG) as bar:
+            task = bar.add_task("features", total=len(self))
+            for start in range(0, len(self), ROWS):
+                block = self[slice(start, start + ROWS)]
+                yield block
+                bar.advance(task, len(block))
+
+    def statistics(self) -> Statistics:
+        """Mean and covariance, in the form that is fast for fewer rows than dimensions, else in constant memory."""
+        return Statistics.of(self[:]) if len(self) < self.shape[1] else self.sums().statistics()
+
+    def sums(self) -> RunningSums:
+        """Sums over all of it."""
+        sums = RunningSums(self.shape[1])
+        for block in self.blocks():
+            sums.add(block)
+        return sums
+
+
+def features_key(features: Features) -> dict[str, Any]:
+    """What names an extractor in the keys of kept results."""
+    names = ("name", "dims", "weights_sha256", "transform")
+    return {"format": FORMAT} | {name: getattr(features, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """How features are had: by which network, how many images at a time, and by which processes together.
+
+    Every process must ask for the same features in the same order.
+    """
+
+    features: Features
+    batch_size: int
+    ranks: Ranks
+
+    def extract(
+        self, open_images: Callable[[], ImageSet], key: dict[str, Any], folder: Path, label: str
+    ) -> KeptFeatures:
+        """Features of images, from `folder` where they are kept under this key, else extracted and kept there.
+
+        Another command that works in the same folder is waited for.
+
+        Args:
+            open_images: gives the images; called only when they are needed.
+            key: names their content exactly.
+            label: of the progress bar.
+
+        Raises:
+            UserError: they cannot be kept there, or an image cannot be read; on all processes.
+        """
+        whole, path = self._place(key, folder)
+        with self._alone_in(folder):
+            if not self.is_kept(key, folder):
+                images = open_images()
+                parts = path.with_suffix(PARTS)
+                if self.ranks.first:
+                    write_json(parts / KEY, whole)
+                failure = None
+                try:
+                    self._extract_blocks(images, parts, label)
+                except UserError as error:
+                    failure = error
+                self.ranks.share_failure(failure)
+                if self.ranks.first:
+                    _join(parts, path, (len(images), self.features.dims))
+                    write_json(path.with_suffix(".json"), whole)
+                    shutil.rmtree(parts, ignore_errors=True)
+                    _remove_others(folder, key)
+            self.ranks.wait()
+        return KeptFeatures(path)
+
+    @contextmanager
+    def _alone_in(self, folder: Path) -> Iterator[None]:
+        """Keep other commands out of a folder: two would write the same blocks, and one remove them too early."""
+        if not self.ranks.first:
+            yield
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / ".lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                say(f"note: waiting for another command that works in {folder}")
+                lock.acquire()
+        except OSError as error:
+            raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def samples(self, source: Source, index: int, folder: Path) -> KeptFeatures:
+        """Features of sample set `index` of `source`, kept in `folder`."""
+        label = f"samples {index + 1}/{source.sets}" if source.sets > 1 else "samples"
+        return self.extract(lambda: source.open_set(index), set_key(source, index), folder, label)
+
+    def _place(self, key: dict[str, Any], folder: Path) -> tuple[dict[str, Any], Path]:
+        """The whole key, with the network's part, and the file that goes with it."""
+        whole = features_key(self.features) | {"images": key}
+        return whole, folder / f"{self.features.name}-{self.features.dims}-{digest_of(whole)}.npy"
+
+    def is_kept(self, key: dict[str, Any], folder: Path) -> bool:
+        """Whether `extract` would find features there; a file that is damaged or not theirs is announced.
+
+        The first process looks for all: what one sees, another may not see yet.
+        """
+        return self.ranks.of_first(self.ranks.first and self._look(key, folder))
+
+    def _look(self, key: dict[str, Any], folder: Path) -> bool:
+        whole, path = self._place(key, folder)
+        described = path.with_suffix(".json")
+        if not (path.is_file() and described.is_file()):
+            return False
+        try:
+            kept = np.load(path, mmap_mode="r", allow_pickle=False)
+            if read_json(described) == json.loads(json.dumps(whole)) and kept.ndim == 2:
+                return bool(kept.shape[1] == self.features.dims)
+        except (OSError, ValueError, EOFError, UserError):
+            pass
+        say(f"note: {path} is damaged or belongs to other images: computing again")
+        return False
+
+    def _extract_blocks(self, images: ImageSet, parts: Path, label: str) -> None:
+        """Write the missing ones of this process's blocks."""
+        starts = range(0, len(images), BLOCK)[self.ranks.index :: self.ranks.count]
+        spans = [(start, min(start + BLOCK, len(images))) for start in starts]
+        missing = [(start, stop) for start, stop in spans if not self._is_block(_block(parts, start), stop - start)]
+        batches = [
+            (first, min(first + self.batch_size, stop))
+            for start, stop in missing
+            for first in range(start, stop, self.batch_size)
+        ]
+        if self.ranks.count > 1:
+            label += f" (process 1 of {self.ranks.count})"
+        total = sum(stop - start for start, stop in spans)
+        left = sum(stop - start for start, stop in missing)
+        with progress_bar(quiet=not self.ranks.first) as bar:
+            task = bar.add_task(label, total=total, completed=total - left)
+            pixels = _ahead(lambda span: images.read(*span), batches)
+            for start, stop in missing:
+                found = []
+                for _ in range(start, stop, self.batch_size):
+                    batch = next(pixels)
+                    found.append(self.features(batch))
+                    bar.advance(task, len(batch))
+                with atomic_path(_block(parts, start)) as temporary, temporary.open("wb") as handle:
+                    np.save(handle, np.concatenate(found).astype("<f4"))
+
+    def _is_block(self, path: Path, count: int) -> bool:
+        """Whether a block is there, whole."""
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False).shape == (count, self.features.dims)
+        except (OSError, ValueError, EOFError):
+            return False
+
+
+def _block(parts: Path, start: int) -> Path:
+    return parts / f"{start:09d}.npy"
+
+
+def _ahead(read: Callable[[tuple[int, int]], np.ndarray], spans: list[tuple[int, int]]) -> Iterator[np.ndarray]:
+    """What `read` gives for each span in turn; one span ahead, so that decoding and the network overlap."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(read, spans[0]) if spans else None
+        for following in [*spans[1:], None]:
+            assert coming is not None
+            pixels = coming.result()
+            if following is not None:
+                coming = pool.submit(read, following)
+            yield pixels
+
+
+def _join(parts: Path, path: Path, shape: tuple[int, int]) -> None:
+    """Make one array file of all blocks."""
+    for torn in path.parent.glob(f".{path.name}.*.part"):  # of a command that was killed
+        torn.unlink(missing_ok=True)
+    # Written as a stream: a full disk is an error there, and would end the process in a memory map.
+    with atomic_path(path) as temporary, temporary.open("wb") as handle:
+        npy.write_array_header_1_0(handle, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        for start in range(0, shape[0], BLOCK):
+            handle.write(np.load(_block(parts, start), allow_pickle=False).tobytes())
+
+
+def _remove_others(folder: Path, key: dict[str, Any]) -> None:
+    """Remove features of what was in the place of these images before: of an older model, or of older data."""
+    names = [name for name in ("kind", "sha256", "model_sha256") if name in key]
+    for described in [*folder.glob("*.json"), *folder.glob(f"*{PARTS}/{KEY}")]:
+        try:
+            other = read_json(described).get("images", {})
+        except (UserError, AttributeError):
+            continue
+        if other.get("kind") != key["kind"] or all(other.get(name) == key[name] for name in names):
+            continue
+        if described.name == KEY:
+            shutil.rmtree(described.parent, ignore_errors=True)
+        else:
+            described.unlink(missing_ok=True)
+            described.with_suffix(".npy").unlink(missing_ok=True)
+
+
+def set_key(source: Source, index: int) -> dict[str, Any]:
+    """What names the content of one sample set, wherever it lies and however many others there are."""
+    names = ("kind", "sha256", "model_sha256", "count")
+    key = {name: source.facts[name] for name in names if name in source.facts}
+    return key | ({"first_seed": source.facts["first_seeds"][index]} if "first_seeds" in source.facts else {})
+
+
+def remembered(folder: Path, name: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A JSON result, from `folder` when it was computed there under the same key before."""
+    path = folder / f"{name}-{digest_of(key)}.json"
+    # Through JSON and back, so that a fresh result and a kept one are the same (tuples, NumPy numbers).
+    key = json.loads(json.dumps(key))
+    if path.is_file():
+        try:
+            stored = read_json(path)
+            if stored["key"] == key:
+                return dict(stored["value"])
+        except (UserError, KeyError, TypeError, ValueError):
+            pass
+        say(f"note: {path} is damaged or belongs to other data: computing again")
+    value: dict[str, Any] = json.loads(json.dumps(compute()))
+    write_json(path, {"key": key, "value": value})
+    return value

@@ -1,0 +1,222 @@
+"""Feature extractors: pixels in, one vector per image out.
+
+`InceptionFeatures` is the network of pytorch-fid, fed exactly as pytorch-fid feeds it. `RandomFeatures` is a small
+fixed random network for quick relative checks without any download; a distance on it is `fd_random`, never FID.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from pytorch_fid import inception as published
+from torch import Tensor, nn
+from torch.nn import functional
+
+from core.cli.console import say
+from core.cli.errors import UserError
+from core.cli.files import sha256_of
+from core.training.distributed import full_precision
+
+PUBLISHED_SHA256_PREFIX = "6726825d"  # of pytorch-fid's weights; also in the name of the file
+INCEPTION_TRANSFORM = "uint8 pixels / 255, bilinear to 299x299 (align_corners=False, no antialias), 2x - 1, mean pooled"
+RANDOM_TRANSFORM = "uint8 pixels / 127.5 - 1, bilinear to 64x64 (align_corners=False), mean pooled"
+RANDOM_DIMS = 256
+RANDOM_SEED = 2022  # part of the definition of fd_random: changing it changes every value
+
+
+class Features(Protocol):
+    """What turns images into vectors, with everything that names it in results and cache keys.
+
+    Attributes:
+        name: `inception` or `random`.
+        metric: the only name under which a distance on these features may be reported.
+        dims: length D of a vector.
+        weights_sha256: SHA-256 of the weights file, or of the generated weights.
+        transform: what happens to pixels before and after the network.
+        device: where it runs.
+    """
+
+    name: str
+    metric: str
+    dims: int
+    weights_sha256: str
+    transform: str
+    device: torch.device
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 pixels (N, H, W, 3), RGB -> float32 features (N, D)."""
+        ...
+
+
+class InceptionFeatures:
+    """The Inception network of pytorch-fid up to one of its blocks, with weights from a file.
+
+    Args:
+        dims: 64, 192, 768 or 2048 (the pooled last block, on which FID is defined).
+        weights: a state dict in pytorch-fid's key names; layers after the wanted block may be missing.
+        device: where it runs.
+
+    Raises:
+        UserError: other `dims`; the file is damaged, is no such state dict or stops before the block.
+    """
+
+    name = "inception"
+    transform = INCEPTION_TRANSFORM
+
+    def __init__(self, dims: int, weights: Path, device: torch.device) -> None:
+        require_dims(dims)
+        self.dims = dims
+        self.metric = "FID" if dims == 2048 else f"FID-{dims}"
+        self.weights = weights
+        self.device = device
+        network = _build_inception(dims, _read_weights(weights), weights)
+        self.weights_sha256 = sha256_of(weights)
+        # Convolutions on NHWC are the faster ones on CPUs and tensor cores alike; the values are the same.
+        self.network = network.eval().to(device).to(memory_format=torch.channels_last)
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 pixels (N, H, W, 3), RGB -> float32 features (N, D)."""
+        with torch.inference_mode(), full_precision(self.device):
+            images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float().div(255)
+            maps = self.network(images)[0]
+            # Blocks before the last are maps; pytorch-fid takes their mean over positions.
+            return np.asarray(functional.adaptive_avg_pool2d(maps, 1).flatten(1).cpu().numpy())
+
+
+class RandomFeatures:
+    """A fixed random convolutional network: needs no download, runs 1,000 images 64x64 in about a second on a CPU.
+
+    Its weights come from numpy's Philox generator, so that they are the same on every machine. Distances on it rank
+    models coarsely and are not comparable with FID.
+    """
+
+    name = "random"
+    metric = "fd_random"
+    dims = RANDOM_DIMS
+    transform = RANDOM_TRANSFORM
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        generator = np.random.Generator(np.random.Philox(RANDOM_SEED))
+        widths = (3, 32, 64, self.dims)
+        # He scaling keeps the size of activations through the layers.
+        kernels = [
+            (generator.standard_normal((after, before, 4, 4)) * np.sqrt(2 / (16 * before))).astype("<f4")
+            for before, after in itertools.pairwise(widths)
+        ]
+        self.weights_sha256 = hashlib.sha256(b"".join(kernel.tobytes() for kernel in kernels)).hexdigest()
+        self.kernels = [torch.from_numpy(kernel).to(device) for kernel in kernels]
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 pixels (N, H, W, 3), RGB -> float32 features (N, 256)."""
+        with torch.inference_mode(), full_precision(self.device):
+            maps = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+            maps = functional.interpolate(maps, size=(64, 64), mode="bilinear", align_corners=False)
+            for kernel in self.kernels:
+                maps = functional.leaky_relu(functional.conv2d(maps, kernel, stride=2, padding=1), 0.2)
+            return np.asarray(maps.mean(dim=(2, 3)).cpu().numpy())
+
+
+def require_dims(dims: int) -> None:
+    """Refuse a number of dimensions that no block of pytorch-fid's network has."""
+    if dims not in published.InceptionV3.BLOCK_INDEX_BY_DIM:
+        known = ", ".join(map(str, published.InceptionV3.BLOCK_INDEX_BY_DIM))
+        raise UserError(f"fid.dims={dims}: pytorch-fid's network gives {known}")
+
+
+def find_weights(given: str | None) -> Path:
+    """The Inception weights file: the given one, else the torch hub cache, else pytorch-fid's download into it.
+
+    Raises:
+        UserError: it is not there and cannot be downloaded; says where to put it.
+    """
+    if given is not None:
+        if not Path(given).is_file():
+            raise UserError(f"fid.weights={given}: there is no such file")
+        return Path(given)
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(published.FID_WEIGHTS_URL).name
+    if not cached.is_file():
+        _download(published.FID_WEIGHTS_URL, cached)
+    return cached
+
+
+def _download(url: str, target: Path) -> None:
+    """Fetch the weights into the hub cache, where pytorch-fid finds them too; a wrong hash leaves nothing behind."""
+    # Said beforehand: behind some firewalls the attempt takes minutes to fail.
+    say(f"note: downloading {url} to {target}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(target), hash_prefix=PUBLISHED_SHA256_PREFIX)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"no Inception weights: put {target.name} at {target} or give fid.weights=PATH "
+            f"(download from {url} failed: {' '.join(str(error).split())})"
+        ) from error
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict from a file, tensors only: code in a pickle is never run."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"cannot read Inception weights from {path}: damaged or not a state dict ({reason})") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path} holds no state dict of an Inception network")
+    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+
+
+def _build_inception(dims: int, state: dict[str, Tensor], path: Path) -> nn.Module:
+    """pytorch-fid's network up to the block of `dims`, filled from `state`."""
+    try:
+        with _loading(state), torch.device("meta"):
+            network = published.InceptionV3([published.InceptionV3.BLOCK_INDEX_BY_DIM[dims]])
+    except RuntimeError as error:  # load_state_dict: shapes differ
+        raise UserError(f"{path} does not fit pytorch-fid's Inception network: {_last_line(error)}") from error
+    assert isinstance(network, nn.Module)
+    unset = sum(value.is_meta for value in network.state_dict().values())
+    if unset:
+        raise UserError(
+            f"{path} lacks {unset} of the {len(network.state_dict())} arrays that fid.dims={dims} needs: "
+            "use a complete weights file or smaller fid.dims"
+        )
+    if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
+        raise UserError(f"{path} holds weights that are not finite: it is damaged")
+    return network
+
+
+@contextmanager
+def _loading(state: dict[str, Tensor]) -> Iterator[None]:
+    """While active, pytorch-fid's network constructor takes `state` where it would download its weights.
+
+    The constructor offers no other way in. Missing entries are left out (and found afterwards), because a file that
+    ends with the wanted block serves.
+    """
+    build, download = published._inception_v3, published.load_state_dict_from_url
+
+    def build_lenient(*args: Any, **kwargs: Any) -> nn.Module:
+        network = build(*args, **kwargs)
+        network.load_state_dict = functools.partial(network.load_state_dict, strict=False, assign=True)
+        assert isinstance(network, nn.Module)
+        return network
+
+    published._inception_v3 = build_lenient
+    published.load_state_dict_from_url = lambda *args, **kwargs: state
+    try:
+        yield
+    finally:
+        published._inception_v3, published.load_state_dict_from_url = build, download
+
+
+def _last_line(error: Exception) -> str:
+    """The last line of an error message: load_state_dict lists one mismatch per line."""
+    return str(error).strip().splitlines()[-1].strip()

@@ -1,0 +1,1 @@
+"""Distances and statistics of features, in NumPy alone."""

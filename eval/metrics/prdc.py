@@ -1,0 +1,154 @@
+"""Nearest neighbours among features, and what they tell of fidelity and variety.
+
+Each sample of a set carries a ball that reaches to its k-th nearest neighbour in the set; the union of the balls
+stands for the region the set covers.
+Precision and recall: Kynkäänniemi et al., "Improved precision and recall metric for assessing generative models",
+NeurIPS 2019, section 2. Density and coverage: Naeem et al., "Reliable fidelity and diversity metrics for generative
+models", ICML 2020, section 3. Balls are closed, as the former define them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from eval.metrics.kid import checked_pair
+
+ROWS = 512  # samples whose distances from all others are in memory at once
+TILE = 2048  # references that are in float64 at once
+# Of a squared norm: a hundred times the rounding of a float64 product, far below the resolution of float32 features.
+ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Manifold:
+    """Fidelity and variety of generated samples. All depend on the two counts: compare equal ones only.
+
+    Attributes:
+        precision: share of generated samples within a ball of any real one, 0..1.
+        recall: share of real samples within a ball of any generated one, 0..1.
+        density: mean number of real balls that a generated sample is in, over k: 1 is expected of real samples,
+            more is possible when samples crowd where reals are dense.
+        coverage: share of real samples whose ball holds a generated one, 0..1.
+        k: neighbours that set the size of a ball.
+        real: number of real samples.
+        generated: number of generated samples.
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+    k: int
+    real: int
+    generated: int
+
+
+def manifold(real: np.ndarray, generated: np.ndarray, k: int = 5) -> Manifold:
+    """Precision, recall, density and coverage of features (N, D) against real ones (M, D), any real type.
+
+    Distances are computed in float64 for a few rows at a time: 10,000 against 10,000 in 2048 dimensions take about
+    0.45 GB beside the features.
+
+    Raises:
+        ValueError: a set has no k-th neighbour, different dimensions, or a value that is not finite.
+    """
+    if k < 1:
+        raise ValueError(f"k={k}: must be at least 1")
+    real, generated = checked_pair(real, generated, least=k + 1)
+    # Distances stay, and the smaller the norms, the fewer digits are lost in their difference.
+    centre = real.mean(axis=0, dtype=np.float64)
+    real, generated = real - centre, generated - centre
+    real_radii, generated_radii = _squared_radii(real, k), _squared_radii(generated, k)
+    slack = ROUNDING * max(_squared_norms(real).max(), _squared_norms(generated).max())
+    near_real = np.zeros(len(generated), bool)
+    balls, near_generated, covered = 0, 0, 0
+    for start in range(0, len(real), ROWS):
+        squared = _squared_distances(real[start : start + ROWS], generated)
+        in_real_ball = squared <= real_radii[start : start + ROWS, None] + slack
+        near_real |= in_real_ball.any(axis=0)
+        balls += int(in_real_ball.sum())
+        covered += int(in_real_ball.any(axis=1).sum())
+        near_generated += int((squared <= generated_radii + slack).any(axis=1).sum())
+    return Manifold(
+        precision=float(near_real.mean()),
+        recall=near_generated / len(real),
+        density=balls / (k * len(generated)),
+        coverage=covered / len(real),
+        k=k,
+        real=len(real),
+        generated=len(generated),
+    )
+
+
+def nearest(queries: np.ndarray, references: np.ndarray | Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest reference of every query, in one pass over the references.
+
+    Args:
+        queries: (N, D), any real type.
+        references: (M, D) or blocks (any number, D) of it in order, such as batches of features that are never in
+            memory together.
+
+    Returns:
+        Euclidean distances, float64 (N,), from differences, so that a copy is at exactly 0; and positions in the whole
+        of the references, int64 (N,). Of references that differ by less than the rounding of float64 norms, any may
+        be taken.
+
+    Raises:
+        ValueError: no reference to find, different dimensions, or a value that is not finite.
+    """
+    queries = np.asarray(queries)
+    best, index = np.full(len(queries), np.inf), np.full(len(queries), -1, np.int64)
+    offset = 0
+    for block in _blocks(references):
+        samples, tile = checked_pair(queries, block, least=1)
+        for start in range(0, len(samples), ROWS):
+            rows = slice(start, start + ROWS)
+            _improve(samples[rows], tile, best[rows], index[rows], offset)
+        offset += len(tile)
+    if (index < 0).any():
+        raise ValueError("there is no reference to be nearest")
+    return np.sqrt(best), index
+
+
+def _improve(rows: np.ndarray, tile: np.ndarray, best: np.ndarray, index: np.ndarray, offset: int) -> None:
+    """Write into `best` (squared) and `index` what is nearer in this tile, which begins at reference `offset`."""
+    rows, tile = rows.astype(np.float64), tile.astype(np.float64)
+    found = _squared_distances(rows, tile).argmin(axis=1)
+    difference = rows - tile[found]
+    exact = np.einsum("nd,nd->n", difference, difference)
+    nearer = exact < best
+    best[nearer], index[nearer] = exact[nearer], found[nearer] + offset
+
+
+def _blocks(references: np.ndarray | Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """References in their order, at most TILE at a time and never none."""
+    for block in [references] if isinstance(references, np.ndarray) else references:
+        yield from (block[start : start + TILE] for start in range(0, len(block), TILE))
+
+
+def _squared_radii(samples: np.ndarray, k: int) -> np.ndarray:
+    """Squared distance of each sample (N, D) from its k-th nearest neighbour in the set, itself not counted."""
+    radii = np.empty(len(samples))
+    for start in range(0, len(samples), ROWS):
+        squared = _squared_distances(samples[start : start + ROWS], samples)
+        numbers = np.arange(len(squared))
+        squared[numbers, start + numbers] = np.inf
+        radii[start : start + ROWS] = np.partition(squared, k - 1, axis=1)[:, k - 1]
+    return radii
+
+
+def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Squared Euclidean distances (len(a), len(b)) of float64 samples by one matrix product."""
+    squared = a @ b.T
+    squared *= -2
+    squared += _squared_norms(a)[:, None]
+    squared += _squared_norms(b)
+    # Rounding leaves -1e-13 where two samples are equal.
+    return np.asarray(squared.clip(min=0, out=squared))
+
+
+def _squared_norms(samples: np.ndarray) -> np.ndarray:
+    return np.asarray(np.einsum("nd,nd->n", samples, samples))
