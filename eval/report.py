@@ -1,4 +1,4 @@
-"""Judge generated images on one page: `python -m eval.report runs/faces data=data/celeba`.
+"""DiscriminatorWrapper generated images on one page: `python -m eval.report runs/faces data=data/celeba`.
 
 Score with its spread and floor against several references, KID, precision and recall, honesty checks, pictures.
 """

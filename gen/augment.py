@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.data.images import FASTER
+from core.data.images import MEMORY_FORMAT
 
 # Second entry of the seed, see gen.latents: one stream for each batch that is augmented within a step.
 REAL_STREAM, FAKE_STREAM, GENERATOR_STREAM = 2, 3, 4
@@ -61,7 +61,7 @@ def augment(images: Tensor, p: float, draws: Tensor) -> Tensor:
     images = torch.where(_each(gate["translation"]), translate(images, offsets[0], offsets[1], reach), images)
     corners = [_whole(amount[way], size + 1) - size // 4 for way in ("top", "left")]
     images = torch.where(_each(gate["cutout"]), cutout(images, corners[0], corners[1]), images)
-    return images.contiguous(memory_format=FASTER)
+    return images.contiguous(memory_format=MEMORY_FORMAT)
 
 
 def _each(values: Tensor) -> Tensor:
@@ -106,16 +106,16 @@ class AdaptiveProbability:
 
     It is E[sign(D(real))], 0 for a D that cannot tell reals and 1 for one that knows every real by heart (or whose G is
     poor); where only differences of logits mean anything, E[sign(D(real) - D(fake))] over pairs. Every `every` updates
-    p moves by the images seen meanwhile / `images_to_one`: up when the mean was above `target`, else down.
+    p moves by the images seen meanwhile / `ada_images`: up when the mean was above `target`, else down.
 
     Args:
         target: mean sign to hold, 0 to 1; see `gen.losses.GanLoss.overfitting_target`.
-        images_to_one: images in which p could rise from 0 to 1.
+        ada_images: images in which p could rise from 0 to 1.
         every: updates between moves.
     """
 
-    def __init__(self, target: float, images_to_one: int = 500_000, every: int = 4) -> None:
-        self.target, self.images_to_one, self.every = target, images_to_one, every
+    def __init__(self, target: float, ada_images: int = 500_000, every: int = 4) -> None:
+        self.target, self.ada_images, self.every = target, ada_images, every
         self.p = 0.0
         self.images = 0
         self.pending: list[Tensor] = []
@@ -134,7 +134,7 @@ class AdaptiveProbability:
             return
         # Those of a checkpoint come back on the CPU.
         excess = torch.stack([value.to(mean_sign.device) for value in self.pending]).mean().item() - self.target
-        self.p = float(np.clip(self.p + np.sign(excess) * self.images / self.images_to_one, 0.0, 1.0))
+        self.p = float(np.clip(self.p + np.sign(excess) * self.images / self.ada_images, 0.0, 1.0))
         self.pending, self.images = [], 0
 
     def state_dict(self) -> dict[str, Any]:

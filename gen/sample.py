@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from core.cli.console import progress_bar
 from core.cli.errors import CommandParser, UserError, reports_errors
-from core.data.images import FASTER, make_grid, png_bytes, to_uint8, write_png
+from core.data.images import MEMORY_FORMAT, make_grid, png_bytes, to_uint8, write_png
 from core.nn.model_file import load_model
 from core.training.distributed import full_precision, pick_device, set_up_cpu
 from gen.latents import sample_latents
@@ -31,7 +31,7 @@ def load_generator(run_or_file: str | Path, device: str) -> tuple[nn.Module, int
     latent_dim = getattr(model, "latent_dim", None)
     if not isinstance(latent_dim, int):
         raise UserError(f"{run_or_file} holds a {type(model).__name__}, not a generator")
-    return model.to(pick_device(device)).to(memory_format=FASTER), latent_dim
+    return model.to(pick_device(device)).to(memory_format=MEMORY_FORMAT), latent_dim
 
 
 @torch.inference_mode()

@@ -57,11 +57,11 @@ class RegularizeSection:
 
 @dataclass
 class DiffaugSection:
-    """How often D is shown changed images; `p` is a number or the word adaptive. `target` None: what suits the loss."""
+    """How often D sees augmented images. `p`: a number or "adaptive"; `ada_target` None: what suits the loss."""
 
     p: Any
-    target: float | None
-    images_to_one: int
+    ada_target: float | None
+    ada_images: int
 
     @property
     def adaptive(self) -> bool:
@@ -79,7 +79,7 @@ class TrainConfig(LoopConfig):
     regularize: RegularizeSection
     diffaug: DiffaugSection
     d_lr_factor: float
-    d_steps: int
+    n_critic: int
     lr_schedule: Schedule
     accumulate: int
     ema_bn_images: int
@@ -101,10 +101,10 @@ ADDED: dict[str, Any] = {
     "regularize.schedule.end": 1.0,
     "regularize.schedule.over": 0,
     "diffaug.p": 0.0,
-    "diffaug.target": None,
-    "diffaug.images_to_one": 500_000,
+    "diffaug.ada_target": None,
+    "diffaug.ada_images": 500_000,
     "d_lr_factor": 1.0,
-    "d_steps": 1,
+    "n_critic": 1,
     "lr_schedule.end": 1.0,
     "lr_schedule.over": 0,
     "accumulate": 1,
@@ -120,7 +120,7 @@ def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
     """
     check_common(config, processes)
     check_least(config, 0, "grid_every", "ema_bn_images")
-    check_least(config, 1, "d_steps", "accumulate")
+    check_least(config, 1, "n_critic", "accumulate")
     share = config.batch_size // processes
     if share % config.accumulate or share // config.accumulate < 2:
         raise UserError(
@@ -159,10 +159,10 @@ def _check_game(config: TrainConfig) -> None:
         raise UserError("regularize.schedule changes r1 and r2, but both are 0: set one of them, or leave it out")
     if not diffaug.adaptive:
         _check_number("diffaug.p", diffaug.p, most=1, words=" or adaptive")
-    if diffaug.target is not None:
-        _check_number("diffaug.target", diffaug.target, most=1, words=", or null")
-    if diffaug.images_to_one < 1:
-        raise UserError(f"diffaug.images_to_one={diffaug.images_to_one} must be at least 1")
+    if diffaug.ada_target is not None:
+        _check_number("diffaug.ada_target", diffaug.ada_target, most=1, words=", or null")
+    if diffaug.ada_images < 1:
+        raise UserError(f"diffaug.ada_images={diffaug.ada_images} must be at least 1")
 
 
 def _check_number(key: str, value: Any, most: float = math.inf, words: str = "") -> None:

@@ -56,7 +56,7 @@ class Terms:
 PLAIN = Terms()
 
 
-class Judge(nn.Module):
+class DiscriminatorWrapper(nn.Module):
     """D as the steps call it: images -> float32 logits (N,), and those of the pixels (N, H, W) if D has them.
 
     To be wrapped for several processes, which watch only what goes through `forward`.
@@ -88,8 +88,8 @@ def discriminator_step(
     """One step of D on images (N, C, H, W) in [-1, 1].
 
     Real and fake go through D apart, so that each is normalised by its own batch statistics (as in DCGAN's code and
-    PyTorch's tutorial). The loss is summed over the kinds of logits that D gives (see `Judge`); statistics, R1, R2 and
-    gradient penalty are those of the image logits.
+    PyTorch's tutorial). The loss is summed over the kinds of logits that D gives (see `DiscriminatorWrapper`);
+    statistics, R1, R2 and gradient penalty are those of the image logits.
 
     Returns:
         Detached scalars on the device: d_loss (without penalties), d_real and d_fake (mean probabilities where the loss

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from core.cli.config import as_dict, config_command
 from core.cli.console import say
 from core.data.dataset import PreparedData
-from core.data.images import FASTER, make_grid, to_uint8, write_png
+from core.data.images import MEMORY_FORMAT, make_grid, to_uint8, write_png
 from core.data.loader import ImageBank, to_device
 from core.nn.ema import ExponentialAverage, with_fresh_statistics
 from core.nn.model_file import FILE_NAME, build_model, save_model
 from core.training.curves import FILE_NAME as CURVES_NAME
 from core.training.curves import Panel, draw_curves
-from core.training.distributed import crossed, process_count
+from core.training.distributed import is_due, process_count
 from core.training.loop import CHANGEABLE, TrainingLoop, describe_machine, make_optimizer, run_loop
 from core.training.rundir import RunFolder, flatten
 from eval.online import Best, Scorer, best_so_far, comparable, score_panel
@@ -35,7 +35,7 @@ from gen.monitor import PATIENCE, CollapseMonitor, identical_samples
 from gen.regularizers import mixing_weights
 from gen.schedule import cosine
 from gen.settings import ADDED, BN_BATCH, TrainConfig, check_networks, validate
-from gen.steps import Judge, Terms, discriminator_step, generator_step
+from gen.steps import DiscriminatorWrapper, Terms, discriminator_step, generator_step
 from gen.unetgan import cutmix_masks
 
 GRID_SAMPLES = 64
@@ -83,8 +83,8 @@ class Trainer(TrainingLoop):
         self.monitor = CollapseMonitor(config.loss)
         self.adaptive: AdaptiveProbability | None = None
         if config.diffaug.adaptive:
-            target = self.loss.overfitting_target if config.diffaug.target is None else config.diffaug.target
-            self.adaptive = AdaptiveProbability(target, config.diffaug.images_to_one)
+            target = self.loss.overfitting_target if config.diffaug.ada_target is None else config.diffaug.ada_target
+            self.adaptive = AdaptiveProbability(target, config.diffaug.ada_images)
         self.load()
         self.scorer: Scorer | None = None
         self.best: Best | None = None
@@ -95,8 +95,8 @@ class Trainer(TrainingLoop):
                 self.best = Best(run.path, self.scorer.terms, self.images_seen)
         # Wrapped only now: the average and the optimisers hold the bare networks.
         bf16 = accelerator.mixed_precision == "bf16"
-        self.judge = Judge(self.discriminator, bf16)
-        own = Judge(self.discriminator, bf16 and not config.regularize.of_gradients)
+        self.judge = DiscriminatorWrapper(self.discriminator, bf16)
+        own = DiscriminatorWrapper(self.discriminator, bf16 and not config.regularize.of_gradients)
         if config.compile:  # in place: what the average, the optimisers and the files hold stays as it is
             self.generator.compile()
             self.judge.compile()
@@ -111,7 +111,7 @@ class Trainer(TrainingLoop):
         check_networks(self.config, *networks)
         for offset, network in enumerate(networks):
             network.initialise(2 * self.config.seed + offset)  # type: ignore[operator]
-            network.to(self.accelerator.device).to(memory_format=FASTER)
+            network.to(self.accelerator.device).to(memory_format=MEMORY_FORMAT)
         return networks[0], networks[1]
 
     def parts(self) -> dict[str, Any]:
@@ -148,16 +148,16 @@ class Trainer(TrainingLoop):
             for group in optimizer.param_groups:
                 group["lr"] = rate * cosine(config.lr_schedule.end, config.lr_schedule.over, before)
         rows = []
-        for start in range(before, before + config.d_steps * config.batch_size, config.batch_size):
+        for start in range(before, before + config.n_critic * config.batch_size, config.batch_size):
             parts = self.parts_of(start)
             # The graph of G's images outlives D's step only where one batch is all there is to keep.
-            last = start == before + (config.d_steps - 1) * config.batch_size
+            last = start == before + (config.n_critic - 1) * config.batch_size
             keep = last and len(parts) == 1
             with torch.set_grad_enabled(keep):
                 fakes = [self.wrapped_generator(part.z) for part in parts]  # (n, 3, H, W) each
             rows.append(self.train_discriminator(parts, fakes))
         of_generator = self.train_generator(parts, fakes if keep else None)
-        passed = config.d_steps * config.batch_size
+        passed = config.n_critic * config.batch_size
         self.ema.update(self.generator, before, passed)
         for row in rows:  # one a batch, so that images can be counted by rows
             self.meter.add(row | of_generator)
@@ -225,9 +225,9 @@ class Trainer(TrainingLoop):
 
     def after_step(self, before: int, last: bool) -> None:
         """A sample grid and a score where they are due; the last weights are scored too."""
-        if self.accelerator.is_main_process and crossed(before, self.images_seen, self.config.grid_every):
+        if self.accelerator.is_main_process and is_due(before, self.images_seen, self.config.grid_every):
             self.grid()
-        if self.scorer is not None and (last or crossed(before, self.images_seen, self.config.eval.every)):
+        if self.scorer is not None and (last or is_due(before, self.images_seen, self.config.eval.every)):
             self.score(self.scorer)
 
     def sampler(self) -> nn.Module:
@@ -291,7 +291,7 @@ def run_training(config: TrainConfig) -> RunFolder:
     """
     data = PreparedData.open(config.data)
     validate(config, data, process_count())
-    idle = () if config.diffaug.adaptive else ("diffaug.target", "diffaug.images_to_one")  # without effect
+    idle = () if config.diffaug.adaptive else ("diffaug.ada_target", "diffaug.ada_images")  # without effect
     return run_loop(
         config,
         lambda accelerator, run: Trainer(config, accelerator, data, run),

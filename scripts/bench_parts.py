@@ -19,7 +19,7 @@ from torch import Tensor
 from core.cli.config import compose, quoted, typed
 from core.cli.console import console
 from core.data.dataset import PreparedData
-from core.training.distributed import StopRequest, crossed, wait_for_all
+from core.training.distributed import StopRequest, is_due, wait_for_all
 from core.training.rundir import RunFolder
 from gen.train import TrainConfig, Trainer
 from scripts import bench_data as files
@@ -147,7 +147,7 @@ def gan_config(settings: Settings, data: Path, runs: Path, name: str) -> TrainCo
         f"data={quoted(str(data))}",
         f"runs={quoted(str(runs))}",
         f"name={name}",
-        f"images={ENDLESS}",
+        f"total_images={ENDLESS}",
         f"batch_size={settings.batch}",
         f"mixed_precision={settings.precision}",
         *compiled(settings),
@@ -169,13 +169,13 @@ class TurnTrainer(Trainer):
 
     def save(self) -> None:
         """As in a run that goes on."""
-        if crossed(self.saved, self.images_seen, self.settings.save_every):
+        if is_due(self.saved, self.images_seen, self.settings.save_every):
             super().save()
             self.saved = self.images_seen
 
     def turn(self, steps: int) -> float:
         """Train for so many steps with all that a run does around them; returns their images."""
-        self.settings.images = self.images_seen + steps * self.settings.batch_size
+        self.settings.total_images = self.images_seen + steps * self.settings.batch_size
         self.train(StopRequest())
         return float(steps * self.settings.batch_size)
 
@@ -261,7 +261,7 @@ def unet_step(bench: Bench) -> Result:
         f"data={quoted(str(data.path))}",
         f"runs={quoted(str(bench.folder / 'runs'))}",
         "name=unet",
-        f"images={ENDLESS}",
+        f"total_images={ENDLESS}",
         f"batch_size={settings.unet_batch}",
         f"mixed_precision={settings.precision}",
         *compiled(settings),

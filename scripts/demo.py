@@ -95,7 +95,7 @@ def pipeline(options: argparse.Namespace) -> dict[str, float]:
     archive = f"{STUDENT_NUMBER}.tar.gz"
     seconds = {}
     seconds["draw"] = step("Draw faces", "scripts.prepare", "drawn", "--count", options.faces, "--out", data)
-    train = ["experiment=demo", f"data={data}", f"runs={out}", "name=run", f"images={options.images}"]
+    train = ["experiment=demo", f"data={data}", f"runs={out}", "name=run", f"total_images={options.images}"]
     seconds["train"] = step("Train a DCGAN", "gen.train", *train)
     sample = [out / "run", "--n", 1000, "--out", samples, "--overwrite", "--interpolate"]
     seconds["sample"] = step("Draw 1,000 samples", "gen.sample", *sample)

@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from core.cli.errors import UserError
 from core.data.dataset import PreparedData
 from core.data.images import to_float
-from core.data.loader import EndlessOrder
+from core.data.loader import InfiniteSampler
 from core.data.mask_classes import mirrored_classes
 from seg.augment import Augmentation, Example, augment, crop
 
@@ -60,7 +60,7 @@ class Examples(Dataset):
         if data.masks is None:
             raise UserError(f"{data.path} has no masks: prepare a source that has them")
         self.images, self.masks, self.borders = data.images, data.masks, borders
-        self.order, self.seed = EndlessOrder(data.indices(split), seed), seed
+        self.order, self.seed = InfiniteSampler(data.indices(split), seed), seed
         self.amounts, self.window, self.margin = amounts, window, margin
         self.mirrored = mirrored_classes(data.classes)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from core.cli.errors import UserError
-from core.data.images import FASTER
+from core.data.images import MEMORY_FORMAT
 from core.nn.model_file import load_model
 from seg.unet import UNet
 
@@ -31,4 +31,4 @@ def load_unet(run_or_file: str | Path, device: torch.device) -> tuple[UNet, dict
         raise UserError(f"{run_or_file} names {len(info['classes'])} classes, its network has {model.classes}")
     if model.channels != 3:
         raise UserError(f"{run_or_file} takes {model.channels} channels; pictures are read as RGB, so it must take 3")
-    return model.to(device).to(memory_format=FASTER), info
+    return model.to(device).to(memory_format=MEMORY_FORMAT), info

@@ -78,8 +78,10 @@ def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
         check_least(config, 0, "workers")
     if config.schedule not in SCHEDULES:
         raise UserError(f"schedule={config.schedule!r} is unknown: use one of {', '.join(SCHEDULES)}")
-    if config.warmup > config.images:
-        raise UserError(f"warmup={config.warmup} must not exceed images={config.images}: the rise would never end")
+    if config.warmup > config.total_images:
+        raise UserError(
+            f"warmup={config.warmup} must not exceed total_images={config.total_images}: the rise would never end"
+        )
     config.augment.check()
     _check_loss(config, data.classes)
     for split in (config.split, config.valid_split):
@@ -149,7 +151,7 @@ def learning_rate_factor(config: TrainConfig, images_seen: int) -> float:
     (1 - t)^0.9 with t = images seen / `images` (Chen et al. 2018), 1.
     """
     rise = min(1.0, (images_seen + config.batch_size) / config.warmup) if config.warmup else 1.0
-    t = min(1.0, images_seen / config.images)
+    t = min(1.0, images_seen / config.total_images)
     return (
         rise * {"cosine": 0.5 * (1 + math.cos(math.pi * t)), "poly": (1 - t) ** 0.9, "constant": 1.0}[config.schedule]
     )

@@ -19,14 +19,14 @@ from torch import nn
 from core.cli.config import config_command
 from core.cli.errors import UserError
 from core.data.dataset import PreparedData
-from core.data.images import FASTER, write_png
+from core.data.images import MEMORY_FORMAT, write_png
 from core.data.mask_classes import IGNORE
 from core.nn.blocks import init_he
 from core.nn.ema import ExponentialAverage
 from core.nn.model_file import FILE_NAME, build_model, save_model
 from core.training.curves import FILE_NAME as CURVES_NAME
 from core.training.curves import Panel, draw_curves
-from core.training.distributed import crossed, process_count
+from core.training.distributed import is_due, process_count
 from core.training.loop import CHANGEABLE, TrainingLoop, describe_machine, make_optimizer, run_loop
 from core.training.rundir import RunFolder
 from seg.borders import border_map
@@ -98,7 +98,7 @@ class Trainer(TrainingLoop):
         if model.channels != 3:
             raise UserError(f"model.network.channels={model.channels}: pictures are RGB, so it must be 3")
         init_he(model, self.config.seed)
-        return model.to(self.accelerator.device).to(memory_format=FASTER)
+        return model.to(self.accelerator.device).to(memory_format=MEMORY_FORMAT)
 
     def _examples(self) -> Examples:
         config, data = self.config, self.data
@@ -198,7 +198,7 @@ class Trainer(TrainingLoop):
 
     def after_step(self, before: int, last: bool) -> None:
         """An evaluation where one is due."""
-        if last or crossed(before, self.images_seen, self.config.valid_every):
+        if last or is_due(before, self.images_seen, self.config.valid_every):
             self.evaluate()
 
     def evaluate(self) -> None:

@@ -6,7 +6,7 @@ import resource
 import pytest
 import torch
 
-from core import allocator
+from core.training import allocator
 from core.training.allocator import keep_freed_memory, ordinary_allocation
 
 BLOCK = 24 << 20  # bytes

@@ -30,14 +30,17 @@ def compiled(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"model": "dcgan_plus", "loss": "hinge", "mixed_precision": "bf16"}, ["Generator", "Judge", "Judge"]),
-        ({"model.norm": "none", "regularize.r1": 1}, ["Generator", "Judge"]),
+        (
+            {"model": "dcgan_plus", "loss": "hinge", "mixed_precision": "bf16"},
+            ["Generator", "DiscriminatorWrapper", "DiscriminatorWrapper"],
+        ),
+        ({"model.norm": "none", "regularize.r1": 1}, ["Generator", "DiscriminatorWrapper"]),
     ],
 )
 def test_a_compiled_run_is_the_run(prepared, tmp_path, compiled, settings, expected):
-    plain, plain_rows = outcome(run(prepared, tmp_path / "plain", images=24, **settings))
+    plain, plain_rows = outcome(run(prepared, tmp_path / "plain", total_images=24, **settings))
     assert not compiled
-    state, rows = outcome(run(prepared, tmp_path / "fused", images=24, compile="true", **settings))
+    state, rows = outcome(run(prepared, tmp_path / "fused", total_images=24, compile="true", **settings))
     assert compiled == expected
     assert [row.keys() for row in rows] == [row.keys() for row in plain_rows]
     for row, plain_row in zip(rows, plain_rows, strict=True):
@@ -49,16 +52,18 @@ def test_a_compiled_run_is_the_run(prepared, tmp_path, compiled, settings, expec
 
 @pytest.mark.slow
 def test_a_compiled_run_continues_bit_by_bit(prepared, tmp_path):
-    straight = outcome(run(prepared, tmp_path / "straight", images=24, compile="true"))
-    run(prepared, tmp_path, images=8, compile="true")
+    straight = outcome(run(prepared, tmp_path / "straight", total_images=24, compile="true"))
+    run(prepared, tmp_path, total_images=8, compile="true")
     with pytest.raises(UserError, match=r"compile \(True -> False\)"):
-        run(prepared, tmp_path, images=24)
-    assert_equal(outcome(run(prepared, tmp_path, images=24, compile="true")), straight)
+        run(prepared, tmp_path, total_images=24)
+    assert_equal(outcome(run(prepared, tmp_path, total_images=24, compile="true")), straight)
 
 
 @pytest.mark.slow
 def test_a_segmenter_compiles(discs, tmp_path, compiled):
-    folders = [run_seg(discs, tmp_path, "images=8", f"compile={choice}", name=choice) for choice in ("false", "true")]
+    folders = [
+        run_seg(discs, tmp_path, "total_images=8", f"compile={choice}", name=choice) for choice in ("false", "true")
+    ]
     assert compiled == ["UNet"]
     plain, fused = (load_model(folder.path / "last.safetensors")[0].state_dict() for folder in folders)
     for name, value in fused.items():
@@ -73,11 +78,11 @@ def test_without_a_compiler_there_is_one_line(prepared, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.nn.Module, "compile", lambda network: usual(network, backend=broken))
     with pytest.raises(UserError, match=r"compile=true failed \(.*no compiler here.*compile=false"):
-        run(prepared, tmp_path, images=8, compile="true")
+        run(prepared, tmp_path, total_images=8, compile="true")
 
 
 def test_a_segmentation_run_of_before_these_settings_continues(discs, tmp_path):
-    folder = run_seg(discs, tmp_path, "images=4", "schedule=constant")
+    folder = run_seg(discs, tmp_path, "total_images=4", "schedule=constant")
     without(folder.config, ADDED)
     assert "compile" not in folder.config.read_text() and "fused" not in folder.config.read_text()
-    assert run_seg(discs, tmp_path, "images=8", "schedule=constant").read_stats()[-1]["images"] == 8
+    assert run_seg(discs, tmp_path, "total_images=8", "schedule=constant").read_stats()[-1]["images"] == 8

@@ -27,7 +27,7 @@ from core.data.loader import ImageBank, copy_in_pieces
 from core.nn.ema import ExponentialAverage
 from core.nn.model_file import build_model, load_model, model_file, save_model
 from core.training.checkpoint import Checkpoints
-from core.training.distributed import MeanMeter, NonFiniteError, crossed, several_on_cpu, start_accelerator
+from core.training.distributed import MeanMeter, NonFiniteError, is_due, several_on_cpu, start_accelerator
 from core.training.rundir import RunFolder
 from gen.dcgan import Generator
 
@@ -281,8 +281,8 @@ def test_meter_finds_the_step_that_went_wrong(bad):
 
 @given(before=st.integers(0, 500), step=st.integers(1, 99), every=st.integers(1, 60))
 def test_crossed_sees_each_multiple(before, step, every):
-    assert crossed(before, before + step, every) == any(n % every == 0 for n in range(before + 1, before + step + 1))
-    assert not crossed(before, before + step, 0)
+    assert is_due(before, before + step, every) == any(n % every == 0 for n in range(before + 1, before + step + 1))
+    assert not is_due(before, before + step, 0)
 
 
 def test_unknown_precision_is_named(tmp_path):

@@ -90,6 +90,6 @@ def test_only_scores_on_the_last_terms_are_plotted():
 
 
 def test_a_segmenter_draws_its_own(discs, tmp_path):
-    folder = run(discs, tmp_path, "images=16")
+    folder = run(discs, tmp_path, "total_images=16")
     picture = Image.open(folder.path / "curves.png")
     assert picture.format == "PNG" and picture.size[1] > 600  # loss, validation, pixel accuracy

@@ -63,8 +63,8 @@ def two_steps(trainer: TrainingLoop) -> None:
 GAMES = [
     "model=dcgan",
     "model=dcgan_plus loss=relativistic diffaug.p=0.5",
-    "model=resnet model.attention=16 loss=hinge d_steps=2",
-    "model=modern loss=relativistic regularize.r1=1 regularize.r2=1 diffaug.p=adaptive",
+    "model=resnet model.attention=16 loss=hinge n_critic=2",
+    "model=r3gan loss=relativistic regularize.r1=1 regularize.r2=1 diffaug.p=adaptive",
     "model=unetgan loss=hinge regularize.cutmix=1",
     "model=dcgan model.norm=none loss=wasserstein regularize.gradient_penalty=10 accumulate=2",
 ]

@@ -22,7 +22,7 @@ from gen.train import Trainer
     ("settings", "message"),
     [
         ({"loss": "hing"}, "loss='hing' is unknown"),
-        ({"loss": "wasserstein", "model": "modern"}, r"wasserstein needs regularize\.gradient_penalty"),
+        ({"loss": "wasserstein", "model": "r3gan"}, r"wasserstein needs regularize\.gradient_penalty"),
         ({"regularize.r1": 1}, r"regularize\.r1 needs a D .* batch norm: use another model, or model\.norm=none"),
         ({"regularize.gradient_penalty": 1}, r"regularize\.gradient_penalty needs a D"),
         ({"regularize.r2": -1}, r"regularize\.r2=-1\.0 must be a number from 0 up"),
@@ -30,7 +30,7 @@ from gen.train import Trainer
         ({"regularize.schedule.end": 0.1}, r"regularize\.schedule: end=0\.1 over=0"),
         ({"lr_schedule.over": 100}, r"lr_schedule: end=1 over=100"),
         ({"lr_schedule.end": "nan"}, r"lr_schedule\.end=nan"),
-        ({"d_steps": 0}, "d_steps=0 must be at least 1"),
+        ({"n_critic": 0}, "n_critic=0 must be at least 1"),
         ({"accumulate": 0}, "accumulate=0 must be at least 1"),
         ({"accumulate": 3}, "accumulate=3 must divide the 8 images"),
         ({"accumulate": 8}, "accumulate=8 must divide the 8 images"),
@@ -38,8 +38,8 @@ from gen.train import Trainer
         ({"d_lr_factor": "inf"}, "d_lr_factor=inf"),
         ({"diffaug.p": 1.5}, r"diffaug\.p=1\.5 must be a number from 0 to 1 or adaptive"),
         ({"diffaug.p": "adaptiv"}, r"diffaug\.p=adaptiv must be"),
-        ({"diffaug.target": 2}, r"diffaug\.target=2"),
-        ({"diffaug.images_to_one": 0}, r"diffaug\.images_to_one=0"),
+        ({"diffaug.ada_target": 2}, r"diffaug\.target=2"),
+        ({"diffaug.ada_images": 0}, r"diffaug\.ada_images=0"),
         ({"ema_bn_images": 100}, "ema_bn_images=100 must be a multiple of 64, or 0"),
         ({"regularize.schedule.end": 0.1, "regularize.schedule.over": 9}, r"regularize\.schedule changes r1 and r2"),
         ({"model.discriminator.image_size": 64}, r"model\.discriminator cannot read \(2, 3, 32, 32\)"),
@@ -58,12 +58,12 @@ def test_settings_that_cannot_work_leave_nothing_behind(prepared, tmp_path, sett
 
 
 def test_penalties_with_a_d_without_batch_norm_are_taken(prepared, tmp_path):
-    run(prepared, tmp_path, images=8, **{"regularize.r1": 1, "model.norm": "none"})
+    run(prepared, tmp_path, total_images=8, **{"regularize.r1": 1, "model.norm": "none"})
 
 
 @pytest.mark.parametrize("more", [{"model": "resnet"}, {"model.norm": "none", "regularize.r1": 1}])
 def test_a_critic_with_another_bound_is_taken(prepared, tmp_path, more):
-    run(prepared, tmp_path, images=8, loss="wasserstein", **more)
+    run(prepared, tmp_path, total_images=8, loss="wasserstein", **more)
 
 
 def test_a_d_for_smaller_images_is_refused():
@@ -81,13 +81,13 @@ def test_a_run_that_failed_before_its_first_checkpoint_may_start_anew(prepared, 
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="no such luck"):
         patch.setattr(Trainer, "step", fail)
-        run(prepared, tmp_path, images=8)
+        run(prepared, tmp_path, total_images=8)
     assert (tmp_path / "t" / "config.yaml").exists()
-    folder = run(prepared, tmp_path, images=8, loss="hinge")
+    folder = run(prepared, tmp_path, total_images=8, loss="hinge")
     assert "loss: hinge" in folder.config.read_text()
     shutil.rmtree(folder.state)  # its weights alone are worth keeping
     with pytest.raises(UserError, match=r"started with other settings: loss \('hinge' -> 'least_squares'\)"):
-        run(prepared, tmp_path, images=8, loss="least_squares")
+        run(prepared, tmp_path, total_images=8, loss="least_squares")
 
 
 def test_keys_added_later_have_the_defaults_of_the_configuration():
@@ -109,15 +109,15 @@ def without(config: Path, keys):
 
 
 def test_runs_of_before_these_settings_continue(prepared, tmp_path):
-    straight = outcome(run(prepared, tmp_path / "straight", images=40))
-    folder = run(prepared, tmp_path, images=16)
+    straight = outcome(run(prepared, tmp_path / "straight", total_images=40))
+    folder = run(prepared, tmp_path, total_images=16)
     without(folder.config, ADDED)
     assert "loss" not in folder.config.read_text() and "diffaug" not in folder.config.read_text()
     with pytest.raises(UserError, match="started with other settings: loss "):
-        run(prepared, tmp_path, images=40, loss="hinge")
-    assert_equal(outcome(run(prepared, tmp_path, images=40)), straight)
+        run(prepared, tmp_path, total_images=40, loss="hinge")
+    assert_equal(outcome(run(prepared, tmp_path, total_images=40)), straight)
     with pytest.raises(UserError, match=r"loss \('non_saturating' -> 'hinge'\)"):
-        run(prepared, tmp_path, images=40, loss="hinge")
+        run(prepared, tmp_path, total_images=40, loss="hinge")
 
 
 @pytest.mark.parametrize(("loss", "target"), [("non_saturating", 0.6), ("relativistic", 0.77)])
@@ -130,30 +130,30 @@ def test_augmentation_is_held_at_what_suits_the_loss(prepared, tmp_path, loss, t
             super().__init__(*args)
 
     monkeypatch.setattr(train, "AdaptiveProbability", Watched)
-    run(prepared, tmp_path, images=8, loss=loss, **{"diffaug.p": "adaptive"})
+    run(prepared, tmp_path, total_images=8, loss=loss, **{"diffaug.p": "adaptive"})
     assert seen == [(target, 500_000)]
 
 
 def test_what_has_no_effect_without_adaptive_augmentation_may_differ(prepared, tmp_path):
-    settings = {"diffaug.target": 0.6, "diffaug.images_to_one": 100}
-    run(prepared, tmp_path, images=8, **settings)
-    run(prepared, tmp_path, images=16)
+    settings = {"diffaug.ada_target": 0.6, "diffaug.ada_images": 100}
+    run(prepared, tmp_path, total_images=8, **settings)
+    run(prepared, tmp_path, total_images=16)
     adaptive = {"diffaug.p": "adaptive"}
-    run(prepared, tmp_path / "a", images=8, **adaptive, **settings)
-    with pytest.raises(UserError, match=r"diffaug\.images_to_one \(100 -> 500000\), diffaug\.target \(0\.6 -> None\)"):
-        run(prepared, tmp_path / "a", images=16, **adaptive)
+    run(prepared, tmp_path / "a", total_images=8, **adaptive, **settings)
+    with pytest.raises(UserError, match=r"diffaug\.ada_images \(100 -> 500000\), diffaug\.target \(0\.6 -> None\)"):
+        run(prepared, tmp_path / "a", total_images=16, **adaptive)
 
 
 def test_a_setting_cannot_be_changed_back_to_its_default(prepared, tmp_path):
-    run(prepared, tmp_path, images=8, **{"diffaug.p": 0.5})
+    run(prepared, tmp_path, total_images=8, **{"diffaug.p": 0.5})
     with pytest.raises(UserError, match=r"diffaug\.p \(0\.5 -> 0\.0\)"):
-        run(prepared, tmp_path, images=16)
+        run(prepared, tmp_path, total_images=16)
 
 
 def test_divergence_is_placed_in_the_right_step_of_d(prepared, tmp_path):
-    run(prepared, tmp_path, images=16, d_steps=2)
+    run(prepared, tmp_path, total_images=16, n_critic=2)
     state = Checkpoints(tmp_path / "t" / "state").load_newest()
     state["generator"]["layers.0.0.weight"][:] = float("nan")
     Checkpoints(tmp_path / "t" / "state").save(16, state)
     with pytest.raises(UserError, match="24 images"):
-        run(prepared, tmp_path, images=80, d_steps=2)
+        run(prepared, tmp_path, total_images=80, n_critic=2)

@@ -22,10 +22,10 @@ from gen.monitor import PATIENCE, CollapseMonitor
 from gen.sample import generate
 from gen.schedule import cosine
 from gen.settings import TrainConfig
-from gen.steps import Judge, Terms, discriminator_step, generator_step
+from gen.steps import DiscriminatorWrapper, Terms, discriminator_step, generator_step
 
 R3 = {
-    "model": "modern",
+    "model": "r3gan",
     "loss": "relativistic",
     "regularize.r1": 1.0,
     "regularize.r2": 0.5,
@@ -33,11 +33,11 @@ R3 = {
 }
 PRESETS = {
     "dcgan": {"loss": "least_squares", "accumulate": 2, "ema_bn_images": 64},
-    "dcgan_plus": {"loss": "hinge", "d_steps": 2, "diffaug.p": 0.5},
+    "dcgan_plus": {"loss": "hinge", "n_critic": 2, "diffaug.p": 0.5},
     "resnet": {"loss": "hinge", "d_lr_factor": 2.0, "model.attention": 16},
-    "modern": R3 | {"diffaug.p": "adaptive", "diffaug.images_to_one": 100, "diffaug.target": 0.0},
+    "r3gan": R3 | {"diffaug.p": "adaptive", "diffaug.ada_images": 100, "diffaug.ada_target": 0.0},
     "unetgan": {"loss": "hinge", "regularize.cutmix": 1.0},
-    "wasserstein": {"model": "modern", "loss": "wasserstein", "regularize.gradient_penalty": 10.0, "d_steps": 3},
+    "wasserstein": {"model": "r3gan", "loss": "wasserstein", "regularize.gradient_penalty": 10.0, "n_critic": 3},
 }
 
 
@@ -56,7 +56,7 @@ def state_of(folder):
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_step_resume_bit_by_bit_and_sample_from_their_file(prepared, tmp_path, name, precision):
     settings = preset(name, mixed_precision=precision)
-    straight = run(prepared, tmp_path / "straight", images=40, **settings)
+    straight = run(prepared, tmp_path / "straight", total_images=40, **settings)
     for images in (16, 40):
         stopped = run(prepared, tmp_path / "stopped", images=images, **settings)
     assert_equal(outcome(stopped), outcome(straight))
@@ -69,11 +69,11 @@ def test_presets_step_resume_bit_by_bit_and_sample_from_their_file(prepared, tmp
 
 
 def test_statistics_are_those_in_use(prepared, tmp_path):
-    (row,) = run(prepared, tmp_path / "m", images=24, **preset("modern")).read_stats()
+    (row,) = run(prepared, tmp_path / "m", total_images=24, **preset("r3gan")).read_stats()
     assert row["r1"] > 0 and row["r2"] > 0 and 0 <= row["augment_p"] < 1
-    (row,) = run(prepared, tmp_path / "w", images=24, **preset("wasserstein")).read_stats()
+    (row,) = run(prepared, tmp_path / "w", total_images=24, **preset("wasserstein")).read_stats()
     assert row["gradient_penalty"] > 0 and not {"r1", "r2", "augment_p", "cutmix"} & row.keys()
-    (row,) = run(prepared, tmp_path / "d", images=24).read_stats()
+    (row,) = run(prepared, tmp_path / "d", total_images=24).read_stats()
     assert {*row} == {"images", "d_loss", "g_loss", "d_real", "d_fake", "d_accuracy", "images_per_s"}
 
 
@@ -106,7 +106,7 @@ def configured(prepared, runs, **settings):
 
 
 def test_default_settings_are_the_plain_dcgan_loop(prepared, tmp_path):
-    config = configured(prepared, tmp_path, images=48)
+    config = configured(prepared, tmp_path, total_images=48)
     state = state_of(train.run_training(config))
     g, d = networks(config)
     g_optimizer, d_optimizer = (torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999)) for net in (g, d))
@@ -131,9 +131,9 @@ def test_relativistic_game_with_r1_r2_schedules_and_two_steps_of_d_by_hand(prepa
         "lr_schedule.end": 0.25,
         "lr_schedule.over": 32,
     }
-    settings = R3 | schedules | {"optim": "sgd", "optim.lr": 0.01, "d_steps": 2, "d_lr_factor": 3.0}
+    settings = R3 | schedules | {"optim": "sgd", "optim.lr": 0.01, "n_critic": 2, "d_lr_factor": 3.0}
     del settings["optim.betas"]
-    config = configured(prepared, tmp_path, images=48, **settings)
+    config = configured(prepared, tmp_path, total_images=48, **settings)
     state = state_of(train.run_training(config))
     g, d = networks(config)
     g_optimizer, d_optimizer = (torch.optim.SGD(net.parameters(), 1.0, 0.99) for net in (g, d))
@@ -230,7 +230,7 @@ def test_the_u_net_is_trained_on_images_pixels_and_cutmix():
     network.initialise(0)
     real, fake = torch.rand(2, 3, 32, 32), -torch.rand(2, 3, 32, 32)
     masks = unetgan.cutmix_masks(0, 0, 2, 32)
-    judge = Judge(network.eval(), bf16=False)  # in eval mode spectral norm stays as it is
+    judge = DiscriminatorWrapper(network.eval(), bf16=False)  # in eval mode spectral norm stays as it is
     optimizer = torch.optim.SGD(network.parameters(), 0.0)
     result = discriminator_step(
         judge, optimizer, real, fake, Terms(LOSSES["hinge"], {"cutmix": 1.0}, masks=masks, last=False)
@@ -259,8 +259,8 @@ def test_a_penalised_d_steps_in_float32_and_judges_for_g_in_bf16(prepared, tmp_p
 
     original = train.build_model
     monkeypatch.setattr(train, "build_model", build)
-    settings = {"loss": "relativistic", "model": "modern", "regularize.r2": 1.0 if penalised else 0.0}
-    run(prepared, tmp_path, mixed_precision="bf16", images=8, **settings)
+    settings = {"loss": "relativistic", "model": "r3gan", "regularize.r2": 1.0 if penalised else 0.0}
+    run(prepared, tmp_path, mixed_precision="bf16", total_images=8, **settings)
     own = torch.float32 if penalised else torch.bfloat16
     # D is tried before training; then its step: real, fake; G's: fake, and its real partners
     assert seen == [torch.float32, own, own, torch.bfloat16, torch.bfloat16]
@@ -275,8 +275,8 @@ def test_the_probability_of_augmentation_follows_ds_answers_to_reals(prepared, t
         return result
 
     monkeypatch.setattr(train, "discriminator_step", watched)
-    settings = {"diffaug.p": "adaptive", "diffaug.images_to_one": 400, "diffaug.target": 0.1}
-    folder = run(prepared, tmp_path, images=120, **settings)
+    settings = {"diffaug.p": "adaptive", "diffaug.ada_images": 400, "diffaug.ada_target": 0.1}
+    folder = run(prepared, tmp_path, total_images=120, **settings)
     controller = AdaptiveProbability(0.1, 400)
     for p, sign in seen:
         assert p == controller.p
@@ -313,7 +313,7 @@ def test_fresh_statistics_are_those_of_the_inputs_and_the_model_stays():
 
 
 def test_exported_weights_have_fresh_statistics_and_training_does_not_notice(prepared, tmp_path):
-    plain, fresh = (run(prepared, tmp_path / str(n), images=40, grid_every=16, ema_bn_images=n) for n in (0, 192))
+    plain, fresh = (run(prepared, tmp_path / str(n), total_images=40, grid_every=16, ema_bn_images=n) for n in (0, 192))
     assert_equal(outcome(fresh), outcome(plain))
     (a, info), (b, _) = load_model(plain.path), load_model(fresh.path)
     assert info["images_seen"] == 40
@@ -348,14 +348,14 @@ def test_signs_of_collapse_that_mean_nothing_under_a_loss_are_not_told(loss, win
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["modern", "unetgan", "wasserstein"])
+@pytest.mark.parametrize("name", ["r3gan", "unetgan", "wasserstein"])
 def test_two_ranks_follow_one(prepared, tmp_path, name):
     """By plain gradient descent, in which rounding stays as small as it is."""
     settings = preset(name, optim="sgd", accumulate=2, **{"optim.lr": 0.003}) | {"images": 48}
     settings.pop("optim.betas", None)
     if name == "unetgan":
         # Spectral norm moves on with every part of a batch, and batch norm in G would see other batches.
-        settings |= {"accumulate": 1, "model.generator._target_": "gen.modern.Generator"}
+        settings |= {"accumulate": 1, "model.generator._target_": "gen.r3gan.Generator"}
     done = launch(2, prepared, tmp_path / "two", **settings)
     assert done.returncode == 0, done.stderr
     two, two_rows = outcome(RunFolder(tmp_path / "two" / "t"))
@@ -373,7 +373,7 @@ def test_two_ranks_follow_one(prepared, tmp_path, name):
 @pytest.mark.parametrize("name", ["dcgan_plus", "resnet"])
 def test_two_ranks_with_batch_norm_in_g_alone_judge_the_same_reals(prepared, tmp_path, name):
     """In the first step; samples are normalised by other batches."""
-    settings = preset(name, images=8, batch_size=8, log_every=8, d_steps=1)
+    settings = preset(name, total_images=8, batch_size=8, log_every=8, n_critic=1)
     done = launch(2, prepared, tmp_path / "two", **settings)
     assert done.returncode == 0, done.stderr
     ((two,), (one,)) = RunFolder(tmp_path / "two" / "t").read_stats(), run(prepared, tmp_path, **settings).read_stats()
@@ -383,7 +383,7 @@ def test_two_ranks_with_batch_norm_in_g_alone_judge_the_same_reals(prepared, tmp
 
 @pytest.mark.slow
 def test_two_ranks_in_bf16_with_penalties(prepared, tmp_path):
-    settings = preset("modern", mixed_precision="bf16", images=24)
+    settings = preset("r3gan", mixed_precision="bf16", total_images=24)
     done = launch(2, prepared, tmp_path, **settings)
     assert done.returncode == 0, done.stderr
     (row,) = RunFolder(tmp_path / "t").read_stats()
@@ -391,6 +391,6 @@ def test_two_ranks_in_bf16_with_penalties(prepared, tmp_path):
 
 
 def test_the_bare_network_is_what_is_saved(prepared, tmp_path):
-    folder = run(prepared, tmp_path, images=8, **preset("modern"))
+    folder = run(prepared, tmp_path, total_images=8, **preset("r3gan"))
     assert not [name for name in state_of(folder)["discriminator"] if name.startswith("network")]
-    assert isinstance(load_model(run(prepared, tmp_path / "d", images=8).path)[0], dcgan.Generator)
+    assert isinstance(load_model(run(prepared, tmp_path / "d", total_images=8).path)[0], dcgan.Generator)

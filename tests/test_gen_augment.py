@@ -135,7 +135,7 @@ def feed(controller, *signs, batch=100):
 
 
 def test_the_probability_follows_the_sign_of_overfitting():
-    controller = AdaptiveProbability(target=0.6, images_to_one=10_000, every=4)
+    controller = AdaptiveProbability(target=0.6, ada_images=10_000, every=4)
     assert feed(controller, 0.9, 0.9, 0.9) == 0  # not due
     assert feed(controller, 0.9) == pytest.approx(0.04)  # 400 of 10,000 images
     assert feed(controller, 1.0, 1.0, 0.9, -0.4) == pytest.approx(0.08)  # the mean 0.625 decides, not the last
@@ -154,11 +154,11 @@ def test_the_published_speed():
 
 
 def test_a_restored_controller_goes_on_as_if_never_stopped():
-    straight, stopped = AdaptiveProbability(0.6, images_to_one=5_000), AdaptiveProbability(0.6, images_to_one=5_000)
+    straight, stopped = AdaptiveProbability(0.6, ada_images=5_000), AdaptiveProbability(0.6, ada_images=5_000)
     signs = np.random.default_rng(0).uniform(0.3, 1, 50).astype(np.float32).tolist()
     feed(straight, *signs)
     feed(stopped, *signs[:22])  # between two moves
-    restored = AdaptiveProbability(0.6, images_to_one=5_000)
+    restored = AdaptiveProbability(0.6, ada_images=5_000)
     restored.load_state_dict(stopped.state_dict())
     feed(restored, *signs[22:])
     assert restored.state_dict() == straight.state_dict() and 0 < straight.p < 1

@@ -12,12 +12,12 @@ from core.cli.config import compose
 from core.cli.errors import UserError
 from core.nn.model_file import build_model, load_model, save_model
 from core.training.checkpoint import Checkpoints
-from gen import dcgan, modern, resnet, unetgan
+from gen import dcgan, r3gan, resnet, unetgan
 from gen.regularizers import float32_logits, r1
 from gen.resnet import SelfAttention, level_widths
 from gen.unetgan import consistency, cutmix, cutmix_masks
 
-MODELS = ("dcgan", "dcgan_plus", "resnet", "modern", "unetgan")
+MODELS = ("dcgan", "dcgan_plus", "resnet", "r3gan", "unetgan")
 SPECTRAL = {
     "dcgan_plus": lambda: dcgan.Discriminator(32, width=4, norm="spectral"),
     "resnet": lambda: resnet.Discriminator(32, width=4, attention=16),
@@ -25,9 +25,9 @@ SPECTRAL = {
 }
 GENERATORS = {
     "resnet": lambda size=32: resnet.Generator(size, 6, 4, attention=16),
-    "modern": lambda size=32: modern.Generator(size, 6, 4),
+    "r3gan": lambda size=32: r3gan.Generator(size, 6, 4),
 }
-DISCRIMINATORS = SPECTRAL | {"modern": lambda: modern.Discriminator(32, width=4)}
+DISCRIMINATORS = SPECTRAL | {"r3gan": lambda: r3gan.Discriminator(32, width=4)}
 
 
 def noise(*shape, seed=0):
@@ -95,7 +95,7 @@ def test_each_image_is_judged_by_itself(network):
 
 
 def test_the_modern_generator_takes_a_single_latent():
-    generator = awake(modern.Generator(32, 6, 4)).train()
+    generator = awake(r3gan.Generator(32, 6, 4)).train()
     z = noise(2, 6)
     assert torch.allclose(generator(z)[:1], generator(z[:1]), atol=1e-6)
 
@@ -234,7 +234,7 @@ def test_attention_sits_where_it_is_asked_for():
 
 def test_widths_double_up_to_eight_times_the_finest():
     assert level_widths(64, 5) == [64, 128, 256, 512, 512]
-    for network in (resnet.Generator, resnet.Discriminator, modern.Generator, unetgan.Discriminator):
+    for network in (resnet.Generator, resnet.Discriminator, r3gan.Generator, unetgan.Discriminator):
         with pytest.raises(UserError, match="width=0"):
             network(width=0)
         with pytest.raises(UserError, match="power of two"):
@@ -248,12 +248,12 @@ def test_the_way_round_a_block_may_exchange_resampling_and_convolution(block):
     assert torch.allclose(block.shortcut(x), one(other(x)), atol=1e-6)
 
 
-# -- modern
+# -- r3gan
 
 
 def test_the_modern_networks_begin_as_linear_maps():
     """With branches at zero nothing but convolutions and interpolation is left."""
-    generator, discriminator = modern.Generator(32, 6, 8).double(), modern.Discriminator(32, 8).double()
+    generator, discriminator = r3gan.Generator(32, 6, 8).double(), r3gan.Discriminator(32, 8).double()
     generator.initialise(0)
     discriminator.initialise(1)
     for network, a, b in (
@@ -268,11 +268,11 @@ def test_the_modern_networks_begin_as_linear_maps():
 
 
 def test_the_modern_networks_begin_with_well_scaled_outputs():
-    generator = modern.Generator(64, 64, 16)
+    generator = r3gan.Generator(64, 64, 16)
     generator.initialise(0)
     before_tanh = generator.layers[:-1](noise(8, 64, 1, 1))
     assert 0.2 < before_tanh.std() < 2  # interpolation averages some of it away
-    blocks = [block for block in generator.modules() if isinstance(block, modern.Bottleneck)]
+    blocks = [block for block in generator.modules() if isinstance(block, r3gan.Bottleneck)]
     first = blocks[0].branch[0][0].weight
     expected = math.sqrt(2 / (1 + 0.2**2) / first.shape[1]) * len(blocks) ** -0.25
     assert first.std().item() == pytest.approx(expected, rel=0.02)

@@ -41,14 +41,14 @@ def test_first_steps_agree_with_the_cpu(model: str, prepared: Path, tmp_path: Pa
     rows = {}
     for gpu in (True, False):
         words = f"data={prepared} name=gpu{gpu} model={model} model.image_size=32 model.width=8 log_every=8"
-        run(tmp_path, "gen.train", *words.split(), "images=16", "batch_size=8", "grid_every=0", gpu=gpu)
+        run(tmp_path, "gen.train", *words.split(), "total_images=16", "batch_size=8", "grid_every=0", gpu=gpu)
         rows[gpu] = losses(tmp_path, f"gpu{gpu}")
     for key in ("d_loss", "g_loss", "d_real", "d_fake"):
         assert rows[True][key] == pytest.approx(rows[False][key], abs=0.02)  # TF32 has 11 bits
 
 
 def test_samples_are_those_of_the_cpu(prepared: Path, tmp_path: Path) -> None:
-    words = f"data={prepared} name=a experiment=smoke model.image_size=32 images=160 grid_every=0 mixed_precision=bf16"
+    words = f"data={prepared} name=a experiment=smoke model.image_size=32 total_images=160 mixed_precision=bf16"
     run(tmp_path, "gen.train", *words.split())
     pixels = {}
     for gpu in (True, False):
@@ -60,7 +60,7 @@ def test_samples_are_those_of_the_cpu(prepared: Path, tmp_path: Path) -> None:
 
 def test_interrupted_runs_continue(prepared: Path, tmp_path: Path) -> None:
     words = f"data={prepared} name=a experiment=smoke model.image_size=32 save_every=16 grid_every=0".split()
-    run(tmp_path, "gen.train", *words, "images=64")
-    run(tmp_path, "gen.train", *words, "images=128")
+    run(tmp_path, "gen.train", *words, "total_images=64")
+    run(tmp_path, "gen.train", *words, "total_images=128")
     rows = (tmp_path / "runs" / "a" / "state").iterdir()
     assert any("128" in row.name for row in rows)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.image.kid import poly_mmd
 
-from eval import kernel
+from eval.metrics import kid as kernel
 from eval.metrics.kid import kernel_distance, kernel_distance_subsets
 
 

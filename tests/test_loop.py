@@ -7,14 +7,14 @@ import pytest
 import torch
 from mask_data import run
 
-from core import machine, runtime
 from core.cli.errors import UserError
 from core.data.loader import read_rows
+from core.training import distributed, machine
 
 
 def test_the_precision_that_auto_stands_for_belongs_to_the_run(discs, tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "native_bf16", lambda device: True)
-    folder = run(discs, tmp_path, "mixed_precision=auto", "images=8")
+    folder = run(discs, tmp_path, "mixed_precision=auto", "total_images=8")
     assert "mixed_precision: bf16" in folder.config.read_text()
 
 
@@ -28,9 +28,9 @@ def test_precision_follows_the_processor(monkeypatch, flags, precision):
 def test_a_gpu_is_left_alone_when_accelerate_is_told_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    assert runtime.pick_device().type == "cuda"
+    assert distributed.pick_device().type == "cuda"
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert runtime.pick_device().type == "cpu"
+    assert distributed.pick_device().type == "cpu"
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -39,9 +39,9 @@ def test_processes_on_the_cpu_wait_without_a_gpu(monkeypatch, device):
     state = SimpleNamespace(
         num_processes=2, device=torch.device(device), wait_for_everyone=lambda: called.append("cuda")
     )
-    monkeypatch.setattr(runtime, "PartialState", lambda: state)
+    monkeypatch.setattr(distributed, "PartialState", lambda: state)
     monkeypatch.setattr(torch.distributed, "barrier", lambda: called.append("cpu"))
-    runtime.wait_for_all()
+    distributed.wait_for_all()
     assert called == [device]
 
 

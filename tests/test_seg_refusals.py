@@ -36,7 +36,7 @@ from seg.train import run_training
         ("class_weights=[0,0,0,0]", "not all 0"),
         ("loss.dice=nan", "loss.dice=nan"),
         ("clip_gradient=nan", "clip_gradient=nan"),
-        ("warmup=50_000", "warmup=50000 must not exceed images=40000"),
+        ("warmup=50_000", "warmup=50000 must not exceed total_images=40000"),
         ("seed=99999999999999999999", "seed"),
         ("optim.learning_rate=1", "unknown key|Could not override"),
     ],
@@ -57,12 +57,12 @@ def test_a_loss_without_parts_is_refused(discs, tmp_path):
 def test_data_that_does_not_fit_is_refused(discs, prepared, tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match="has no masks"):
         run(prepared, tmp_path)
-    folder = run(discs, tmp_path, "images=4")
+    folder = run(discs, tmp_path, "total_images=4")
     other = write_discs(tmp_path / "other", seed=1)
     with pytest.raises(UserError, match=r"started with other settings: data_sha256.images.npy .*data_sha256.masks.npy"):
-        run(other, tmp_path, "images=4")
+        run(other, tmp_path, "total_images=4")
     with pytest.raises(UserError, match=r"images \(4 -> 8\)"):
-        run(discs, tmp_path, "images=8")  # would change the learning rate of the steps already made
+        run(discs, tmp_path, "total_images=8")  # would change the learning rate of the steps already made
     meta = json.loads((other / "meta.json").read_text())
     (other / "meta.json").write_text(json.dumps(meta | {"classes": ["ground", "a", "b", "c"]}))
     monkeypatch.setattr(sys, "argv", ["seg.evaluate", str(folder.path), "--data", str(other)])
@@ -79,8 +79,8 @@ def test_masks_without_a_known_pixel_are_told(tmp_path, monkeypatch, capsys):
     masks[PreparedData.open(folder).indices("valid")] = 255
     np.save(folder / "masks.npy", masks)
     with pytest.raises(UserError, match="every pixel of split 'valid' is ignored"):
-        run(folder, tmp_path, "images=4")
-    trained = run(write_discs(tmp_path / "discs"), tmp_path, "images=4", name="other")
+        run(folder, tmp_path, "total_images=4")
+    trained = run(write_discs(tmp_path / "discs"), tmp_path, "total_images=4", name="other")
     monkeypatch.setattr(sys, "argv", ["seg.evaluate", str(trained.path), "--data", str(folder)])
     with pytest.raises(SystemExit):
         evaluate.main()
@@ -89,7 +89,7 @@ def test_masks_without_a_known_pixel_are_told(tmp_path, monkeypatch, capsys):
 
 
 def test_another_scale_than_in_training_is_told(discs, tmp_path, monkeypatch, capsys):
-    folder = run(discs, tmp_path, "images=4")
+    folder = run(discs, tmp_path, "total_images=4")
     larger = write_discs(tmp_path / "larger", size=48)
     monkeypatch.setattr(sys, "argv", ["seg.evaluate", str(folder.path), "--data", str(larger)])
     evaluate.main()
@@ -112,7 +112,7 @@ def test_a_mask_value_without_a_class_is_named(tmp_path):
     masks[3, 4, 5] = 9
     np.save(folder / "masks.npy", masks)
     with pytest.raises(UserError, match="mask 3 holds the value 9, but there are 4 classes"):
-        run(folder, tmp_path, "images=4")
+        run(folder, tmp_path, "total_images=4")
 
 
 def test_a_training_batch_of_ignored_pixels_changes_nothing_but_the_count(tmp_path):
@@ -120,11 +120,19 @@ def test_a_training_batch_of_ignored_pixels_changes_nothing_but_the_count(tmp_pa
     masks = np.load(folder / "masks.npy")
     masks[PreparedData.open(folder).indices("train")] = 255
     np.save(folder / "masks.npy", masks)
-    result = run(folder, tmp_path, "images=8", "optim=sgd", "model.network.norm=none")
+    result = run(folder, tmp_path, "total_images=8", "optim=sgd", "model.network.norm=none")
     assert result.read_stats()[0]["loss"] == 0 and result.read_stats()[0]["gradient_norm"] == 0
 
 
 def test_overflow_is_told_and_never_saved(discs, tmp_path):
     with pytest.raises(UserError, match=r"training diverged: .* no checkpoint was saved yet"):
-        run(discs, tmp_path, "images=64", "optim=sgd", "optim.lr=1e30", "clip_gradient=0", "model.network.norm=none")
+        run(
+            discs,
+            tmp_path,
+            "total_images=64",
+            "optim=sgd",
+            "optim.lr=1e30",
+            "clip_gradient=0",
+            "model.network.norm=none",
+        )
     assert not list((tmp_path / "t" / "state").glob("*.pt"))

@@ -57,7 +57,7 @@ def test_every_shipped_model_steps_and_predicts(discs, tmp_path, model, precisio
         f"model={model}",
         f"mixed_precision={precision}",
         "batch_size=2",
-        "images=2",
+        "total_images=2",
         "warmup=0",
         *small,
     ]
@@ -75,7 +75,7 @@ DEFAULTS = {"optim=adamw", "augment=faces", "schedule=cosine", "workers=1", "tra
 @pytest.fixture(scope="module")
 def usual(discs, tmp_path_factory):
     """Weights after two steps with the usual settings."""
-    folder = run(discs, tmp_path_factory.mktemp("usual"), "images=8")
+    folder = run(discs, tmp_path_factory.mktemp("usual"), "total_images=8")
     return load_model(folder.path / "last.safetensors")[0].state_dict()
 
 
@@ -102,7 +102,7 @@ def usual(discs, tmp_path_factory):
 )
 def test_every_choice_acts(discs, tmp_path, usual, choice):
     """Each changes what two steps do, but for the defaults and what must not matter."""
-    folder = run(discs, tmp_path, "images=8", choice)
+    folder = run(discs, tmp_path, "total_images=8", choice)
     rows = folder.read_stats()
     assert rows[-1]["images"] == 8 and 0 <= rows[-1]["valid_miou"] <= 1
     weights = load_model(folder.path / "last.safetensors")[0].state_dict()
@@ -118,7 +118,13 @@ def test_every_shipped_experiment_steps(discs, tmp_path, name):
         typed(
             compose(
                 "seg",
-                [*words(discs, tmp_path), f"experiment={name}", "model.network.widths=[4,8]", "images=8", "warmup=0"],
+                [
+                    *words(discs, tmp_path),
+                    f"experiment={name}",
+                    "model.network.widths=[4,8]",
+                    "total_images=8",
+                    "warmup=0",
+                ],
             ),
             TrainConfig,
         )
@@ -135,7 +141,13 @@ def test_a_mistyped_experiment_is_refused(command):
 
 def test_it_learns_to_tell_left_from_right(discs, tmp_path):
     """Both discs look alike, so only their side tells them apart: flips without a swap of the classes destroy it."""
-    more = ["model.network.widths=[8,16,16]", "images=800", "optim.lr=1e-2", "valid_every=400", "ema_half_life=50"]
+    more = [
+        "model.network.widths=[8,16,16]",
+        "total_images=800",
+        "optim.lr=1e-2",
+        "valid_every=400",
+        "ema_half_life=50",
+    ]
     scores = {}
     for swap in (True, False):
         folder = run(discs, tmp_path, *more, f"augment.swap_sides={swap}", name=f"swap{swap}")
@@ -156,7 +168,14 @@ def stop_after(monkeypatch, steps):
     monkeypatch.setattr(TrainingLoop, "stop_agreed", agreed)
 
 
-HARD = ["augment=cells", "model.network.dropout=0.3", "crop=24", "loss.focal=1", "border.classes=[l_disc]", "images=40"]
+HARD = [
+    "augment=cells",
+    "model.network.dropout=0.3",
+    "crop=24",
+    "loss.focal=1",
+    "border.classes=[l_disc]",
+    "total_images=40",
+]
 
 
 @pytest.mark.parametrize("stops", [[3], [4, 1], [1, 7]])
@@ -184,7 +203,7 @@ def launch(ranks, discs, runs, *more):
 @pytest.mark.slow
 def test_two_ranks_follow_one(discs, tmp_path):
     """Without batch statistics one and two ranks compute the same; every validation picture counts once."""
-    more = ["model.network.norm=group", "loss.focal=1", "border.classes=[l_disc]", "images=32", "augment=none"]
+    more = ["model.network.norm=group", "loss.focal=1", "border.classes=[l_disc]", "total_images=32", "augment=none"]
     more += ["class_weights=[1,2,2,0.5]", "optim=sgd", "optim.lr=0.05"]  # Adam's first steps magnify rounding
     one = run(discs, tmp_path / "one", *more)
     result = launch(2, discs, tmp_path / "two", *more)
@@ -205,7 +224,7 @@ def test_two_ranks_follow_one(discs, tmp_path):
 @pytest.mark.slow
 def test_two_ranks_score_the_model_that_is_saved(discs, tmp_path):
     """With batch norm every rank has statistics of its own; the score must be that of the saved ones."""
-    result = launch(2, discs, tmp_path, "images=16", "optim.lr=0.05", "ema_half_life=0")
+    result = launch(2, discs, tmp_path, "total_images=16", "optim.lr=0.05", "ema_half_life=0")
     assert result.returncode == 0, result.stderr
     data = PreparedData.open(discs)
     model, _ = load_unet(tmp_path / "t", torch.device("cpu"))
@@ -218,7 +237,7 @@ def test_two_ranks_score_the_model_that_is_saved(discs, tmp_path):
 @pytest.mark.slow
 def test_interrupt_and_kill_of_the_real_command(discs, tmp_path):
     steady = ["schedule=constant", "save_every=8", "workers=1"]
-    command = [sys.executable, "-m", "seg.train", *words(discs, tmp_path, *SMALL, "images=10_000_000", *steady)]
+    command = [sys.executable, "-m", "seg.train", *words(discs, tmp_path, *SMALL, "total_images=10_000_000", *steady)]
     checkpoints = Checkpoints(tmp_path / "t" / "state")
     for sent, code in ((signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)):
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -231,12 +250,12 @@ def test_interrupt_and_kill_of_the_real_command(discs, tmp_path):
         assert process.returncode == code, errors
         assert "Traceback" not in errors
     images = checkpoints.load_newest()["images_seen"] + 4
-    expected = outcome(run(discs, tmp_path / "straight", f"images={images}", *steady))
-    assert_equal(outcome(run(discs, tmp_path, f"images={images}", *steady)), expected)
+    expected = outcome(run(discs, tmp_path / "straight", f"total_images={images}", *steady))
+    assert_equal(outcome(run(discs, tmp_path, f"total_images={images}", *steady)), expected)
 
 
 def test_the_best_weights_are_those_of_the_best_evaluation(discs, tmp_path, monkeypatch, capsys):
-    folder = run(discs, tmp_path, "images=64", "optim.lr=0.02")
+    folder = run(discs, tmp_path, "total_images=64", "optim.lr=0.02")
     scores = {row["images"]: row["valid_miou"] for row in folder.read_stats() if "valid_miou" in row}
     assert list(scores) == [16, 32, 48, 64]
     best = max(scores, key=lambda images: scores[images])
@@ -256,10 +275,24 @@ def test_the_best_weights_are_those_of_the_best_evaluation(discs, tmp_path, monk
 
 def test_early_stop_counts_evaluations_without_improvement(discs, tmp_path):
     folder = run(
-        discs, tmp_path, "images=400", "optim.lr=1e-30", "ema_half_life=0", "patience=2", "model.network.norm=none"
+        discs,
+        tmp_path,
+        "total_images=400",
+        "optim.lr=1e-30",
+        "ema_half_life=0",
+        "patience=2",
+        "model.network.norm=none",
     )
     assert [row["images"] for row in folder.read_stats() if "valid_miou" in row] == [16, 32, 48]
-    run(discs, tmp_path, "images=400", "optim.lr=1e-30", "ema_half_life=0", "patience=2", "model.network.norm=none")
+    run(
+        discs,
+        tmp_path,
+        "total_images=400",
+        "optim.lr=1e-30",
+        "ema_half_life=0",
+        "patience=2",
+        "model.network.norm=none",
+    )
     assert [row["images"] for row in folder.read_stats() if "valid_miou" in row] == [16, 32, 48]
 
 
@@ -287,7 +320,7 @@ def test_windows_of_a_valid_network_are_its_outputs():
 
 
 def test_the_command_trains_and_helps(discs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["seg.train", *words(discs, tmp_path, *SMALL, "images=4")])
+    monkeypatch.setattr(sys, "argv", ["seg.train", *words(discs, tmp_path, *SMALL, "total_images=4")])
     train.main()
     assert "seg.predict" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["seg.train", "--help"])

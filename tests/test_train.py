@@ -77,7 +77,7 @@ def assert_equal(a, b):
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_shipped_model_steps_and_samples(prepared, tmp_path, model, precision):
-    folder = run(prepared, tmp_path, model=model, mixed_precision=precision, images=24)
+    folder = run(prepared, tmp_path, model=model, mixed_precision=precision, total_images=24)
     assert [row["images"] for row in folder.read_stats()] == [24]
     generator, info = load_model(folder.path)
     assert info["images_seen"] == 24 and info["data"]["count"] == 24
@@ -96,7 +96,7 @@ def test_bf16_reaches_both_networks_and_leaves_the_weights_alone(prepared, tmp_p
 
     original = train.build_model
     monkeypatch.setattr(train, "build_model", build)
-    folder = run(prepared, tmp_path, mixed_precision="bf16", images=8)
+    folder = run(prepared, tmp_path, mixed_precision="bf16", total_images=8)
     # Both are tried before training. Then G once; D on real, on fake and in G's step
     trial = [("ConvTranspose2d", torch.float32), ("Conv2d", torch.float32)]
     assert seen == trial + [("ConvTranspose2d", torch.bfloat16)] + 3 * [("Conv2d", torch.bfloat16)]
@@ -109,14 +109,16 @@ def test_bf16_reaches_both_networks_and_leaves_the_weights_alone(prepared, tmp_p
     "group", [*(f"optim={name}" for name in OPTIMISERS), *(f"experiment={e}" for e in EXPERIMENTS)]
 )
 def test_every_shipped_choice_steps(prepared, tmp_path, group):
-    config = typed(compose("gen", [group, *overrides(prepared, tmp_path, images=8, **{"eval.every": 0})]), TrainConfig)
+    config = typed(
+        compose("gen", [group, *overrides(prepared, tmp_path, total_images=8, **{"eval.every": 0})]), TrainConfig
+    )
     assert run_training(config).path.joinpath("model.safetensors").exists()
 
 
 @pytest.fixture(scope="module")
 def straight(prepared, tmp_path_factory):
     """A run of 88 images without interruption."""
-    return outcome(run(prepared, tmp_path_factory.mktemp("straight"), images=88, grid_every=16))
+    return outcome(run(prepared, tmp_path_factory.mktemp("straight"), total_images=88, grid_every=16))
 
 
 @settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -134,21 +136,21 @@ def test_interrupted_runs_end_bit_identical(prepared, straight, tmp_path_factory
 
 def test_a_killed_run_continues_from_its_checkpoint(prepared, straight, tmp_path):
     """After kill -9 the statistics are ahead of the checkpoint and a torn temporary file may lie about."""
-    folder = run(prepared, tmp_path, images=40, grid_every=16)
+    folder = run(prepared, tmp_path, total_images=40, grid_every=16)
     for path in folder.state.glob("*.pt"):
         path.rename(folder.state / "late")
-    run(prepared, tmp_path / "other", images=32, grid_every=16)
+    run(prepared, tmp_path / "other", total_images=32, grid_every=16)
     (tmp_path / "other" / "t" / "state" / "000000000032.pt").rename(folder.state / "000000000032.pt")
     (folder.state / ".000000000048.pt.1234.part").write_bytes(b"torn")
     with folder.stats.open("a") as handle:
         handle.write('{"images": 4')
-    assert_equal(outcome(run(prepared, tmp_path, images=88, grid_every=16)), straight)
+    assert_equal(outcome(run(prepared, tmp_path, total_images=88, grid_every=16)), straight)
     assert not list(folder.state.glob(".*"))
 
 
 @pytest.mark.slow
 def test_interrupt_and_kill_of_the_real_command(prepared, tmp_path):
-    command = [sys.executable, "-m", "gen.train", *overrides(prepared, tmp_path, images=10**7, save_every=64)]
+    command = [sys.executable, "-m", "gen.train", *overrides(prepared, tmp_path, total_images=10**7, save_every=64)]
     for sent, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         before = Checkpoints(tmp_path / "t" / "state").files()
@@ -183,11 +185,11 @@ def launch(ranks, prepared, runs, **settings):
 @pytest.mark.slow
 def test_two_ranks_follow_one(prepared, tmp_path):
     """Without batch norm two half batches give the gradient of the whole one."""
-    done = launch(2, prepared, tmp_path / "two", images=48, grid_every=24, **{"model.norm": "none"})
+    done = launch(2, prepared, tmp_path / "two", total_images=48, grid_every=24, **{"model.norm": "none"})
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("2 x cpu") == 1 and done.stdout.count("trained:") == 1
     two, two_rows = outcome(RunFolder(tmp_path / "two" / "t"))
-    folder = run(prepared, tmp_path / "one", images=48, grid_every=24, **{"model.norm": "none"})
+    folder = run(prepared, tmp_path / "one", total_images=48, grid_every=24, **{"model.norm": "none"})
     one, one_rows = outcome(folder)
     assert [row["images"] for row in two_rows] == [row["images"] for row in one_rows] == [24, 48]
     for a, b in zip(one_rows, two_rows, strict=True):
@@ -204,7 +206,7 @@ def test_two_ranks_follow_one(prepared, tmp_path):
 def test_two_ranks_stop_together_and_save(prepared, tmp_path):
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--multi_gpu", "--num_processes", "2"]
-    command = [*launcher, "-m", "gen.train", *overrides(prepared, tmp_path, images=10**7)]
+    command = [*launcher, "-m", "gen.train", *overrides(prepared, tmp_path, total_images=10**7)]
     stats = tmp_path / "t" / "stats.jsonl"
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     while not stats.exists():
@@ -219,18 +221,18 @@ def test_two_ranks_stop_together_and_save(prepared, tmp_path):
 
 @pytest.mark.slow
 def test_an_error_on_two_ranks_is_told_once(prepared, tmp_path):
-    done = launch(2, prepared, tmp_path, images=48, batch_size=9)
+    done = launch(2, prepared, tmp_path, total_images=48, batch_size=9)
     assert done.returncode == 1
     assert done.stderr.count("error: batch_size=9") == 1
 
 
 def test_diverged_training_stops_with_step_checkpoint_and_advice(prepared, tmp_path):
-    run(prepared, tmp_path, images=16)
+    run(prepared, tmp_path, total_images=16)
     state = Checkpoints(tmp_path / "t" / "state").load_newest()
     state["generator"]["layers.0.0.weight"][:] = float("nan")
     Checkpoints(tmp_path / "t" / "state").save(16, state)
     with pytest.raises(UserError, match=r"g_loss is nan|d_loss is nan") as caught:
-        run(prepared, tmp_path, images=80)
+        run(prepared, tmp_path, total_images=80)
     message = str(caught.value)
     assert "24 images" in message and "000000000016.pt" in message and "optim.lr" in message
     assert [path.name for path in Checkpoints(tmp_path / "t" / "state").files()] == ["000000000016.pt"]
@@ -245,10 +247,10 @@ def test_overflowed_weights_are_never_saved(prepared, tmp_path, monkeypatch):
         optimizer.param_groups[0]["params"][0].data[0] = float("inf")
         return result
 
-    run(prepared, tmp_path, images=16)
+    run(prepared, tmp_path, total_images=16)
     monkeypatch.setattr(train, "generator_step", poisoned)
     with pytest.raises(UserError, match="weights of the generator are not finite") as caught:
-        run(prepared, tmp_path, images=24)
+        run(prepared, tmp_path, total_images=24)
     assert "000000000016.pt" in str(caught.value)
     assert len(Checkpoints(tmp_path / "t" / "state").files()) == 1
     generator, _ = load_model(tmp_path / "t")
@@ -258,7 +260,7 @@ def test_overflowed_weights_are_never_saved(prepared, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"images": 0}, "images=0"),
+        ({"images": 0}, "total_images=0"),
         ({"name": "../up"}, "plain folder name"),
         ({"name": ""}, "plain folder name"),
         ({"seed": -1}, "seed=-1"),
@@ -284,10 +286,10 @@ def test_bad_settings_leave_nothing_behind(prepared, tmp_path, settings, message
 
 
 def test_a_changed_setting_is_refused_and_more_images_are_not(prepared, tmp_path):
-    run(prepared, tmp_path, images=16)
+    run(prepared, tmp_path, total_images=16)
     with pytest.raises(UserError, match=r"seed \(0 -> 1\)"):
-        run(prepared, tmp_path, images=16, seed=1)
-    assert run(prepared, tmp_path, images=24).config.read_text().count("images: 24") == 1
+        run(prepared, tmp_path, total_images=16, seed=1)
+    assert run(prepared, tmp_path, total_images=24).config.read_text().count("images: 24") == 1
 
 
 @pytest.mark.parametrize(
@@ -319,7 +321,7 @@ def test_help_shows_examples(monkeypatch, capsys):
 
 
 def test_the_command_trains(prepared, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["gen.train", *overrides(prepared, tmp_path, images=8)])
+    monkeypatch.setattr(sys, "argv", ["gen.train", *overrides(prepared, tmp_path, total_images=8)])
     train.main()
     assert f"trained: {tmp_path / 't' / 'model.safetensors'}" in capsys.readouterr().out
 
@@ -327,7 +329,7 @@ def test_the_command_trains(prepared, tmp_path, monkeypatch, capsys):
 def test_tensorboard_curves(prepared, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folder = run(prepared, tmp_path, images=48, tracker="tensorboard")
+    folder = run(prepared, tmp_path, total_images=48, tracker="tensorboard")
     (events,) = {path.parent for path in folder.path.rglob("events.out*")}
     reader = EventAccumulator(str(events)).Reload()
     rows = folder.read_stats()
@@ -367,7 +369,7 @@ def test_identical_samples_are_noticed(prepared):
 
 
 def test_statistics_are_valid_json_lines(prepared, tmp_path):
-    folder = run(prepared, tmp_path, images=24)
+    folder = run(prepared, tmp_path, total_images=24)
     row = json.loads(folder.stats.read_text())
     assert 0 <= row["d_real"] <= 1 and 0 <= row["d_fake"] <= 1 and 0 <= row["d_accuracy"] <= 1
     assert row["images_per_s"] > 0

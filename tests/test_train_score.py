@@ -155,7 +155,7 @@ def test_scoring_leaves_random_states_modes_and_networks_alone(data, tmp_path, m
     after = []
     for settings in ({"split": "train"}, EVERY):
         torch.manual_seed(0)
-        run(data, tmp_path / f"{len(after)}", images=24, **settings)
+        run(data, tmp_path / f"{len(after)}", total_images=24, **settings)
         after.append(global_state())
     assert_equal(*after)
     assert seen == [[True, True, False]]
@@ -225,7 +225,7 @@ def test_a_run_set_back_by_hand_finds_its_best_again(quick, data, tmp_path, caps
 
 
 def test_settings_may_change_and_scores_on_other_terms_are_not_compared(quick, data, tmp_path, capsys):
-    folder = run(data, tmp_path, images=48, split="train")
+    folder = run(data, tmp_path, total_images=48, split="train")
     assert not list(folder.path.glob("best*"))
     run(data, tmp_path, **EVERY | {"images": 72})
     first = best_of(folder)
@@ -238,7 +238,7 @@ def test_settings_may_change_and_scores_on_other_terms_are_not_compared(quick, d
     assert best_of(folder)[2]["images_seen"] == 88 and best_of(folder)[2]["n"] == 40
     (aside,) = folder.path.glob("best-*.safetensors")
     assert load_model(aside)[1] == second[1]
-    run(data, tmp_path, images=96, split="train")
+    run(data, tmp_path, total_images=96, split="train")
     assert list(scores(folder)) == [72, 80, 88]
 
 

@@ -15,7 +15,7 @@ from core.cli.files import atomic_path
 
 # Order of weights and pictures in memory: 5% to 20% faster than channel planes on CPUs (docs/performance.md), and what
 # tensor cores want.
-FASTER = torch.channels_last
+MEMORY_FORMAT = torch.channels_last
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def to_uint8(images: Tensor) -> Tensor:
 def to_float(pixels: Tensor) -> Tensor:
     """uint8 pixels (N, H, W, C) -> floats (N, C, H, W) in [-1, 1]: x / 127.5 - 1, `ToTensor` and normalising by 0.5.
 
-    In memory the channels of a pixel stay side by side, which is the faster order for convolutions (`FASTER`).
+    In memory the channels of a pixel stay side by side, which is the faster order for convolutions (`MEMORY_FORMAT`).
     """
     return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 

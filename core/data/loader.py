@@ -21,7 +21,7 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
-class EndlessOrder:
+class InfiniteSampler:
     """An endless sequence of rows: every epoch is a fresh permutation with fresh flips, drawn from (seed, epoch).
 
     Args:
@@ -60,7 +60,7 @@ class EndlessOrder:
         return self._epochs[epoch]
 
 
-class ImageBank(EndlessOrder):
+class ImageBank(InfiniteSampler):
     """Batches of training images whose content depends on (seed, images seen) alone.
 
     A batch is a window of the endless sequence, and a rank takes its slice of the window: resuming needs no sampler

@@ -1,7 +1,7 @@
 """Grouped convolutions whose second derivatives are grouped convolutions as well.
 
 PyTorch computes the same numbers with one small convolution for every group, 1,900 more a step for R1 and R2 in the
-default `gen.modern`: on a GPU each is a launch. Here y = conv(x, w) and its two derivatives are three bilinear maps,
+default `gen.r3gan`: on a GPU each is a launch. Here y = conv(x, w) and its two derivatives are three bilinear maps,
 each of whose derivatives is one of the other two, so that penalties on gradients take a few large ones, whatever their
 order.
 """

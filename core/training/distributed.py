@@ -312,6 +312,6 @@ class MeanMeter:
         self.sums, self.steps = list(state["sums"]), int(state["steps"])
 
 
-def crossed(before: int, after: int, every: int) -> bool:
+def is_due(before: int, after: int, every: int) -> bool:
     """Whether a multiple of `every` lies in (before, after]; `every` = 0 means never."""
     return every > 0 and before // every != after // every

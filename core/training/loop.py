@@ -22,13 +22,13 @@ from core.cli.console import StatusProgress, console, progress_bar, say, warn
 from core.cli.errors import Interrupted, UserError
 from core.nn.model_file import FILE_NAME
 from core.training.checkpoint import Checkpoints
-from core.training.distributed import MeanMeter, NonFiniteError, StopRequest, crossed, pick_device, start_accelerator
+from core.training.distributed import MeanMeter, NonFiniteError, StopRequest, is_due, pick_device, start_accelerator
 from core.training.machine import choose_precision
 from core.training.rundir import RunFolder
 
 VOTE_EVERY = 10  # steps between the moments at which several processes agree to stop
 # Settings that leave every step as it is, so a run may go on with other values.
-CHANGEABLE = ("name", "runs", "images", "save_every", "tracker", "data")
+CHANGEABLE = ("name", "runs", "total_images", "save_every", "tracker", "data")
 # Keys that the configuration of older runs lacks, with the values that do what those runs did.
 ADDED: dict[str, Any] = {"compile": False, "optim.fused": None}
 
@@ -42,7 +42,7 @@ class LoopConfig:
     runs: str
     split: str
     seed: int
-    images: int
+    total_images: int
     batch_size: int
     mixed_precision: str
     compile: bool
@@ -65,7 +65,7 @@ def check_common(config: LoopConfig, processes: int, least_images: int = 2) -> N
     """
     if config.name in ("", ".", "..") or Path(config.name).name != config.name:
         raise UserError(f"name={config.name!r} must be a plain folder name; runs=... says where the folder goes")
-    check_least(config, 1, "images", "batch_size", "log_every")
+    check_least(config, 1, "total_images", "batch_size", "log_every")
     check_least(config, 0, "ema_half_life", "save_every", "seed")
     if config.seed >= 2**63:
         raise UserError(f"seed={config.seed} is too large: at most 2^63 - 1")
@@ -157,7 +157,7 @@ class TrainingLoop(ABC):
     @property
     def finished(self) -> bool:
         """Whether no step remains."""
-        return self.images_seen >= self.settings.images
+        return self.images_seen >= self.settings.total_images
 
     # -- state on disk
 
@@ -242,16 +242,18 @@ class TrainingLoop(ABC):
         """
         config, main = self.settings, self.accelerator.is_main_process
         with progress_bar(quiet=not main) as bar:
-            task = bar.add_task(config.name, total=config.images, completed=min(self.images_seen, config.images))
+            task = bar.add_task(
+                config.name, total=config.total_images, completed=min(self.images_seen, config.total_images)
+            )
             started, first, told = time.perf_counter(), self.images_seen, time.perf_counter()
             while not self.finished:
                 before = self.images_seen
                 self.step()
-                bar.update(task, completed=min(self.images_seen, config.images))
-                if crossed(before, self.images_seen, config.log_every):
+                bar.update(task, completed=min(self.images_seen, config.total_images))
+                if is_due(before, self.images_seen, config.log_every):
                     told = self.show(bar, self.log(started, first), told)
-                self.after_step(before, last=self.images_seen >= config.images)
-                if crossed(before, self.images_seen, config.save_every):
+                self.after_step(before, last=self.images_seen >= config.total_images)
+                if is_due(before, self.images_seen, config.save_every):
                     self.save()
                 if self.stop_agreed(stop):
                     self.save()
@@ -266,7 +268,7 @@ class TrainingLoop(ABC):
             return told
         speed = bar.tasks[0].speed or 0.0
         config = self.settings
-        say(f"{config.name}: {self.images_seen:,} of {config.images:,} images, {speed:.1f}/s, {status}")
+        say(f"{config.name}: {self.images_seen:,} of {config.total_images:,} images, {speed:.1f}/s, {status}")
         return now
 
     def stop_agreed(self, stop: StopRequest) -> bool:
