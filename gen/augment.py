@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from core.data.images import MEMORY_FORMAT
 
-# Second entry of the seed, see gen.latents: one stream for each batch that is augmented within a step.
-REAL_STREAM, FAKE_STREAM, GENERATOR_STREAM = 2, 3, 4
+# Second entry of the seed, see gen.latents: one stream for each of the three times a step shows images to D.
+STREAMS = {"real": 2, "fake": 3, "generator": 4}
 # Uniform numbers of an image: whether each of the five changes is made, then how.
 GATES = ("brightness", "saturation", "contrast", "translation", "cutout")
 AMOUNTS = ("brightness", "saturation", "contrast", "down", "right", "top", "left")

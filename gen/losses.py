@@ -55,7 +55,7 @@ def least_squares_generator(fake_logits: Tensor) -> Tensor:
 def wasserstein_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """D(G(z)) - D(x) (Arjovsky et al. 2017, equation 2).
 
-    Estimates a distance only while D is 1-Lipschitz: use it with `gen.regularizers.gradient_penalty`.
+    Estimates a distance only while D is 1-Lipschitz: use it with `gen.penalties.gradient_penalty`.
     """
     return fake_logits.mean() - real_logits.mean()
 

@@ -122,6 +122,8 @@ class Discriminator(nn.Module):
     Nothing is normalised, so each image is judged by itself. Arguments and errors as for `Generator`.
     """
 
+    judges_pixels = False
+
     def __init__(self, image_size: int = 64, width: int = 64, blocks: int = 2) -> None:
         super().__init__()
         require_positive(width=width, blocks=blocks)

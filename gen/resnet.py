@@ -153,6 +153,8 @@ class Discriminator(nn.Module):
     Other arguments and errors as for `Generator`.
     """
 
+    judges_pixels = False
+
     def __init__(self, image_size: int = 64, width: int = 64, attention: int | None = None) -> None:
         super().__init__()
         require_positive(width=width)

@@ -35,6 +35,8 @@ class Discriminator(nn.Module):
         UserError: an argument out of range.
     """
 
+    judges_pixels = True
+
     def __init__(self, image_size: int = 64, width: int = 64) -> None:
         super().__init__()
         require_positive(width=width)

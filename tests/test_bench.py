@@ -24,7 +24,7 @@ from eval.features.extractors import InceptionFeatures
 from eval.features.image_sets import list_images
 from eval.metrics.frechet import Statistics, frechet_distance
 from gen.dcgan import Discriminator, Generator
-from gen.steps import discriminator_step, generator_step
+from gen.steps import Batch, DiscriminatorWrapper, discriminator_step, generator_step
 from scripts import bench, bench_data, bench_flops, bench_measure, bench_parts, bench_ranks, bench_reference
 from scripts.bench_measure import Clock, Result, Side, Spread, interleave, neighbour_ratios
 from scripts.bench_parts import Settings
@@ -252,8 +252,9 @@ def test_dcgan_step_as_counted_by_pytorch():
     optimizers = [torch.optim.SGD(network.parameters(), 0.1) for network in (generator, discriminator)]
     with FlopCounterMode(display=False) as counter:
         fake = generator(torch.randn(4, 100))
-        discriminator_step(discriminator, optimizers[1], torch.randn(4, 3, 32, 32), fake)
-        generator_step(discriminator, optimizers[0], fake)
+        wrapped, batch = DiscriminatorWrapper(discriminator, False), Batch(torch.randn(4, 3, 32, 32), torch.empty(0))
+        discriminator_step(wrapped, optimizers[1], [batch], [fake])
+        generator_step(generator, wrapped, optimizers[0], [batch], [fake])
     assert counter.get_total_flops() == 4 * bench_flops.gan_step_flops(both)
 
 
