@@ -18,8 +18,6 @@ from gen.losses import gan_loss
 from gen.schedule import cosine
 from gen.steps import PENALTIES, STATISTICS
 
-BN_BATCH = 64  # samples normalised together when batch statistics are estimated anew
-
 
 @dataclass
 class Schedule:
@@ -82,7 +80,6 @@ class TrainConfig(LoopConfig):
     n_critic: int
     lr_schedule: Schedule
     accumulate: int
-    ema_bn_images: int
     eval: EvalSection
 
     @property
@@ -108,7 +105,6 @@ ADDED: dict[str, Any] = {
     "lr_schedule.end": 1.0,
     "lr_schedule.over": 0,
     "accumulate": 1,
-    "ema_bn_images": 0,
 }
 
 
@@ -119,7 +115,7 @@ def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
         UserError: naming the key.
     """
     check_common(config, processes)
-    check_least(config, 0, "grid_every", "ema_bn_images")
+    check_least(config, 0, "grid_every")
     check_least(config, 1, "n_critic", "accumulate")
     share = config.batch_size // processes
     if share % config.accumulate or share // config.accumulate < 2:
@@ -127,8 +123,6 @@ def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
             f"accumulate={config.accumulate} must divide the {share} images of each process into equal parts of at "
             "least 2 (batch norm needs them)"
         )
-    if config.ema_bn_images % BN_BATCH:
-        raise UserError(f"ema_bn_images={config.ema_bn_images} must be a multiple of {BN_BATCH}, or 0")
     check_section(config.eval)
     _check_game(config)
     for key in ("generator", "discriminator"):

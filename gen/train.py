@@ -20,7 +20,7 @@ from core.cli.console import say
 from core.data.dataset import PreparedData
 from core.data.images import MEMORY_FORMAT, make_grid, to_uint8, write_png
 from core.data.loader import ImageBank, to_device
-from core.nn.ema import ExponentialAverage, with_fresh_statistics
+from core.nn.ema import ExponentialAverage
 from core.nn.model_file import FILE_NAME, build_model, save_model
 from core.training.curves import FILE_NAME as CURVES_NAME
 from core.training.curves import Panel, draw_curves
@@ -34,7 +34,7 @@ from gen.losses import gan_loss
 from gen.monitor import PATIENCE, CollapseMonitor, identical_samples
 from gen.regularizers import mixing_weights
 from gen.schedule import cosine
-from gen.settings import ADDED, BN_BATCH, TrainConfig, check_networks, validate
+from gen.settings import ADDED, TrainConfig, check_networks, validate
 from gen.steps import DiscriminatorWrapper, Terms, discriminator_step, generator_step
 from gen.unetgan import cutmix_masks
 
@@ -103,7 +103,6 @@ class Trainer(TrainingLoop):
             if not config.regularize.of_gradients:  # torch.compile does not do second derivatives
                 own.compile()
         self.wrapped_generator, self.wrapped_discriminator = accelerator.prepare(self.generator, own)
-        self._sampler: tuple[int, nn.Module] | None = None
 
     def _networks(self) -> tuple[nn.Module, nn.Module]:
         recipes = self.config.model["generator"], self.config.model["discriminator"]
@@ -128,7 +127,7 @@ class Trainer(TrainingLoop):
 
     def export(self) -> None:
         """Write the sampling weights and the curves."""
-        save_model(self.run.path / FILE_NAME, self.sampler(), self.config.model["generator"], self._info())
+        save_model(self.run.path / FILE_NAME, self.ema.model, self.config.model["generator"], self._info())
         rows = comparable(self.run.read_stats())
         draw_curves(rows, [*panels(self.config.loss), *score_panel(rows)], self.run.path / CURVES_NAME)
 
@@ -230,23 +229,11 @@ class Trainer(TrainingLoop):
         if self.scorer is not None and (last or is_due(before, self.images_seen, self.config.eval.every)):
             self.score(self.scorer)
 
-    def sampler(self) -> nn.Module:
-        """The generator to draw from: the averaged weights, on a copy with batch statistics of their own if wished."""
-        if not self.config.ema_bn_images:
-            return self.ema.model
-        if self._sampler is None or self._sampler[0] != self.images_seen:
-            starts = range(0, self.config.ema_bn_images - BN_BATCH + 1, BN_BATCH)
-            dim = int(self.generator.latent_dim)  # type: ignore[arg-type]
-            latents = (training_latents(self.config.seed, start, BN_BATCH, dim) for start in starts)
-            inputs = (z.to(self.accelerator.device) for z in latents)
-            self._sampler = self.images_seen, with_fresh_statistics(self.ema.model, inputs)
-        return self._sampler[1]
-
     @torch.inference_mode()
     def grid(self) -> None:
         """Write the grid of the fixed latents, from the averaged weights."""
         z = sample_latents(range(GRID_SAMPLES), int(self.generator.latent_dim))  # type: ignore[arg-type]
-        pixels = to_uint8(self.sampler()(z.to(self.accelerator.device))).cpu().numpy()
+        pixels = to_uint8(self.ema.model(z.to(self.accelerator.device))).cpu().numpy()
         write_png(self.run.samples / f"{self.images_seen:012d}.png", make_grid(pixels))
         if self.images_seen >= PATIENCE and (warning := identical_samples(pixels)):
             self.warn(warning)
@@ -255,7 +242,7 @@ class Trainer(TrainingLoop):
         """Score the averaged weights, and keep them if they are the best so far."""
         self.fold()  # finds out whether training has diverged, before the time is spent
         started = time.perf_counter()
-        score = scorer(self.sampler())
+        score = scorer(self.ema.model)
         if score is None or self.best is None:
             return
         if not self.scored:
@@ -265,7 +252,7 @@ class Trainer(TrainingLoop):
         row = scorer.row(score)
         self.run.append_stats({"images": self.images_seen, **row})
         self.accelerator.log({row["metric"]: score}, step=self.images_seen)
-        better = self.best.offer(score, self.sampler(), self.config.model["generator"], self._info())
+        better = self.best.offer(score, self.ema.model, self.config.model["generator"], self._info())
         self.scored = f", {row['metric']} {score:.3g}" + (" (best)" if better else "")
 
     def describe(self) -> str:

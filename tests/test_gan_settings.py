@@ -40,7 +40,6 @@ from gen.train import Trainer
         ({"diffaug.p": "adaptiv"}, r"diffaug\.p=adaptiv must be"),
         ({"diffaug.ada_target": 2}, r"diffaug\.target=2"),
         ({"diffaug.ada_images": 0}, r"diffaug\.ada_images=0"),
-        ({"ema_bn_images": 100}, "ema_bn_images=100 must be a multiple of 64, or 0"),
         ({"regularize.schedule.end": 0.1, "regularize.schedule.over": 9}, r"regularize\.schedule changes r1 and r2"),
         ({"model.discriminator.image_size": 64}, r"model\.discriminator cannot read \(2, 3, 32, 32\)"),
         ({"+model.generator.channels": 1}, r"model\.generator makes \(2, 1, 32, 32\)"),

@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from core.cli.config import compose, typed
-from core.nn.ema import with_fresh_statistics
 from core.nn.model_file import build_model, load_model
 from core.training.checkpoint import Checkpoints
 from core.training.rundir import RunFolder
@@ -32,7 +31,7 @@ R3 = {
     "optim.betas": "[0.0,0.99]",
 }
 PRESETS = {
-    "dcgan": {"loss": "least_squares", "accumulate": 2, "ema_bn_images": 64},
+    "dcgan": {"loss": "least_squares", "accumulate": 2},
     "dcgan_plus": {"loss": "hinge", "n_critic": 2, "diffaug.p": 0.5},
     "resnet": {"loss": "hinge", "d_lr_factor": 2.0, "model.attention": 16},
     "r3gan": R3 | {"diffaug.p": "adaptive", "diffaug.ada_images": 100, "diffaug.ada_target": 0.0},
@@ -284,45 +283,6 @@ def test_the_probability_of_augmentation_follows_ds_answers_to_reals(prepared, t
     assert state_of(folder)["augmentation"] == controller.state_dict() and controller.p > 0
     rows = [row["augment_p"] for row in folder.read_stats()]
     assert rows == pytest.approx([np.mean([p for p, _ in seen[k : k + 3]]) for k in range(0, 15, 3)])
-
-
-# -- averaged weights
-
-
-def test_fresh_statistics_are_those_of_the_inputs_and_the_model_stays():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2))
-    model.train()(torch.randn(8, 3, 6, 6))
-    model.eval().requires_grad_(False)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    inputs = [torch.randn(5, 3, 6, 6) + k for k in range(3)]
-    fresh = with_fresh_statistics(model, iter(inputs))
-    assert_equal(dict(model.state_dict()), before)
-    assert not fresh.training and not any(layer.training for layer in fresh.modules())
-    assert fresh[1].momentum == model[1].momentum == 0.1
-    maps = [model[0](x) for x in inputs]
-    expected = torch.stack([m.mean((0, 2, 3)) for m in maps]).mean(0)
-    assert torch.allclose(fresh[1].running_mean, expected, atol=1e-6)
-    spread = torch.stack([m.transpose(0, 1).flatten(1).var(1) for m in maps]).mean(0)
-    assert torch.allclose(fresh[1].running_var, spread, atol=1e-6)
-    inner = [F.conv2d(F.relu(F.batch_norm(m, None, None, model[1].weight, model[1].bias, True)), model[3].weight) for m in maps]  # noqa: E501  # fmt: skip
-    bias = model[3].bias
-    assert torch.allclose(
-        fresh[4].running_mean, torch.stack([m.mean((0, 2, 3)) for m in inner]).mean(0) + bias, atol=1e-5
-    )
-
-
-def test_exported_weights_have_fresh_statistics_and_training_does_not_notice(prepared, tmp_path):
-    plain, fresh = (run(prepared, tmp_path / str(n), total_images=40, grid_every=16, ema_bn_images=n) for n in (0, 192))
-    assert_equal(outcome(fresh), outcome(plain))
-    (a, info), (b, _) = load_model(plain.path), load_model(fresh.path)
-    assert info["images_seen"] == 40
-    ema = state_of(plain)["ema"]
-    changed = {name for name, value in a.state_dict().items() if not torch.equal(value, b.state_dict()[name])}
-    assert changed == {name for name in ema if "running" in name or "num_batches" in name}
-    again = with_fresh_statistics(a, [training_latents(0, start, 64, 100) for start in (0, 64, 128)])
-    for name, value in again.state_dict().items():
-        assert torch.allclose(value, b.state_dict()[name], atol=1e-6)
 
 
 # -- schedules, monitor
