@@ -247,7 +247,7 @@ def run_training(config: TrainConfig) -> RunFolder:
     data = PreparedData.open(config.data)
     validate(config, data, process_count())
     # With any other schedule the number of images sets the learning rate of every step.
-    fixed = () if config.schedule == "constant" else ("images",)
+    fixed = () if config.schedule == "constant" else ("total_images",)
     return run_loop(
         config,
         lambda accelerator, run: Trainer(config, accelerator, data, run),

@@ -52,7 +52,7 @@ from gen.train import Trainer
 )
 def test_settings_that_cannot_work_leave_nothing_behind(prepared, tmp_path, settings, message):
     with pytest.raises(UserError, match=message):
-        run(prepared, tmp_path, **({"images": 8} | settings))
+        run(prepared, tmp_path, **({"total_images": 8} | settings))
     assert not list(tmp_path.iterdir())
 
 

@@ -162,7 +162,7 @@ def test_relativistic_game_with_r1_r2_schedules_and_two_steps_of_d_by_hand(prepa
 
 
 def test_parts_of_a_batch_add_up_to_it(prepared, tmp_path):
-    settings = R3 | {"optim": "sgd", "optim.lr": 0.01, "diffaug.p": 0.7, "images": 24}
+    settings = R3 | {"optim": "sgd", "optim.lr": 0.01, "diffaug.p": 0.7, "total_images": 24}
     del settings["optim.betas"]
     whole, parts = (run(prepared, tmp_path / str(k), accumulate=k, **settings) for k in (1, 4))
     states = state_of(whole), state_of(parts)
@@ -311,7 +311,7 @@ def test_signs_of_collapse_that_mean_nothing_under_a_loss_are_not_told(loss, win
 @pytest.mark.parametrize("name", ["r3gan", "unetgan", "wasserstein"])
 def test_two_ranks_follow_one(prepared, tmp_path, name):
     """By plain gradient descent, in which rounding stays as small as it is."""
-    settings = preset(name, optim="sgd", accumulate=2, **{"optim.lr": 0.003}) | {"images": 48}
+    settings = preset(name, optim="sgd", accumulate=2, **{"optim.lr": 0.003}) | {"total_images": 48}
     settings.pop("optim.betas", None)
     if name == "unetgan":
         # Spectral norm moves on with every part of a batch, and batch norm in G would see other batches.

@@ -260,7 +260,7 @@ def test_overflowed_weights_are_never_saved(prepared, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"images": 0}, "total_images=0"),
+        ({"total_images": 0}, "total_images=0"),
         ({"name": "../up"}, "plain folder name"),
         ({"name": ""}, "plain folder name"),
         ({"seed": -1}, "seed=-1"),
@@ -281,7 +281,7 @@ def test_overflowed_weights_are_never_saved(prepared, tmp_path, monkeypatch):
 )
 def test_bad_settings_leave_nothing_behind(prepared, tmp_path, settings, message):
     with pytest.raises(UserError, match=message):
-        run(prepared, tmp_path, **({"images": 8} | settings))
+        run(prepared, tmp_path, **({"total_images": 8} | settings))
     assert not list(tmp_path.iterdir())
 
 
@@ -289,7 +289,7 @@ def test_a_changed_setting_is_refused_and_more_images_are_not(prepared, tmp_path
     run(prepared, tmp_path, total_images=16)
     with pytest.raises(UserError, match=r"seed \(0 -> 1\)"):
         run(prepared, tmp_path, total_images=16, seed=1)
-    assert run(prepared, tmp_path, total_images=24).config.read_text().count("images: 24") == 1
+    assert run(prepared, tmp_path, total_images=24).config.read_text().count("total_images: 24") == 1
 
 
 @pytest.mark.parametrize(
@@ -298,8 +298,8 @@ def test_a_changed_setting_is_refused_and_more_images_are_not(prepared, tmp_path
         (["nam=x"], "error: unknown key 'nam': did you mean 'name'?"),
         (["data=x"], "error: missing name: give name=... (see --help)"),
         (
-            ["data=x", "name=y", "images=many"],
-            "error: images: Value 'many' of type 'str' could not be converted to Integer",
+            ["data=x", "name=y", "total_images=many"],
+            "error: total_images: Value 'many' of type 'str' could not be converted to Integer",
         ),
         (["data=x", "name=y", "first"], "error: cannot read 'first': settings are written key=value (see --help)"),
     ],
