@@ -57,8 +57,8 @@ def init_residual(network: nn.Module, seed: int) -> None:
     """Fixup-like initialisation (Zhang et al. 2019, section 3), drawn from a generator of its own.
 
     With L blocks whose branches have m = 3 convolutions, the last of a branch is 0 and the others are He's (for the
-    slope of the leaky ReLU) times L^(-1/(2m - 2)). Layers outside the branches are linear and preserve the second moment
-    of their input: N(0, 1/inputs). Biases are 0.
+    slope of the leaky ReLU) times L^(-1/(2m - 2)). Layers outside the branches are linear and preserve the second
+    moment of their input: N(0, 1/inputs). Biases are 0.
     """
     generator = torch.Generator().manual_seed(seed)
     blocks = [block for block in network.modules() if isinstance(block, Bottleneck)]
