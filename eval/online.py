@@ -28,6 +28,7 @@ from core.data.dataset import PreparedData
 from core.nn.model_file import load_model, save_model
 from core.training.curves import Panel
 from core.training.rundir import RunFolder
+from eval.features.settings import InceptionSection
 from gen.latents import sample_latents
 from gen.sample import render
 
@@ -39,14 +40,6 @@ LEAST_SAMPLES = 2_000
 BEST_NAME, BEST_FACTS = "best.safetensors", "best.json"
 
 Result = TypeVar("Result")
-
-
-@dataclass
-class InceptionSection:
-    """The fields of `eval.fid.FidSection`."""
-
-    weights: str | None
-    dims: int
 
 
 @dataclass
@@ -96,14 +89,12 @@ class Scorer:
     def __init__(
         self, section: EvalSection, data: PreparedData, split: str, accelerator: Accelerator, spare: Path
     ) -> None:
+        from eval.features.extractors import make_features
         from eval.features.reference import open_reference, reference_sums
-        from eval.fid import FidSection, make_features
-
-        inception = FidSection(section.fid.weights, section.fid.dims)
 
         def make() -> Features:
             try:
-                return make_features(section.features, inception, str(accelerator.device))
+                return make_features(section.features, section.fid, str(accelerator.device))
             except UserError as error:
                 raise UserError(f"eval: {error}") from error
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from test_train import assert_equal, launch, overrides, run
 
 import core.training.curves
-import eval.fid
+import eval.features.extractors
 import eval.online
 from core.cli.errors import Interrupted, UserError
 from core.cli.files import read_json, sha256_of, write_json
@@ -50,7 +50,7 @@ def quick(monkeypatch):
     """Few samples, features that take no time, and no plots, which take longer than these trainings."""
     monkeypatch.setattr(eval.online, "LEAST_SAMPLES", 2)
     monkeypatch.setattr(core.training.curves, "make_figure", lambda rows, panels: None)
-    monkeypatch.setattr(eval.fid, "make_features", lambda name, inception, device: Quarters())
+    monkeypatch.setattr(eval.features.extractors, "make_features", lambda name, inception, device: Quarters())
 
 
 @pytest.fixture(scope="module")
