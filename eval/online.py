@@ -29,9 +29,9 @@ from core.training.best import BestWeights
 from core.training.callbacks import Callback
 from core.training.distributed import is_due
 from core.training.loop import TrainingLoop
-from eval.features.extractors import Features
+from eval.features.extractors import Features, make_features
 from eval.features.reference import open_reference, reference_sums
-from eval.fid import FidSection, make_features
+from eval.features.settings import InceptionSection
 from eval.metrics.frechet import Statistics, frechet_distance
 from gen.latents import sample_latents
 from gen.sample import render
@@ -109,7 +109,7 @@ class OnlineScore(Callback):
 
 @dataclass
 class _Fid:
-    fid: FidSection
+    fid: InceptionSection
 
 
 @dataclass

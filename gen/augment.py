@@ -124,8 +124,8 @@ class AdaptiveProbability:
         """Note one step of D.
 
         Args:
-            mean_sign: scalar, the mean of `gen.losses.GanLoss.decisions` over the reals of the global batch, the same on
-                all processes. It is read (which waits for the device) only when p moves.
+            mean_sign: scalar, the mean of `gen.losses.GanLoss.decisions` over the reals of the global batch, the same
+                on all processes. It is read (which waits for the device) only when p moves.
             batch_size: images of the global batch.
         """
         self.pending.append(mean_sign.detach())

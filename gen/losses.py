@@ -105,8 +105,8 @@ class GanLoss:
     def overfitting_target(self) -> float:
         """The mean decision on reals to hold with adaptive augmentation: 0.6 (Karras et al. 2020, section 3.1).
 
-        Decisions on pairs are more certain. With normal logits of equal spread s, those of reals and fakes 2m apart, the mean
-        decision is erf(m / (s sqrt 2)) on single logits and erf(m / s) on pairs: 0.77 for the D that has 0.6.
+        Decisions on pairs are more certain. With normal logits of equal spread s, those of reals and fakes 2m apart,
+        the mean decision is erf(m / (s sqrt 2)) on single logits and erf(m / s) on pairs: 0.77 for the D that has 0.6.
         """
         return 0.6 if self.boundary is not None else 0.77
 

@@ -48,7 +48,7 @@ class SelfAttention(nn.Module):
 
 
 class UpResBlock(nn.Module):
-    """Residual block that upsamples: (N, in, H, W) -> (N, out, 2H, 2W); batch norm and ReLU come before convolutions."""
+    """Residual block with upsampling, (N, in, H, W) -> (N, out, 2H, 2W); norm and ReLU come before convolutions."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
