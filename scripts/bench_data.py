@@ -13,7 +13,7 @@ from PIL import Image
 
 from core.data.dataset import PreparedData
 from core.drawn.face import CLASSES, PALETTE, draw_face
-from core.prepare.geometry import Source
+from core.prepare.image_source import ImageSource
 from core.prepare.pipeline import prepare
 
 Face = tuple[Image.Image, Image.Image]
@@ -21,7 +21,7 @@ JPEG_QUALITY = 90  # about 11 KB a picture, as in CelebA
 
 
 @dataclass
-class FaceSource(Source):
+class FaceSource(ImageSource):
     """Faces kept in memory, repeated as often as names are wanted: drawing takes longer than anything measured here."""
 
     faces: list[Face] = field(default_factory=list)

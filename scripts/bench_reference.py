@@ -24,7 +24,8 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.utils import save_image
 
-from core.nn.blocks import doublings, init_normal
+from core.nn.blocks import doublings
+from core.nn.init import init_normal
 
 LATENT_DIM = 100
 LOADER_WORKERS = 2  # of the tutorial

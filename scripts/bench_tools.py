@@ -15,10 +15,10 @@ from torch import nn
 
 from core.cli.config import compose
 from core.data.images import write_png
-from core.nn.blocks import init_he, init_normal
+from core.nn.init import init_he, init_normal
 from core.nn.model_file import FILE_NAME, build_model, save_model
 from core.prepare.pipeline import prepare
-from core.prepare.sources import open_source
+from core.prepare.sources import open_image_source
 from core.training.distributed import Ranks, cpu_cores
 from eval.features.cache import Extractor
 from eval.features.extractors import InceptionFeatures
@@ -147,7 +147,7 @@ def prepare_files(bench: Bench) -> Result:
         done = 0
         for _ in range(runs):
             workers = cpu_cores()
-            source = open_source(jpegs)
+            source = open_image_source(jpegs)
             done += len(prepare(source, out / "prepared", size=settings.size, workers=workers, force=True).data)
         return done
 

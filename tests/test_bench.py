@@ -16,10 +16,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from core.cli.errors import UserError
-from core.nn.blocks import init_normal
+from core.nn.init import init_normal
 from core.nn.model_file import build_model
 from core.prepare.pipeline import prepare
-from core.prepare.sources import open_source
+from core.prepare.sources import open_image_source
 from eval.features.extractors import InceptionFeatures
 from eval.features.image_sets import list_images
 from eval.metrics.frechet import Statistics, frechet_distance
@@ -319,7 +319,7 @@ def test_the_folder_loader_gives_what_was_asked_for(jpegs):
 
 
 def test_both_prepare_the_same_pictures(jpegs, tmp_path):
-    ours = prepare(open_source(jpegs), tmp_path / "ours", size=32, quiet=True).data
+    ours = prepare(open_image_source(jpegs), tmp_path / "ours", size=32, quiet=True).data
     assert bench_reference.prepare_one_by_one(jpegs, 32, tmp_path / "loop.npy") == 5 == len(ours)
     assert np.array_equal(np.load(tmp_path / "loop.npy"), ours.images)
 
