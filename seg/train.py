@@ -21,8 +21,8 @@ from core.cli.errors import UserError
 from core.data.dataset import PreparedData
 from core.data.images import MEMORY_FORMAT, write_png
 from core.data.mask_classes import IGNORE
-from core.nn.blocks import init_he
 from core.nn.ema import ExponentialAverage
+from core.nn.init import init_he
 from core.nn.model_file import FILE_NAME, build_model, save_model
 from core.training.best import Best
 from core.training.callbacks import Callback, Curves
