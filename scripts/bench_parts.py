@@ -38,11 +38,12 @@ from eval.features.extractors import InceptionFeatures
 from eval.features.image_sets import list_images
 from eval.metrics.frechet import Statistics, frechet_distance
 from gen.sample import generate_batches, write_samples
-from gen.train import TrainConfig, Trainer
+from gen.settings import TrainConfig
+from gen.trainer import Trainer
 from scripts import bench_reference as reference
 from scripts.bench_measure import Result, Side, Spread, interleave, neighbour_ratios
 from seg.settings import TrainConfig as SegConfig
-from seg.train import Trainer as SegTrainer
+from seg.trainer import Trainer as SegTrainer
 
 
 @dataclass(frozen=True)
