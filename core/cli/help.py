@@ -98,7 +98,7 @@ def sections(config: str, chosen: dict[str, str]) -> Iterator[tuple[str, list[Ke
     for key in read_keys(read(config)[1]):
         if key.heading:
             found.append((key.heading, []))
-        if key.help:
+        if key.help and "._" not in key.name:
             found[-1][1].append(key)
     yield from found
     for group, choice in chosen.items():
