@@ -1,4 +1,4 @@
-"""Distances of sample sets from real images, with what they mean: the spread over sets, the floor and the excess."""
+"""Fréchet distances of sample sets from real images, and what puts them into scale: spread, floor and excess."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from eval.metrics.frechet import RunningSums, Statistics, frechet_distance
 
 @dataclass(frozen=True)
 class FloorPlan:
-    """Which real images stand in for samples, and whether they are taken out of the reference for it.
+    """Which real images stand in for samples, to measure the floor.
 
     Attributes:
-        subsets: positions of each set, ascending; disjoint, none when the real images do not suffice.
-        inside: they belong to the reference, so each is compared with the rest of it.
+        subsets: ascending positions of each set; disjoint, none when there are too few real images.
+        inside: the sets belong to the reference, so each is compared with the rest of it.
     """
 
     subsets: list[np.ndarray]
@@ -27,19 +27,19 @@ class FloorPlan:
 
 
 def plan_floor(total: int, rows: np.ndarray, count: int, sets: int, seed: int) -> FloorPlan:
-    """Choose up to `sets` disjoint random sets of `count` of the `total` real images, drawn without replacement.
+    """Choose up to `sets` disjoint random sets of `count` of the `total` real images, without replacement.
 
-    They come from outside of the reference `rows` where that suffices, else from inside. There may be fewer sets when
-    the images do not last.
+    They come from outside the reference `rows` if there are enough images, else from inside. There are fewer sets if
+    the images run out.
     """
     outside = np.setdiff1d(np.arange(total), rows, assume_unique=True)
     inside = len(outside) < count
     pool = rows if inside else outside
     possible = len(pool) // count
-    # Two halves of one set give the same number twice, so fewer than three sets' worth inside give one.
+    # Two halves of one set give the same distance twice, so inside, fewer than three sets' worth of images give one.
     if inside and possible < 3:
         possible = min(1, possible // 2)
-    # Another stream than that of the choice of a random reference.
+    # A different random stream than the one that chooses a random reference
     order = np.random.default_rng(seed + 1).permutation(pool)
     subsets = [np.sort(order[index * count : (index + 1) * count]) for index in range(min(sets, possible))]
     return FloorPlan(subsets, inside)
@@ -50,11 +50,11 @@ class Score:
     """The score of sample sets against one choice of real images.
 
     Attributes:
-        values: one distance a set.
-        floor: distances of real images in the place of samples, one a set of them; empty when there are too few.
-        against: real images that the floor's are compared with.
-        excess: mean over the floor's sets of the samples' mean distance less the floor's, both from the same real
-            images; None without a floor.
+        values: one distance per set.
+        floor: distances of sets of real images in place of samples; empty when there are too few images.
+        against: number of real images that the floor's sets are compared with.
+        excess: the samples' mean distance minus the floor's, both from the same real images, averaged over the floor's
+            sets; None without a floor.
     """
 
     values: list[float]
@@ -68,7 +68,7 @@ class Score:
         return float(np.mean(self.values))
 
     def floor_facts(self, count: int, seed: int) -> dict[str, Any] | None:
-        """The floor as results hold it, at `count` images a set."""
+        """The floor as results state it, at `count` images per set."""
         if not self.floor:
             return None
         facts = {"mean": float(np.mean(self.floor)), "sd": spread(self.floor), "values": self.floor}
@@ -81,7 +81,7 @@ def score_against(
     """Score sample sets of `count` images against the real images `rows`.
 
     Args:
-        floor_sets: sets of real images for the floor; 0 for none.
+        floor_sets: sets of real images for the floor; 0: no floor.
     """
     sums = real.sums(rows)
     statistics = sums.statistics()
@@ -93,14 +93,14 @@ def score_against(
     floor = _kept_floor(real, rows, sums, plan)
     excesses = [
         float(np.mean([frechet_distance(one, rest) for one in drawn] if plan.inside else values)) - low
-        # The floor's reals may have had to come out of the reference: samples then meet the same rest of it.
+        # If the floor's reals were taken out of the reference, the samples are compared with the same rest of it.
         for low, (_, rest) in zip(floor, _rests(real, sums, plan), strict=True)
     ]
     return Score(values, floor, against, float(np.mean(excesses)))
 
 
 def _kept_floor(real: RealFeatures, rows: np.ndarray, sums: RunningSums, plan: FloorPlan) -> list[float]:
-    """The distance of each set of real images from those it is compared with."""
+    """The distance of each set of the floor from the real images it is compared with; kept on disk."""
     key = features_key(real.extractor.features) | {
         "images": real.key(rows),
         "sets": [real.key(subset)["rows"] for subset in plan.subsets],
@@ -123,5 +123,5 @@ def _rests(real: RealFeatures, sums: RunningSums, plan: FloorPlan) -> Iterator[t
 
 
 def spread(values: list[float]) -> float | None:
-    """Standard deviation of independent values (n - 1); None for a single one."""
+    """Standard deviation of independent values (n - 1); None for a single value."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None

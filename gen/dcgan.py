@@ -73,6 +73,8 @@ class Discriminator(nn.Module):
     Other arguments and errors as for `Generator`.
     """
 
+    judges_pixels = False
+
     def __init__(
         self,
         image_size: int = 64,

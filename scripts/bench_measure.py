@@ -1,134 +1,103 @@
-"""How the benchmark measures: contestants take turns in one process, and neighbouring turns are compared.
+"""How the benchmark measures: both sides take turns in one process, and neighbouring turns are compared.
 
-A machine's speed drifts (heat, other work), and two measurements made one after the other differ by that drift. Turns
-A B A B ... share it, so the ratio of neighbours hardly contains it.
+A machine's speed drifts with heat and other work. Turns A B A B ... share the drift, so it hardly enters the ratio of
+neighbours.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from core.training.allocator import ordinary_allocation
 from core.training.distributed import wait_for_all
 
-TURNS = 5  # wanted of each contestant; the time that a part is given is divided by it
+TURNS = 5  # planned for each side
 LEAST_TURNS = 2  # give three neighbouring pairs, hence quartiles
-
-Outcome = TypeVar("Outcome")
 
 
 @dataclass(frozen=True)
 class Side:
-    """One contestant.
+    """One of the things to compare, which does its work in units.
 
     Attributes:
-        name: what its rates are kept under.
-        work: does its work so many times and returns how much that was (images, say).
-        least: fewest times in a turn.
-        warm: runs it for the first time, untimed; None: `work(least)`.
-        plain: has nothing of what our commands arrange for the whole process, so that freed memory is given back.
+        name: key of its rates.
+        work: does one unit, or with `counted` as many as its argument says.
+        amount: what a unit counts for, in images, say.
+        plain: run without our commands' allocator settings: freed memory goes back to the system.
+        least: fewest units in a turn.
     """
 
     name: str
-    work: Callable[[int], float]
-    least: int = 1
-    warm: Callable[[], object] | None = None
+    work: Callable[..., object]
+    amount: float = 1.0
     plain: bool = False
-
-    def run(self, count: int) -> float:
-        """`work`, in the surroundings it belongs in."""
-        with ordinary_allocation() if self.plain else nullcontext():
-            return self.work(count)
-
-    def start(self) -> object:
-        """The first time."""
-        return self.run(self.least) if self.warm is None else self.warm()
+    counted: bool = False
+    least: int = 1
 
 
-@dataclass(frozen=True)
-class Clock:
-    """Time on a device that works asynchronously, the same on all processes of a launch."""
-
-    accelerator: Accelerator
-
-    def __call__(self, work: Callable[[], Outcome]) -> tuple[Outcome, float]:
-        """What `work` returns, and the seconds it takes, with everything it has started on the device."""
+def seconds_of(side: Side, count: int) -> float:
+    """Seconds until the device has finished `count` units of work, which all processes of a launch start together."""
+    synchronise = getattr(torch, PartialState().device.type).synchronize
+    with ordinary_allocation() if side.plain else nullcontext():
         wait_for_all()
-        synchronise(self.accelerator.device)
+        synchronise()
         started = time.perf_counter()
-        done = work()
-        synchronise(self.accelerator.device)
-        return done, time.perf_counter() - started
-
-    def agree(self, value: float) -> float:
-        """The value of process 0: all have to take the same number of steps, or they would wait for ever."""
-        if self.accelerator.num_processes == 1:
-            return value
-        told = torch.tensor([value], dtype=torch.float32, device=self.accelerator.device)
-        return float(broadcast(told, from_process=0).item())
+        if side.counted:
+            side.work(count)
+        else:
+            for _ in range(count):
+                side.work()
+        synchronise()
+        return time.perf_counter() - started
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+def agreed(value: float) -> float:
+    """The value of process 0: processes that took different numbers of steps would wait for each other for ever."""
+    return float(broadcast_object_list([value])[0])
 
 
-def interleave(sides: Sequence[Side], seconds: float, clock: Clock) -> dict[str, np.ndarray]:
-    """Let the sides take turns for about `seconds` and for at least `LEAST_TURNS` turns of each.
-
-    How much is done in a turn follows from an untimed first run and a timed second one.
+def interleave(seconds: float, *sides: Side) -> dict[str, np.ndarray]:
+    """Let the sides take turns for about `seconds`, each at least `LEAST_TURNS` times.
 
     Returns:
-        Name of each side to its rates, amount per second, float64 (turns,).
+        Rates of each side by name, amount per second, float64 (turns,).
     """
     turn = seconds / (TURNS * len(sides))
-    counts = [_repetitions(side, turn, clock) for side in sides]
+    counts = [_units_per_turn(side, turn) for side in sides]
     rates: dict[str, list[float]] = {side.name: [] for side in sides}
-    started = time.perf_counter()
-    turns = 0
-    while turns < LEAST_TURNS or clock.agree(time.perf_counter() - started) < seconds:
+    started, turns = time.perf_counter(), 0
+    while turns < LEAST_TURNS or agreed(time.perf_counter() - started) < seconds:
         for side, count in zip(sides, counts, strict=True):
-            amount, taken = clock(partial(side.run, count))
-            rates[side.name].append(amount / taken)
+            rates[side.name].append(count * side.amount / seconds_of(side, count))
         turns += 1
     return {name: np.array(values) for name, values in rates.items()}
 
 
-def _repetitions(side: Side, turn: float, clock: Clock) -> int:
-    """How often a side does its work in a turn of `turn` seconds, after warming it up."""
-    _, taken = clock(side.start)
-    if side.warm is not None or clock.agree(taken) > turn:  # too slow to measure once more for nothing
-        return side.least
-    count = side.least
-    while True:
-        taken = clock.agree(clock(partial(side.run, count))[1])
-        if taken > turn / 4:
-            return max(side.least, round(count * turn / taken))
-        # Short timings are rough, so that it is approached in steps of no more than 16.
-        count = max(count + 1, int(count * min(16.0, turn / (2 * max(taken, 1e-9)))))
+def _units_per_turn(side: Side, turn: float) -> int:
+    """How many units of work fill `turn` seconds, found by a first run and, if that was short, a second."""
+    taken = agreed(seconds_of(side, side.least))
+    if taken < turn:  # the first run may have compiled or loaded something
+        taken = agreed(seconds_of(side, side.least))
+    return max(side.least, round(side.least * turn / max(taken, 1e-9)))
 
 
 def neighbour_ratios(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Ratios first / second of turns next to each other in first, second, first, second, ...; (2 * turns - 1,)."""
+    """Ratios first / second of adjacent turns in the order first, second, first, ...; float64 (2 * turns - 1,)."""
     return np.concatenate([first / second, first[1:] / second[:-1]])
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and quartiles of measured values."""
+    """Median and quartiles."""
 
     median: float
     low: float
@@ -136,7 +105,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: np.ndarray) -> Spread:
-        """Of any number of values."""
+        """The spread of some values."""
         low, median, high = np.percentile(values, (25, 50, 75))
         return cls(float(median), float(low), float(high))
 
@@ -146,12 +115,9 @@ class Result:
     """One line of the table.
 
     Attributes:
-        part: its name.
-        unit: of `ours` and `reference`.
-        ours, reference: what was measured; `reference` is what the part is compared with.
-        ratio: of neighbouring turns: ours / reference of rates, so that more than 1 is faster.
-        share: `ratio` is a share of something, to be shown in percent.
-        note: what a reader needs to know to understand the numbers.
+        unit: of `ours` and `reference`: a rate, or a time that starts with `ms`.
+        ratio: of neighbouring turns; above 1 ours is faster. With `share`, the share of ours in the reference.
+        note: what a reader needs to understand the numbers.
         facts: further numbers for the JSON file.
     """
 
@@ -160,14 +126,17 @@ class Result:
     ours: Spread
     reference: Spread
     ratio: Spread
-    share: bool = False
-    note: str = ""
+    share: bool
+    note: str
     facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of_rates(cls, part: str, unit: str, rates: dict[str, np.ndarray], **more: Any) -> Result:
-        """From the rates of the sides `ours` and `reference`."""
+    def of(
+        cls, part: str, unit: str, rates: dict[str, np.ndarray], note: str, *, share: bool = False, **facts: Any
+    ) -> Result:
+        """The result for the rates of the sides `ours` and `reference`."""
         ours, reference = rates["ours"], rates["reference"]
-        spreads = (Spread.of(ours), Spread.of(reference), Spread.of(neighbour_ratios(ours, reference)))
-        facts = {"turns": len(ours), **more.pop("facts", {})}
-        return cls(part, unit, *spreads, facts=facts, **more)
+        shown = (1e3 / ours, 1e3 / reference) if unit.startswith("ms") else (ours, reference)
+        ratio = neighbour_ratios(*shown) if share else neighbour_ratios(ours, reference)
+        spreads = (Spread.of(shown[0]), Spread.of(shown[1]), Spread.of(ratio))
+        return cls(part, unit, *spreads, share, note, {"turns": len(ours), **facts})

@@ -1,165 +1,116 @@
-"""The parts of the benchmark that train: steps, training from files, data loading, and how it grows with the data."""
+"""The parts of the benchmark; `--help` shows their docstrings."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+import multiprocessing
+import os
+import socket
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
+import torchvision
 from accelerate import Accelerator
-from torch import Tensor
+from numpy.lib.format import open_memmap
+from pytorch_fid import inception as published
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from core.cli.config import compose, quoted, typed
-from core.cli.console import console
-from core.data.dataset import PreparedData
-from core.training.distributed import StopRequest, is_due, wait_for_all
+from core.cli.files import write_json
+from core.data.dataset import FORMAT, PreparedData
+from core.data.images import write_png
+from core.drawn.face import draw_face
+from core.nn.blocks import init_he
+from core.nn.model_file import FILE_NAME, build_model, save_model
+from core.prepare import pipeline
+from core.prepare.sources import drawn_source, open_source
+from core.training.distributed import Ranks, StopRequest, cpu_cores, is_due, start_accelerator
 from core.training.rundir import RunFolder
+from eval.features.cache import Extractor
+from eval.features.extractors import InceptionFeatures
+from eval.features.image_sets import list_images
+from eval.metrics.frechet import Statistics, frechet_distance
+from gen.sample import generate_batches, write_samples
 from gen.train import TrainConfig, Trainer
-from scripts import bench_data as files
 from scripts import bench_reference as reference
-from scripts.bench_flops import gan_step_flops, matrix_side, unet_step_flops
-from scripts.bench_measure import Clock, Result, Side, Spread, interleave, neighbour_ratios
+from scripts.bench_measure import Result, Side, Spread, interleave, neighbour_ratios
 from seg.settings import TrainConfig as SegConfig
 from seg.train import Trainer as SegTrainer
-
-ENDLESS = 10**9  # images: more than any part gets to
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes of everything that is measured.
+    """Sizes of everything that is measured; batches are those of all processes together."""
 
-    Attributes:
-        seconds: for each part, its first runs and slow parts' extra turns apart.
-        batch, size, width: of the DCGAN, the batch of all processes together.
-        precision: fp32 or bf16, of our side.
-        compile: our side's networks with torch.compile, and its optimisers fused.
-        unet_widths, unet_size, unet_batch: of the U-Nets.
-        samples: pictures in our run of `sample`; the reference makes a quarter of them.
-        features, dims: images in a run of `features` and the dimensions of a feature.
-        moments: samples and dimensions in `frechet`.
-        faces, count: different drawn faces, and how many pictures are made of them by repetition.
-        largest: pictures of the largest data set in `scaling`.
-        rank_batch: global batch in `ranks`, on the CPU whatever the device.
-        matrix: side of the matrices whose product is the yardstick.
-    """
-
-    seconds: float = 10.0
+    seconds: float = 10.0  # per part
     batch: int = 128
     size: int = 64
     width: int = 64
-    precision: str = "fp32"
-    compile: bool = False
+    precision: str = "fp32"  # of our side
+    compile: bool = False  # our networks with torch.compile, our optimisers fused
     unet_widths: tuple[int, ...] = (16, 32, 64, 128, 256)
     unet_size: int = 64
     unet_batch: int = 16
-    samples: int = 1000
-    features: int = 16
+    samples: int = 1000  # in our run of `sample`; the reference makes a quarter of them
+    features: int = 16  # images in a run of `features`
     dims: int = 2048
-    moments: tuple[int, int] = (1000, 2048)
-    faces: int = 64
-    count: int = 2048
-    largest: int = 1_000_000
-    rank_batch: int = 64
-    matrix: int = 2048
+    moments: tuple[int, int] = (1000, 2048)  # samples and dimensions in `frechet`
+    faces: int = 64  # drawn once each
+    count: int = 2048  # pictures, by repeating the faces
+    counts: tuple[int, int, int] = (1_000_000, 100_000, 10_000)  # pictures in `scaling`
+    rank_batch: int = 64  # in `ranks`
+    matrix: int = 2048  # side of the matrices whose product is the yardstick
 
 
+@dataclass(frozen=True)
 class Bench:
-    """What the parts share: settings, processes, a clock and the data, made when a part first asks for them.
+    """What the parts share; `folder` is a temporary folder that all processes see, and holds what `make_data` made."""
 
-    Args:
-        folder: a temporary folder that all processes see.
-    """
-
-    def __init__(self, settings: Settings, accelerator: Accelerator, folder: Path) -> None:
-        self.settings, self.accelerator, self.folder = settings, accelerator, folder
-        self.clock = Clock(accelerator)
+    settings: Settings
+    accelerator: Accelerator
+    folder: Path
 
     @property
     def device(self) -> torch.device:
         """Where it runs."""
-        device = self.accelerator.device
-        assert isinstance(device, torch.device)
-        return device
+        return torch.device(self.accelerator.device)
 
     @property
     def ranks(self) -> int:
         """Processes that train together."""
         return int(self.accelerator.num_processes)
 
-    @property
-    def share(self) -> int:
-        """Images of a batch that fall to this process."""
-        return self.settings.batch // self.ranks
+    def compare(self, part: str, unit: str, note: str, ours: Side, theirs: Side, *, share: bool = False) -> Result:
+        """The result of a part that measures two sides."""
+        return Result.of(part, unit, interleave(self.settings.seconds, ours, theirs), note, share=share)
 
-    def interleave(self, *sides: Side) -> dict[str, np.ndarray]:
-        """The rates of the sides, see `bench_measure.interleave`."""
-        return interleave(sides, self.settings.seconds, self.clock)
+    def words(self, name: str, data: str) -> list[str]:
+        """Overrides for a training command that runs until it is stopped."""
+        places = [
+            f"data={quoted(str(self.folder / data))}",
+            f"runs={quoted(str(self.folder / 'runs'))}",
+            f"name={name}",
+        ]
+        compiled = ["compile=true", "optim.fused=true"] if self.settings.compile else []
+        return [*places, *compiled, "total_images=1_000_000_000", f"mixed_precision={self.settings.precision}"]
 
-    @cached_property
-    def faces(self) -> list[files.Face]:
-        """Drawn pictures and masks."""
-        return files.draw_faces(self.settings.faces)
+    def gan_config(self, name: str, data: str = "faces") -> TrainConfig:
+        """The defaults of `gen.train`, except for what the benchmark varies."""
+        sizes = {"batch_size": "batch", "model.image_size": "size", "model.width": "width"}
+        words = [f"{key}={getattr(self.settings, size)}" for key, size in sizes.items()]
+        return typed(compose("gen", [*self.words(name, data), *words]), TrainConfig)
 
-    def _shared(self, folder: Path, make: Callable[[], object]) -> Path:
-        """A folder that process 0 makes."""
-        if self.accelerator.is_main_process and not folder.exists():
-            make()
-        wait_for_all()
-        return folder
-
-    def prepared(self, size: int) -> PreparedData:
-        """The faces prepared at this size."""
-        folder = self.folder / f"faces{size}"
-        return PreparedData.open(
-            self._shared(folder, lambda: files.prepare_faces(self.faces, self.settings.count, size, folder))
-        )
-
-    @cached_property
-    def jpegs(self) -> Path:
-        """The faces as JPEG files."""
-        folder = self.folder / "jpegs"
-        return self._shared(folder, lambda: files.write_jpegs(self.faces, self.settings.count, folder))
-
-    def real(self) -> Tensor:
-        """A batch of this process, float (share, 3, size, size), channel planes."""
-        rows = np.arange(self.share) % self.settings.count
-        pixels = torch.from_numpy(np.asarray(self.prepared(self.settings.size).images[rows])).to(self.device)
-        return pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
-
-    def gan_trainer(self, name: str, data: PreparedData | None = None) -> TurnTrainer:
-        """Our training run."""
-        data = data or self.prepared(self.settings.size)
-        config = gan_config(self.settings, data.path, self.folder / "runs", name)
-        return TurnTrainer(config, self.accelerator, data, RunFolder(self.folder / "runs" / name))
-
-
-def gan_config(settings: Settings, data: Path, runs: Path, name: str) -> TrainConfig:
-    """Settings of `gen.train` as its user gets them, but for what this benchmark varies."""
-    words = [
-        f"data={quoted(str(data))}",
-        f"runs={quoted(str(runs))}",
-        f"name={name}",
-        f"total_images={ENDLESS}",
-        f"batch_size={settings.batch}",
-        f"mixed_precision={settings.precision}",
-        *compiled(settings),
-        f"model.image_size={settings.size}",
-        f"model.width={settings.width}",
-    ]
-    return typed(compose("gen", words), TrainConfig)
-
-
-def compiled(settings: Settings) -> list[str]:
-    """What `--compile` adds to the settings of a training command."""
-    return ["compile=true", "optim.fused=true"] if settings.compile else []
+    def gan_trainer(self, name: str, data: str = "faces") -> TurnTrainer:
+        """Our DCGAN training run on one of the data sets."""
+        config, run = self.gan_config(name, data), RunFolder(self.folder / "runs" / name)
+        return TurnTrainer(config, self.accelerator, PreparedData.open(config.data), run)
 
 
 class TurnTrainer(Trainer):
@@ -168,163 +119,278 @@ class TurnTrainer(Trainer):
     saved = 0
 
     def save(self) -> None:
-        """As in a run that goes on."""
+        """Write a checkpoint if one is due."""
         if is_due(self.saved, self.images_seen, self.settings.save_every):
             super().save()
             self.saved = self.images_seen
 
-    def turn(self, steps: int) -> float:
-        """Train for so many steps with all that a run does around them; returns their images."""
+    def turn(self, steps: int) -> None:
+        """Train for a number of steps, with everything that a run does around them."""
         self.settings.total_images = self.images_seen + steps * self.settings.batch_size
         self.train(StopRequest())
-        return float(steps * self.settings.batch_size)
 
 
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Keep progress bars and messages of what is measured off the terminal; they are made as always."""
-    before, console.quiet = console.quiet, True
-    try:
-        with warnings.catch_warnings():
-            # On one core the tutorial's two workers are more than PyTorch advises.
-            warnings.filterwarnings("ignore", message="This DataLoader will create")
-            yield
-    finally:
-        console.quiet = before
+def make_data(settings: Settings, folder: Path) -> None:
+    """Faces as JPEG files and prepared, others with masks, and black pictures in sparse files that take no room."""
+    jpegs = folder / "jpegs" / "faces"  # torchvision's ImageFolder wants a subfolder
+    jpegs.mkdir(parents=True)
+    files = [jpegs / f"face-{index:06d}.jpg" for index in range(settings.count)]
+    for index, file in enumerate(files):
+        if index < settings.faces:
+            draw_face(0, index)[0].save(file, quality=90)  # about 11 KB, as in CelebA
+        else:
+            file.write_bytes(files[index % settings.faces].read_bytes())
+    pipeline.prepare(open_source(jpegs.parent), folder / "faces", size=settings.size, workers=cpu_cores())
+    pipeline.prepare(drawn_source(settings.faces, 0), folder / "masks", size=settings.unet_size)
+    for count in settings.counts:
+        black = folder / f"black{count}"
+        write_json(black / "meta.json", {"format": FORMAT, "count": count, "sha256": {"images.npy": "none"}})
+        shape = (count, settings.size, settings.size, 3)
+        open_memmap(black / "images.npy", mode="w+", dtype=np.uint8, shape=shape).flush()
 
 
-def repeated(step: Callable[[], object], amount: float) -> Callable[[int], float]:
-    """Work for a `Side`: so many steps of `amount` each."""
-
-    def work(count: int) -> float:
-        for _ in range(count):
-            step()
-        return count * amount
-
-    return work
+# -- arithmetic
 
 
-def arithmetic(bench: Bench, per_image: float, rates: dict[str, np.ndarray]) -> tuple[str, dict[str, Any]]:
-    """A note and facts: what our side reaches of the arithmetic of a matrix product measured in the same turns."""
+def gan_step_flops(model: dict[str, Any]) -> float:
+    """Operations per image of one step of D and one of G, from the recipes of both networks as in conf/model.
+
+    A multiply-add is two operations. D is frozen in G's step, which therefore takes no gradients of its weights.
+    """
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:  # shapes alone: no memory, no time
+        generator, discriminator = build_model(model["generator"]), build_model(model["discriminator"])
+        fake = generator(torch.empty(2, int(generator.latent_dim)))  # type: ignore[arg-type]
+        (discriminator(torch.empty_like(fake)).sum() + discriminator(fake.detach()).sum()).backward()
+        discriminator.requires_grad_(False)
+        discriminator(fake).sum().backward()
+    return counter.get_total_flops() / 2
+
+
+def unet_step_flops(recipe: dict[str, Any], size: int) -> float:
+    """Operations per image of `size` pixels of one U-Net step."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        build_model(recipe)(torch.empty(2, 3, size, size)).sum().backward()
+    return counter.get_total_flops() / 2
+
+
+def compare_steps(part: str, bench: Bench, per_image: float, ours: Side, plain: Side) -> Result:
+    """Two training steps, and a matrix product in our precision to show how much of its rate ours reaches."""
+    width, precision = bench.settings.matrix, bench.settings.precision
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32  # which on a GPU may use TF32
+    a, b = (torch.randn(width, width, device=bench.device).to(dtype) for _ in range(2))
+    rates = interleave(bench.settings.seconds, ours, plain, Side("matrix", lambda: a @ b, 2.0 * width**3))
     achieved = rates["ours"] * per_image / bench.ranks
     share = Spread.of(neighbour_ratios(achieved, rates["matrix"]))
     reached, peak = Spread.of(achieved).median, Spread.of(rates["matrix"]).median
-    processes = " a process" if bench.ranks > 1 else ""
     rate = f"{reached / 1e12:.3g} TFLOP/s" if reached >= 1e12 else f"{reached / 1e9:.3g} GFLOP/s"
-    product = f"a matrix product in {bench.settings.precision} ({peak / 1e9:,.0f} GFLOP/s)"
-    note = f"{rate}{processes}, {share.median:.0%} of {product}"
-    facts = {
-        "flop_per_image": per_image,
-        "flop_per_second": reached,
-        "matrix_flop_per_second": peak,
-        "share_of_matrix": vars(share),
-        "matrix": bench.settings.matrix,
-    }
-    return note, {"flops": facts}
+    processes = " a process" if bench.ranks > 1 else ""
+    note = f"{rate}{processes}, {share.median:.0%} of a matrix product in {precision} ({peak / 1e9:,.0f} GFLOP/s)"
+    flops = {"flop_per_image": per_image, "flop_per_second": reached, "matrix_flop_per_second": peak}
+    return Result.of(part, "images/s", rates, note, flops=flops | {"share_of_matrix": vars(share)})
+
+
+# -- training
 
 
 def gan_step(bench: Bench) -> Result:
-    """Our DCGAN training step, its batch and its average included, against the plain one on images in memory."""
-    settings, trainer, real = bench.settings, bench.gan_trainer("step"), bench.real()
-    plain = reference.GanLoop(settings.size, settings.width, bench.device, bench.ranks)
-    rates = bench.interleave(
-        Side("ours", repeated(trainer.step, settings.batch)),
-        Side("reference", repeated(lambda: plain.step(real), settings.batch), plain=True),
-        matrix_side(bench.device, settings.precision, settings.matrix),
-    )
-    note, facts = arithmetic(bench, gan_step_flops(trainer.config.model), rates)
-    return Result.of_rates("gan-step", "images/s", rates, note=note, facts=facts)
+    """DCGAN training step: images in memory."""
+    batch, trainer = bench.settings.batch, bench.gan_trainer("step")
+    plain = reference.GanLoop(trainer.config.model, bench.device, bench.ranks)
+    real = trainer.bank.batch(0, batch, bench.accelerator.process_index, bench.ranks).contiguous()
+    ours, theirs = Side("ours", trainer.step, batch), Side("reference", lambda: plain.step(real), batch, plain=True)
+    return compare_steps("gan-step", bench, gan_step_flops(trainer.config.model), ours, theirs)
 
 
 def gan_epoch(bench: Bench) -> Result:
-    """Training with statistics, grids and checkpoints from a prepared folder, against the plain step fed with JPEGs."""
-    settings, trainer = bench.settings, bench.gan_trainer("epoch")
-    plain = reference.GanLoop(settings.size, settings.width, bench.device, bench.ranks)
-    loader = reference.FolderLoader(bench.jpegs, settings.size, bench.share, bench.accelerator.process_index)
+    """DCGAN training from files: prepared data against a DataLoader over JPEGs."""
+    settings, trainer, workers = bench.settings, bench.gan_trainer("epoch"), reference.LOADER_WORKERS
+    plain = reference.GanLoop(trainer.config.model, bench.device, bench.ranks)
+    share, rank = settings.batch // bench.ranks, bench.accelerator.process_index
+    loader = reference.FolderLoader(bench.folder / "jpegs", settings.size, share, rank)
 
-    def epoch(steps: int) -> float:
+    def epoch(steps: int) -> None:
         for images in loader.batches(steps):
             plain.step(images.to(bench.device))
-        return steps * settings.batch
 
+    ours = Side("ours", trainer.turn, settings.batch, counted=True)
     # Fewer batches than workers would leave one of them idle.
-    rates = bench.interleave(Side("ours", trainer.turn), Side("reference", epoch, reference.LOADER_WORKERS, plain=True))
-    note = f"ours from a prepared folder; reference: {reference.LOADER_WORKERS} workers decode JPEGs of 178x218"
-    return Result.of_rates("gan-epoch", "images/s", rates, note=note)
+    theirs = Side("reference", epoch, settings.batch, plain=True, counted=True, least=workers)
+    note = f"ours from a prepared folder; reference: {workers} workers decode JPEGs of 178x218"
+    return bench.compare("gan-epoch", "images/s", note, ours, theirs)
 
 
 def unet_step(bench: Bench) -> Result:
-    """Our U-Net step, with its loss, clipping and average, against the plain one; both on examples in memory."""
-    settings = bench.settings
-    data = bench.prepared(settings.unet_size)
-    words = [
-        f"data={quoted(str(data.path))}",
-        f"runs={quoted(str(bench.folder / 'runs'))}",
-        "name=unet",
-        f"total_images={ENDLESS}",
-        f"batch_size={settings.unet_batch}",
-        f"mixed_precision={settings.precision}",
-        *compiled(settings),
-        "augment=none",
-        "workers=0",
-        f"model.network.widths={list(settings.unet_widths)}",
-    ]
-    config = typed(compose("seg", words), SegConfig)
-    trainer = SegTrainer(config, bench.accelerator, data, RunFolder(bench.folder / "runs" / "unet"))
+    """U-Net training step: examples in memory."""
+    settings, data = bench.settings, PreparedData.open(bench.folder / "masks")
+    sizes = [f"batch_size={settings.unet_batch}", f"model.network.widths={list(settings.unet_widths)}"]
+    words = [*bench.words("unet", "masks"), *sizes, "augment=none", "workers=0"]
+    run = RunFolder(bench.folder / "runs" / "unet")
+    trainer = SegTrainer(typed(compose("seg", words), SegConfig), bench.accelerator, data, run)
     batches = list(itertools.islice(trainer.batches, 2))
     trainer.batches = itertools.cycle(batches)
     images, masks = batches[0].images.contiguous(), batches[0].masks
-    plain = reference.UNetLoop(settings.unet_widths, len(data.classes), bench.device, bench.ranks)
-    rates = bench.interleave(
-        Side("ours", repeated(trainer.step, settings.unet_batch)),
-        Side("reference", repeated(lambda: plain.step(images, masks), settings.unet_batch), plain=True),
-        matrix_side(bench.device, settings.precision, settings.matrix),
-    )
-    note, facts = arithmetic(bench, unet_step_flops(trainer.recipe, settings.unet_size), rates)
-    return Result.of_rates("unet-step", "images/s", rates, note=note, facts=facts)
+    plain = reference.UNetLoop(trainer.recipe, bench.device, bench.ranks)
+    ours = Side("ours", trainer.step, settings.unet_batch)
+    theirs = Side("reference", lambda: plain.step(images, masks), settings.unet_batch, plain=True)
+    return compare_steps("unet-step", bench, unet_step_flops(trainer.recipe, settings.unet_size), ours, theirs)
 
 
 def data_share(bench: Bench) -> Result:
-    """Time to make a batch against the time of a whole training step."""
-    trainer = bench.gan_trainer("data")
-    rates = bench.interleave(Side("ours", loading(bench, trainer)), Side("reference", repeated(trainer.step, 1)))
-    load, step = 1e3 / rates["ours"], 1e3 / rates["reference"]
-    return Result(
-        "data",
-        "ms/batch",
-        Spread.of(load),
-        Spread.of(step),
-        Spread.of(neighbour_ratios(load, step)),
-        share=True,
-        note="ours: making a batch; reference: the whole step",
-        facts={"turns": len(load)},
-    )
+    """Time to make a batch, as a share of the training step."""
+    trainer, note = bench.gan_trainer("data"), "ours: making a batch; reference: the whole step"
+    sides = loading(bench, trainer, "ours"), Side("reference", trainer.step)
+    return bench.compare("data", "ms/batch", note, *sides, share=True)
 
 
-def loading(bench: Bench, trainer: Trainer) -> Callable[[int], float]:
-    """Work for a `Side`: the batches of this process, one after another."""
-    batch, rank = bench.settings.batch, bench.accelerator.process_index
-    place = itertools.count()
-    return repeated(lambda: trainer.bank.batch(next(place) * batch, batch, rank, bench.ranks), 1)
+def loading(bench: Bench, trainer: Trainer, name: str) -> Side:
+    """A side that makes the batches of this process, one after another."""
+    batch, rank, places = bench.settings.batch, bench.accelerator.process_index, itertools.count()
+    return Side(name, lambda: trainer.bank.batch(next(places) * batch, batch, rank, bench.ranks))
 
 
 def scaling(bench: Bench) -> Result:
-    """Training steps from a large data set against those from a small one, and how long batches of each take."""
-    settings = bench.settings
-    counts = [max(settings.batch, settings.largest // smaller) for smaller in (1, 10, 100)]
-    trainers = []
-    for number, count in enumerate(counts):
-        folder = bench.folder / f"black{number}"
-        if bench.accelerator.is_main_process:
-            files.write_sparse(folder, count, settings.size)
-        wait_for_all()
-        trainers.append(bench.gan_trainer(f"scaling{number}", files.open_sparse(folder)))
-    rates = bench.interleave(
-        Side("ours", repeated(trainers[0].step, settings.batch)),
-        Side("reference", repeated(trainers[-1].step, settings.batch)),
-        *(Side(f"{count:,}", loading(bench, trainer)) for count, trainer in zip(counts, trainers, strict=True)),
-    )
-    loads = {f"{count:,}": Spread.of(1e3 / rates[f"{count:,}"]).median for count in counts}
-    text = ", ".join(f"{milliseconds:.2g} ms from {count}" for count, milliseconds in reversed(loads.items()))
-    note = f"ours: {counts[0]:,} pictures; reference: {counts[-1]:,}; a batch takes {text}"
-    return Result.of_rates("scaling", "images/s", rates, note=note, facts={"milliseconds_per_batch": loads})
+    """Training from a million pictures against ten thousand."""
+    batch, counts = bench.settings.batch, bench.settings.counts
+    trainers = {f"{count:,}": bench.gan_trainer(f"scaling{count}", f"black{count}") for count in counts}
+    large, *_, small = trainers
+    sides = [Side("ours", trainers[large].step, batch), Side("reference", trainers[small].step, batch)]
+    sides += [loading(bench, trainer, name) for name, trainer in trainers.items()]
+    rates = interleave(bench.settings.seconds, *sides)
+    loads = {name: Spread.of(1e3 / rates[name]).median for name in trainers}
+    text = ", ".join(f"{loads[name]:.2g} ms from {name}" for name in reversed(trainers))
+    note = f"ours: {large} pictures; reference: {small}; a batch takes {text}"
+    return Result.of("scaling", "images/s", rates, note, milliseconds_per_batch=loads)
+
+
+# -- the rest, on one process
+
+
+def sample(bench: Bench) -> Result:
+    """1,000 samples as PNG files."""
+    device, folder, recipe = bench.device, bench.folder / "sample", bench.gan_config("sample").model["generator"]
+    network = build_model(recipe)
+    save_model(folder / FILE_NAME, network, recipe, {})
+    plain = network.to(device).eval()
+    count = bench.settings.samples
+    fewer = max(1, count // 4)  # every picture takes the same time
+
+    def ours() -> None:
+        write_samples(generate_batches(folder / FILE_NAME, range(count), device=str(device)), count, folder / "ours")
+
+    def theirs() -> None:
+        reference.save_samples(plain, fewer, folder / "reference", device)
+
+    sides = Side("ours", ours, count), Side("reference", theirs, fewer, plain=True)
+    return bench.compare("sample", "images/s", f"{count:,} PNG files, loading the model included", *sides)
+
+
+def features(bench: Bench) -> Result:
+    """Inception features of PNG files, against pytorch-fid."""
+    count, dims, device = bench.settings.features, bench.settings.dims, bench.device
+    faces, folder = PreparedData.open(bench.folder / "faces").images, bench.folder / "pngs"
+    for index in range(count):
+        write_png(folder / f"{index:04d}.png", np.asarray(faces[index % len(faces)]))
+    pictures, numbers = list_images(folder), itertools.count()
+    weights, network = inception_networks(dims, bench.folder)
+    network.to(device)
+    batch = int(compose("fid", ["source=none", "data=none"]).batch_size)  # as in eval.fid
+    extractor = Extractor(InceptionFeatures(dims, weights, device), batch, Ranks())
+
+    def ours() -> None:  # under a new key, since features are kept
+        extractor.extract(lambda: pictures, {"kind": "run", "number": next(numbers)}, bench.folder, "features")
+
+    def theirs() -> None:
+        reference.published_features(pictures.files, network, dims, device, cpu_cores())
+
+    sides = Side("ours", ours, count), Side("reference", theirs, count, plain=True)
+    return bench.compare("features", "images/s", f"{dims} dimensions; reference: pytorch-fid", *sides)
+
+
+def inception_networks(dims: int, folder: Path) -> tuple[Path, nn.Module]:
+    """A weights file in pytorch-fid's format with random weights, and its network with the same: no download."""
+    with (
+        mock.patch.object(published, "load_state_dict_from_url", return_value={}),
+        mock.patch.object(torchvision.models.Inception3, "load_state_dict"),
+    ):
+        whole = published.fid_inception_v3()
+    init_he(whole)
+    path = folder / "inception.pth"
+    torch.save(whole.state_dict(), path)
+    with mock.patch.object(published, "load_state_dict_from_url", return_value=whole.state_dict()):
+        network: nn.Module = published.InceptionV3([published.InceptionV3.BLOCK_INDEX_BY_DIM[dims]])
+    return path, network.eval()
+
+
+def frechet(bench: Bench) -> Result:
+    """Frechet distance, against SciPy's matrix root."""
+    count, dims = bench.settings.moments
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((count, dims)), 1.1 * rng.standard_normal((count, dims)) + 0.1
+    ours = Side("ours", lambda: frechet_distance(Statistics.of(a), Statistics.of(b)))
+    theirs = Side("reference", lambda: reference.frechet_by_sqrtm(a, b))
+    note = f"{count:,} x {dims:,} against as many, on the CPU; reference: SciPy's sqrtm"
+    return bench.compare("frechet", "ms", note, ours, theirs)
+
+
+def prepare(bench: Bench) -> Result:
+    """JPEGs to a prepared data set."""
+    size, count, workers = bench.settings.size, bench.settings.count, cpu_cores()
+    jpegs, out = bench.folder / "jpegs", bench.folder / "again"
+
+    def ours() -> None:
+        pipeline.prepare(open_source(jpegs), out, size=size, workers=workers, force=True)
+
+    def theirs() -> None:
+        reference.prepare_one_by_one(jpegs, size, bench.folder / "loop.npy")
+
+    sides = Side("ours", ours, count), Side("reference", theirs, count, plain=True)
+    return bench.compare("prepare", "images/s", f"JPEGs of 178x218; ours with {workers} worker processes", *sides)
+
+
+# -- several processes on the CPU
+
+
+def ranks(bench: Bench) -> Result:
+    """Two processes against one, on the CPU."""
+    settings = replace(bench.settings, batch=bench.settings.rank_batch, precision="fp32")
+    half = replace(settings, batch=settings.batch // 2)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    share = {"ACCELERATE_USE_CPU": "true", "LOCAL_WORLD_SIZE": "2"}  # half of the cores
+    joined = share | {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    context = multiprocessing.get_context("spawn")
+    with contextlib.ExitStack() as stack:
+
+        def side(name: str, settings: Settings, *environments: dict[str, str]) -> Side:
+            pools = [(stack.enter_context(context.Pool(1)), (settings, bench.folder, words)) for words in environments]
+
+            def turn(steps: int) -> None:
+                for running in [pool.apply_async(take_steps, (steps, *given)) for pool, given in pools]:
+                    running.get()
+
+            return Side(name, turn, bench.settings.rank_batch, counted=True)
+
+        rates = interleave(
+            bench.settings.seconds,
+            side("ours", settings, *(joined | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01")),
+            side("reference", settings, {"ACCELERATE_USE_CPU": "true"}),
+            side("apart", half, share, share),  # the same work without an exchange of gradients
+        )
+    cost, apart = Spread.of(1 - neighbour_ratios(rates["ours"], rates["apart"])), Spread.of(rates["apart"])
+    note = f"ours: 2 processes on the CPU; reference: one; exchanging gradients costs {cost.median:.0%}"
+    return Result.of("ranks", "images/s", rates, note, without_exchange=vars(apart), exchange_share=vars(cost))
+
+
+def take_steps(steps: int, settings: Settings, folder: Path, environment: dict[str, str]) -> None:
+    """Train in a process of its own, which keeps its trainer for the next turn."""
+    os.environ.update(environment)
+    trainer = _trainer(settings, folder)
+    for _ in range(steps):
+        trainer.step()
+
+
+@cache
+def _trainer(settings: Settings, folder: Path) -> Trainer:
+    bench = Bench(settings, start_accelerator(settings.precision, None, folder), folder)
+    return bench.gan_trainer(f"rank{os.getpid()}")

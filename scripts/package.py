@@ -9,7 +9,7 @@ from pathlib import Path
 from core.cli.console import progress_bar
 from core.cli.errors import CommandParser, UserError, reports_errors
 from core.cli.files import sha256_of
-from core.submission.archive import listed, shown
+from core.cli.text import listed, shown
 from core.submission.rules import (
     EXPECTED_COUNT,
     check_archive,

@@ -18,11 +18,11 @@ from torch.nn import functional as F
 from core.cli.console import progress_bar, say, warn
 from core.cli.errors import CommandParser, UserError, reports_errors
 from core.cli.files import atomic_path
+from core.cli.text import listed, shown
 from core.data.images import write_png
 from core.data.mask_classes import mirrored_classes
 from core.prepare.geometry import decode, reason_of
 from core.prepare.store import natural, open_store
-from core.submission.archive import listed, shown
 from core.training.distributed import pick_device, set_up_cpu
 from seg.loading import load_unet
 from seg.tiling import segment

@@ -1,13 +1,13 @@
 """Train a U-Net on pictures with masks: `accelerate launch --quiet -m seg.train data=data/faces name=first`.
 
-validate, build, load, then: step / statistics / evaluation / checkpoint, until `images` have been seen.
+validate, build, load, then: step / statistics / evaluation / checkpoint, until `total_images` have been seen.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,9 @@ from core.data.mask_classes import IGNORE
 from core.nn.blocks import init_he
 from core.nn.ema import ExponentialAverage
 from core.nn.model_file import FILE_NAME, build_model, save_model
-from core.training.curves import FILE_NAME as CURVES_NAME
-from core.training.curves import Panel, draw_curves
+from core.training.best import Best
+from core.training.callbacks import Callback, Curves
+from core.training.curves import Panel
 from core.training.distributed import is_due, process_count
 from core.training.loop import CHANGEABLE, TrainingLoop, describe_machine, make_optimizer, run_loop
 from core.training.rundir import RunFolder
@@ -45,35 +46,19 @@ PANELS = (
 )
 
 
-class Best:
-    """The best evaluation so far, and how many have followed it."""
-
-    def __init__(self) -> None:
-        self.miou, self.images_seen, self.since = -1.0, 0, 0
-
-    def improved(self, miou: float, images_seen: int) -> bool:
-        """Note an evaluation; whether it is better than all before."""
-        if miou > self.miou:
-            self.miou, self.images_seen, self.since = miou, images_seen, 0
-            return True
-        self.since += 1
-        return False
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs."""
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
-        vars(self).update(state)
-
-
 class Trainer(TrainingLoop):
     """One segmentation training run: its network, its examples and its evaluations."""
 
-    def __init__(self, config: TrainConfig, accelerator: Accelerator, data: PreparedData, run: RunFolder) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        data: PreparedData,
+        run: RunFolder,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
         statistics = ("loss", *config.loss.factors, "accuracy", "gradient_norm", "learning_rate")
-        super().__init__(config, accelerator, run, statistics)
+        super().__init__(config, accelerator, run, statistics, callbacks)
         self.config, self.data = config, data
         self.recipe = config.model["network"] | {"classes": len(data.classes)}
         self.model = self._network()
@@ -82,7 +67,7 @@ class Trainer(TrainingLoop):
         self.base_rate = float(self.optimizer.param_groups[0]["lr"])
         weights = class_weights(config, data)
         self.class_weights = None if weights is None else weights.to(accelerator.device)
-        self.best = Best()
+        self.best = Best(higher_is_better=True)
         self.load()
         self.examples = self._examples()
         self.batches = self._batches()
@@ -125,9 +110,8 @@ class Trainer(TrainingLoop):
         return {"model": self.model, "ema": self.ema.model, "optimizer": self.optimizer, "best": self.best}
 
     def export(self) -> None:
-        """Write the weights as they are now, and the curves; the weights of the best evaluation have their own file."""
+        """Write the weights as they are now; those of the best evaluation have their own file."""
         self.write_model(LAST_NAME)
-        draw_curves(self.run.read_stats(), PANELS, self.run.path / CURVES_NAME)
 
     def write_model(self, name: str) -> None:
         """Write the averaged weights into the run folder."""
@@ -193,13 +177,8 @@ class Trainer(TrainingLoop):
 
     def status(self, means: dict[str, float]) -> str:
         """Loss, accuracy on the training pictures and the best evaluation."""
-        best = f", best valid mIoU {self.best.miou:.3f}" if self.best.images_seen else ""
+        best = "" if self.best.score is None else f", best valid mIoU {self.best.score:.3f}"
         return f"loss {means['loss']:.3f}, pixel accuracy {means['accuracy']:.3f}{best}"
-
-    def after_step(self, before: int, last: bool) -> None:
-        """An evaluation where one is due."""
-        if last or is_due(before, self.images_seen, self.config.valid_every):
-            self.evaluate()
 
     def evaluate(self) -> None:
         """Score the averaged weights on the validation split, every rank its share; keep them if they are the best."""
@@ -217,8 +196,7 @@ class Trainer(TrainingLoop):
         if not self.accelerator.is_main_process:
             return
         short = {f"valid_{name}": scores[name] for name in ("miou", "mdice", "pixel_accuracy")}
-        self.run.append_stats({"images": self.images_seen, **short})
-        self.accelerator.log(short, step=self.images_seen)
+        self.record(short, short)
         write_png(self.run.samples / f"{self.images_seen:012d}.png", comparison(self.ema.model, self.data, rows))
         if improved:
             self.write_model(FILE_NAME)
@@ -237,6 +215,16 @@ class Trainer(TrainingLoop):
         )
 
 
+class Validation(Callback):
+    """Evaluates on the validation split every so many images, and after the last step."""
+
+    def after_step(self, loop: TrainingLoop, before: int, last: bool) -> None:
+        """Evaluate where it is due."""
+        assert isinstance(loop, Trainer)
+        if last or is_due(before, loop.images_seen, loop.config.valid_every):
+            loop.evaluate()
+
+
 def run_training(config: TrainConfig) -> RunFolder:
     """Train as `config` says, from the start or from where the run stands, and return its folder.
 
@@ -247,10 +235,10 @@ def run_training(config: TrainConfig) -> RunFolder:
     data = PreparedData.open(config.data)
     validate(config, data, process_count())
     # With any other schedule the number of images sets the learning rate of every step.
-    fixed = () if config.schedule == "constant" else ("images",)
+    fixed = () if config.schedule == "constant" else ("total_images",)
     return run_loop(
         config,
-        lambda accelerator, run: Trainer(config, accelerator, data, run),
+        lambda accelerator, run: Trainer(config, accelerator, data, run, [Validation(), Curves(PANELS)]),
         {"data_sha256": data.meta["sha256"], "classes": data.classes},
         [key for key in (*CHANGEABLE, "patience", "workers") if key not in fixed],
     )

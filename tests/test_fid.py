@@ -16,7 +16,8 @@ from scoring import pictures, write_folder, write_prepared, write_short_weights,
 
 from core.cli.files import sha256_of
 from eval.features.image_sets import list_images
-from eval.fid import FidConfig, main, report, score
+from eval.fid import describe, main
+from eval.scoring import FidConfig, score
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ def test_report_names_everything_that_was_compared(tmp_path: Path) -> None:
     data = write_prepared(tmp_path / "data", pictures(1, 90), np.repeat([0, 1], [80, 10]).astype(np.uint8))
     fake = write_folder(tmp_path / "fake", pictures(2, 20))
     result = score(FidConfig(str(fake), str(data), features="random", split="train", floor=True))
-    text = report(result)
+    text = describe(result)
     for part in ("fd_random", "20 images", "80 images, split train", "floor", "20 reals against 60 others", "excess"):
         assert part in text
     # The samples meet the same 60 reals as the floor's do, so it is nearly, but not exactly, the difference.

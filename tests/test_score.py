@@ -21,9 +21,9 @@ from core.training.distributed import Ranks
 from eval.features.cache import Extractor
 from eval.features.extractors import RandomFeatures
 from eval.features.reference import RealFeatures, open_reference
-from eval.fid import FidConfig, score
 from eval.metrics.frechet import Statistics, frechet_distance
 from eval.score import plan_floor, score_against
+from eval.scoring import FidConfig, score
 
 CPU = torch.device("cpu")
 

@@ -298,7 +298,7 @@ def test_early_stop_counts_evaluations_without_improvement(discs, tmp_path):
 
 def test_schedules_have_their_closed_forms():
     def factor(images_seen, **changes):
-        settings = {"images": 1000, "warmup": 0, "batch_size": 10, "schedule": "cosine"} | changes
+        settings = {"total_images": 1000, "warmup": 0, "batch_size": 10, "schedule": "cosine"} | changes
         return learning_rate_factor(
             typed(compose("seg", ["data=x", "name=x", *(f"{k}={v}" for k, v in settings.items())]), TrainConfig),
             images_seen,

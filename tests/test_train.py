@@ -126,7 +126,7 @@ def straight(prepared, tmp_path_factory):
 def test_interrupted_runs_end_bit_identical(prepared, straight, tmp_path_factory, stops):
     runs = tmp_path_factory.mktemp("stopped")
     for images in [*stops, 88]:
-        folder = run(prepared, runs, images=images, grid_every=16)
+        folder = run(prepared, runs, total_images=images, grid_every=16)
     assert_equal(outcome(folder), straight)
     state = straight[0]
     assert {"ema", "g_optimizer", "d_optimizer"} <= state.keys()
@@ -163,8 +163,8 @@ def test_interrupt_and_kill_of_the_real_command(prepared, tmp_path):
     assert "Traceback" not in errors
     state = Checkpoints(tmp_path / "t" / "state").load_newest()
     seen = state["images_seen"]
-    folder = run(prepared, tmp_path, images=seen + 8, save_every=64)
-    expected = outcome(run(prepared, tmp_path / "straight", images=seen + 8, save_every=64))
+    folder = run(prepared, tmp_path, total_images=seen + 8, save_every=64)
+    expected = outcome(run(prepared, tmp_path / "straight", total_images=seen + 8, save_every=64))
     assert_equal(outcome(folder), expected)
 
 
@@ -242,8 +242,8 @@ def test_overflowed_weights_are_never_saved(prepared, tmp_path, monkeypatch):
     """The loss of the last step is taken before its update: only the weights tell."""
     real_step = train.generator_step
 
-    def poisoned(discriminator, optimizer, *rest):
-        result = real_step(discriminator, optimizer, *rest)
+    def poisoned(generator, discriminator, optimizer, *rest):
+        result = real_step(generator, discriminator, optimizer, *rest)
         optimizer.param_groups[0]["params"][0].data[0] = float("inf")
         return result
 
@@ -260,7 +260,7 @@ def test_overflowed_weights_are_never_saved(prepared, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"images": 0}, "total_images=0"),
+        ({"total_images": 0}, "total_images=0"),
         ({"name": "../up"}, "plain folder name"),
         ({"name": ""}, "plain folder name"),
         ({"seed": -1}, "seed=-1"),
@@ -281,7 +281,7 @@ def test_overflowed_weights_are_never_saved(prepared, tmp_path, monkeypatch):
 )
 def test_bad_settings_leave_nothing_behind(prepared, tmp_path, settings, message):
     with pytest.raises(UserError, match=message):
-        run(prepared, tmp_path, **({"images": 8} | settings))
+        run(prepared, tmp_path, **({"total_images": 8} | settings))
     assert not list(tmp_path.iterdir())
 
 
@@ -289,7 +289,7 @@ def test_a_changed_setting_is_refused_and_more_images_are_not(prepared, tmp_path
     run(prepared, tmp_path, total_images=16)
     with pytest.raises(UserError, match=r"seed \(0 -> 1\)"):
         run(prepared, tmp_path, total_images=16, seed=1)
-    assert run(prepared, tmp_path, total_images=24).config.read_text().count("images: 24") == 1
+    assert run(prepared, tmp_path, total_images=24).config.read_text().count("total_images: 24") == 1
 
 
 @pytest.mark.parametrize(
@@ -298,8 +298,8 @@ def test_a_changed_setting_is_refused_and_more_images_are_not(prepared, tmp_path
         (["nam=x"], "error: unknown key 'nam': did you mean 'name'?"),
         (["data=x"], "error: missing name: give name=... (see --help)"),
         (
-            ["data=x", "name=y", "images=many"],
-            "error: images: Value 'many' of type 'str' could not be converted to Integer",
+            ["data=x", "name=y", "total_images=many"],
+            "error: total_images: Value 'many' of type 'str' could not be converted to Integer",
         ),
         (["data=x", "name=y", "first"], "error: cannot read 'first': settings are written key=value (see --help)"),
     ],

@@ -30,7 +30,7 @@ from gen.sample import generate
 
 N = 50
 EVERY = {"eval.every": 24, "eval.n": N, "eval.batch_size": 16, "split": "train"}
-WHOLE = {"images": 88, "save_every": 40}
+WHOLE = {"total_images": 88, "save_every": 40}
 
 
 class Quarters:
@@ -48,9 +48,9 @@ class Quarters:
 @pytest.fixture
 def quick(monkeypatch):
     """Few samples, features that take no time, and no plots, which take longer than these trainings."""
-    monkeypatch.setattr(eval.online, "LEAST_SAMPLES", 2)
+    monkeypatch.setattr("gen.settings.LEAST_SAMPLES", 2)
     monkeypatch.setattr(core.training.curves, "make_figure", lambda rows, panels: None)
-    monkeypatch.setattr(eval.fid, "make_features", lambda name, inception, device: Quarters())
+    monkeypatch.setattr(eval.online, "make_features", lambda name, inception, device: Quarters())
 
 
 @pytest.fixture(scope="module")
@@ -137,21 +137,21 @@ def global_state():
 
 def test_scoring_leaves_random_states_modes_and_networks_alone(data, tmp_path, monkeypatch):
     """With the shipped features."""
-    real_score, seen = train.Trainer.score, []
+    real_score, seen = eval.online.OnlineScore.score, []
 
-    def watched(trainer, scorer):
+    def watched(callback, trainer):
         def state():
             nets = (trainer.generator, trainer.discriminator, trainer.ema.model)
             weights = [{k: v.clone() for k, v in net.state_dict().items()} for net in nets]
             return global_state() | {"weights": weights, "training": [net.training for net in nets]}
 
         before = state()
-        real_score(trainer, scorer)
+        real_score(callback, trainer)
         assert_equal(state(), before)
         seen.append(before["training"])
 
-    monkeypatch.setattr(eval.online, "LEAST_SAMPLES", 2)
-    monkeypatch.setattr(train.Trainer, "score", watched)
+    monkeypatch.setattr("gen.settings.LEAST_SAMPLES", 2)
+    monkeypatch.setattr(eval.online.OnlineScore, "score", watched)
     after = []
     for settings in ({"split": "train"}, EVERY):
         torch.manual_seed(0)
@@ -187,7 +187,7 @@ def test_worse_weights_do_not_replace_the_best(quick, data, tmp_path, monkeypatc
     """At the end, and, after a resume, against the best of before."""
     order = iter([1.0, 2.0, 3.0, 4.0] if worse == 88 else [4.0, 3.0, 2.0, 1.0])
     monkeypatch.setattr(eval.online.Scorer, "__call__", lambda scorer, model: next(order))
-    run(data, tmp_path, **WHOLE | EVERY | {"images": 48})
+    run(data, tmp_path, **WHOLE | EVERY | {"total_images": 48})
     folder = run(data, tmp_path, **WHOLE | EVERY)
     assert list(scores(folder)) == [24, 48, 72, 88]
     assert best_of(folder)[2]["images_seen"] == (24 if worse == 88 else 88)
@@ -227,13 +227,13 @@ def test_a_run_set_back_by_hand_finds_its_best_again(quick, data, tmp_path, caps
 def test_settings_may_change_and_scores_on_other_terms_are_not_compared(quick, data, tmp_path, capsys):
     folder = run(data, tmp_path, total_images=48, split="train")
     assert not list(folder.path.glob("best*"))
-    run(data, tmp_path, **EVERY | {"images": 72})
+    run(data, tmp_path, **EVERY | {"total_images": 72})
     first = best_of(folder)
-    run(data, tmp_path, **EVERY | {"images": 80, "eval.every": 8, "eval.batch_size": 7})
+    run(data, tmp_path, **EVERY | {"total_images": 80, "eval.every": 8, "eval.batch_size": 7})
     assert "set aside" not in capsys.readouterr().err
     second = best_of(folder)
     assert second[2]["score"] == min(scores(folder).values()) <= first[2]["score"]
-    run(data, tmp_path, **EVERY | {"images": 88, "eval.n": 40})
+    run(data, tmp_path, **EVERY | {"total_images": 88, "eval.n": 40})
     assert "scores no longer compare (other n)" in capsys.readouterr().err
     assert best_of(folder)[2]["images_seen"] == 88 and best_of(folder)[2]["n"] == 40
     (aside,) = folder.path.glob("best-*.safetensors")
@@ -258,7 +258,7 @@ def test_settings_may_change_and_scores_on_other_terms_are_not_compared(quick, d
 )
 def test_bad_settings_leave_nothing_behind(data, tmp_path, settings, message):
     with pytest.raises(UserError, match=message):
-        run(data, tmp_path, **({"images": 8, "eval.every": 8} | settings))
+        run(data, tmp_path, **({"total_images": 8, "eval.every": 8} | settings))
     assert not list(tmp_path.iterdir())
 
 
@@ -288,7 +288,7 @@ def test_shares_are_whole_batches_that_make_up_all_samples(n, batch_size, ranks)
 @pytest.mark.slow
 def test_two_processes_find_the_score_of_the_weights_they_save(data, tmp_path):
     """Unequal shares; with batch norm the processes differ in their running statistics, and those of 0 are saved."""
-    settings = {"images": 24, "split": "train", "eval.every": 24, "eval.n": 2000, "eval.batch_size": 90}
+    settings = {"total_images": 24, "split": "train", "eval.every": 24, "eval.n": 2000, "eval.batch_size": 90}
     done = launch(2, data, tmp_path, **settings)
     assert done.returncode == 0, done.stderr
     folder = RunFolder(tmp_path / "t")

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from core.cli.text import listed, shown
+
 # A valid submission is about 10 MB in 1,001 members of at most 20 KB. The limits leave room for archives that are
 # merely wrong (so that every fault in them can be told) and still bound the work on hostile ones to some seconds.
 MAX_MEMBERS = 5_000
@@ -24,7 +26,6 @@ MAX_MEMBER_BYTES = 1 << 20
 MAX_TOTAL_BYTES = 256 << 20
 MAX_HEADER_BYTES = 64 << 10  # extension headers (long names, pax records) are held in memory by tarfile
 
-SHOWN_NAMES = 5  # of the files that share one problem
 _BLOCK = 512
 _EXTENSION_TYPES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _LONG_NAME_TYPES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -45,18 +46,6 @@ class Problems:
     def lines(self) -> list[str]:
         """One line per kind, in the order in which the kinds were first met."""
         return [kind + (f": {listed(names)}" if names else "") for kind, names in self._names.items()]
-
-
-def listed(names: list[str]) -> str:
-    """The first names and the number of the others: `a, b, c, d, e and 7 more`."""
-    more = f" and {len(names) - SHOWN_NAMES:,} more" if len(names) > SHOWN_NAMES else ""
-    return ", ".join(names[:SHOWN_NAMES]) + more
-
-
-def shown(name: str) -> str:
-    """A file name fit for a terminal: control characters escaped, very long ones cut."""
-    text = name if name.isprintable() else ascii(name)
-    return text if len(text) <= 100 else text[:97] + "..."
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from PIL import Image
 
 from core.cli.errors import UserError
 from core.cli.files import atomic_path
+from core.cli.text import shown
 from core.submission.archive import (
     MAX_MEMBER_BYTES,
     MAX_MEMBERS,
@@ -26,7 +27,6 @@ from core.submission.archive import (
     Member,
     Problems,
     read_members,
-    shown,
     write_members,
 )
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, NoneType
+from types import NoneType
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from core.cli.config import as_dict
 from core.cli.console import StatusProgress, console, progress_bar, say, warn
 from core.cli.errors import Interrupted, UserError
 from core.nn.model_file import FILE_NAME
+from core.training.callbacks import Callback, Tracker
 from core.training.checkpoint import Checkpoints
 from core.training.distributed import MeanMeter, NonFiniteError, StopRequest, is_due, pick_device, start_accelerator
 from core.training.machine import choose_precision
@@ -29,8 +30,6 @@ from core.training.rundir import RunFolder
 VOTE_EVERY = 10  # steps between the moments at which several processes agree to stop
 # Settings that leave every step as it is, so a run may go on with other values.
 CHANGEABLE = ("name", "runs", "total_images", "save_every", "tracker", "data")
-# Keys that the configuration of older runs lacks, with the values that do what those runs did.
-ADDED: dict[str, Any] = {"compile": False, "optim.fused": None}
 
 
 @dataclass
@@ -113,13 +112,20 @@ class TrainingLoop(ABC):
     """One training run: its state on disk, what is shown, and the steps, which a subclass defines.
 
     Args:
-        statistics: names of the scalars that `step` notes in `meter`.
+        statistics: names of the scalars that `step` adds to `meter`.
+        callbacks: what else happens, in this order.
     """
 
     def __init__(
-        self, config: LoopConfig, accelerator: Accelerator, run: RunFolder, statistics: tuple[str, ...]
+        self,
+        config: LoopConfig,
+        accelerator: Accelerator,
+        run: RunFolder,
+        statistics: tuple[str, ...],
+        callbacks: Sequence[Callback],
     ) -> None:
         self.settings, self.accelerator, self.run = config, accelerator, run
+        self.callbacks = [*callbacks, *([Tracker()] if config.tracker else [])]
         self.checkpoints, self.meter = Checkpoints(run.state), MeanMeter(statistics)
         self.images_seen = 0
 
@@ -135,9 +141,6 @@ class TrainingLoop(ABC):
     def export(self) -> None:
         """Write the model files (called on process 0 after each checkpoint)."""
 
-    def before_checkpoint(self) -> None:  # noqa: B027 (most have none)
-        """Write files that a run must have when it continues from the checkpoint (process 0, just before each)."""
-
     @abstractmethod
     def describe(self) -> str:
         """One line about what is about to run."""
@@ -149,10 +152,6 @@ class TrainingLoop(ABC):
     def warnings(self, means: dict[str, float]) -> list[str]:
         """What is worth a warning after an interval with these mean statistics."""
         return []
-
-    @abstractmethod
-    def after_step(self, before: int, last: bool) -> None:
-        """Whatever is due now that the images seen went from `before` to `images_seen`; `last`: no step follows."""
 
     @property
     def finished(self) -> bool:
@@ -186,11 +185,14 @@ class TrainingLoop(ABC):
         for name, part in self.parts().items():
             if isinstance(part, nn.Module) and not all(value.isfinite().all() for value in part.state_dict().values()):
                 raise self.diverged(f"weights of the {name} are not finite", self.images_seen)
+        for callback in self.callbacks:
+            callback.before_checkpoint(self)
         if self.accelerator.is_main_process:
-            self.before_checkpoint()
             state = {name: part.state_dict() for name, part in self._all_parts().items()}
             self.checkpoints.save(self.images_seen, state | {"images_seen": self.images_seen})
             self.export()
+        for callback in self.callbacks:
+            callback.after_checkpoint(self)
 
     # -- training
 
@@ -223,11 +225,16 @@ class TrainingLoop(ABC):
         warnings = self.warnings(means)
         if self.accelerator.is_main_process:
             rate = (self.images_seen - first) / (time.perf_counter() - started)
-            self.run.append_stats({"images": self.images_seen, **means, "images_per_s": rate})
-            self.accelerator.log(means, step=self.images_seen)
+            self.record({**means, "images_per_s": rate}, means)
             for warning in warnings:
                 self.warn(warning)
-        return self.status(means)
+        return self.status(means) + "".join(callback.status() for callback in self.callbacks)
+
+    def record(self, row: dict[str, Any], values: dict[str, float]) -> None:
+        """Add a row to stats.jsonl (process 0); `values` are what of it is drawn or tracked."""
+        self.run.append_stats({"images": self.images_seen, **row})
+        for callback in self.callbacks:
+            callback.after_row(self, values)
 
     def warn(self, text: str) -> None:
         """Show a warning and keep it with the statistics."""
@@ -252,7 +259,8 @@ class TrainingLoop(ABC):
                 bar.update(task, completed=min(self.images_seen, config.total_images))
                 if is_due(before, self.images_seen, config.log_every):
                     told = self.show(bar, self.log(started, first), told)
-                self.after_step(before, last=self.images_seen >= config.total_images)
+                for callback in self.callbacks:
+                    callback.after_step(self, before, last=self.images_seen >= config.total_images)
                 if is_due(before, self.images_seen, config.save_every):
                     self.save()
                 if self.stop_agreed(stop):
@@ -286,7 +294,6 @@ def run_loop(
     build: Callable[[Accelerator, RunFolder], TrainingLoop],
     identity: dict[str, Any],
     changeable: Collection[str],
-    added: Mapping[str, Any] = MappingProxyType({}),
 ) -> RunFolder:
     """Train from the start or from where the run stands, and return its folder.
 
@@ -295,28 +302,27 @@ def run_loop(
         build: makes the loop, its state loaded.
         identity: what else must not change between two parts of a run, such as hashes of the data; kept in config.yaml.
         changeable: keys that may.
-        added: as `ADDED`, the command's own.
 
     Raises:
         UserError: a run folder of other settings, divergence, or a full disk.
         Interrupted: stopped on request, after saving.
     """
     run = RunFolder(Path(config.runs) / config.name)
-    # What it comes to is part of the run: another machine may choose differently, and would be refused.
+    # Stored as resolved: on another machine `auto` may choose differently, and such a run must not continue unnoticed.
     config.mixed_precision = choose_precision(config.mixed_precision, pick_device())
     resolved = as_dict(config) | identity
-    # One that ended before it saved anything has nothing to be continued, or lost.
+    # A run that ended before it saved anything has nothing to continue, and nothing to lose.
     if Checkpoints(run.state).files() or (run.path / FILE_NAME).exists():
-        run.check_config(resolved, (*changeable, *run.newer_keys(resolved, ADDED | dict(added))))
+        run.check_config(resolved, changeable)
     accelerator = start_accelerator(config.mixed_precision, config.tracker, run.path)
     loop = build(accelerator, run)
+    for callback in loop.callbacks:
+        callback.start(loop)
     if accelerator.is_main_process:
         run.write_config(resolved)
         run.rewind_stats(loop.images_seen)
         loop.checkpoints.remove_leftovers()
         say(loop.describe())
-    if config.tracker:
-        accelerator.init_trackers("curves")
     with StopRequest().listening() as stop:
         try:
             with explained_compiler() if config.compile else contextlib.nullcontext():

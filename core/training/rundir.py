@@ -48,19 +48,6 @@ class RunFolder:
                 "Use another name=..., or the old settings to continue"
             )
 
-    def newer_keys(self, config: dict[str, Any], added: dict[str, Any]) -> list[str]:
-        """Keys that the run was started without and that `config` leaves at what was done then: no change of settings.
-
-        Args:
-            added: keys that configurations of older runs may lack, with the values that do what those runs did.
-        """
-        try:
-            stored = flatten(OmegaConf.to_container(OmegaConf.load(self.config)))
-        except Exception:  # no run yet, or a damaged file, of which `check_config` tells
-            return []
-        wanted = flatten(config)
-        return [key for key, value in added.items() if key not in stored and wanted.get(key) == value]
-
     def write_config(self, config: dict[str, Any]) -> None:
         """Store the resolved configuration."""
         with atomic_path(self.config) as temporary:

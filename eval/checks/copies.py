@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.stats import betabinom, rankdata
 
 from core.data.images import make_grid
-from eval.checks.verdicts import BLOCK, Check, Finding, as_many, judge, nearest_among, percent, thumbnails
+from eval.checks.verdicts import BLOCK, Check, Finding, as_many, conclude, nearest_among, percent, thumbnails
 
 # Two pictures are the same when their root mean square difference is below this share of the standard deviation of
 # all pixels: 15 of 74 grey levels for faces. The closest two of 1,000 faces are 25 apart, noise of 5 levels is 5.
@@ -74,7 +74,7 @@ def duplicates(pixels: np.ndarray, features: np.ndarray, real_features: np.ndarr
             f"Only {len(twins):,} of the {count:,} samples look the same as another one.",
             "So few may be chance, or in the data: CelebA itself holds some photographs twice. Look at them.",
         )
-    return judge("duplicates", findings, fine, figures, shown)
+    return conclude("duplicates", findings, fine, figures, shown)
 
 
 def _duplicate_findings(count: int, repeats: int, twins: int) -> list[Finding]:
@@ -143,7 +143,7 @@ def memorisation(
     findings = _copy_findings(int(copies.sum()), len(distance))
     if held_out_nearest is None or len(held_out_nearest[0]) < 2:
         if findings:
-            return judge("memorisation", findings, ("", ""), figures, shown)
+            return conclude("memorisation", findings, ("", ""), figures, shown)
         return Check(
             "memorisation",
             "skipped",
@@ -235,7 +235,7 @@ def _against_held_out(
         f"As a whole they are {told} held-out reals (z = {z:.1f}; below -{CERTAIN:.0f} would "
         "mean copying)." + (" Farther means that they do not look like the data yet." if z > CERTAIN else ""),
     )
-    return judge("memorisation", findings, fine, figures, shown)
+    return conclude("memorisation", findings, fine, figures, shown)
 
 
 def rank_sum(distance: np.ndarray, held_out: np.ndarray) -> tuple[float, float]:

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.fft import dctn
 
 from core.submission.rules import implausible
-from eval.checks.verdicts import Check, Finding, judge, percent
+from eval.checks.verdicts import Check, Finding, conclude, percent
 
 # Statistics of pixels settle long before; more only cost time.
 MOST_IMAGES = 1000
@@ -50,7 +50,7 @@ def pixel_statistics(pixels: np.ndarray, real_pixels: np.ndarray) -> Check:
         real_pixels: uint8 (M, H', W', 3) of reals; the comparison is finer when H', W' = H, W.
     """
     if min(len(pixels), len(real_pixels)) < FEWEST_IMAGES:
-        headline = f"Too few pictures to judge pixels by: at least {FEWEST_IMAGES} samples and reals are needed."
+        headline = f"Too few pictures to conclude pixels by: at least {FEWEST_IMAGES} samples and reals are needed."
         return Check("pixels", "skipped", headline, "Sample more, or compare with more reals.", {})
     pixels, reals = _evenly(pixels), _evenly(real_pixels)
     shares, real_shares = _histograms(pixels), _histograms(reals)
@@ -78,7 +78,7 @@ def pixel_statistics(pixels: np.ndarray, real_pixels: np.ndarray) -> Check:
         f"Mean and standard deviation: {means}. At 0: {percent(figures['zeros'])} (reals "
         f"{percent(figures['real_zeros'])}), at 255: {percent(figures['full'])} ({percent(figures['real_full'])}).",
     )
-    return judge("pixels", findings, fine, figures)
+    return conclude("pixels", findings, fine, figures)
 
 
 def _evenly(pixels: np.ndarray, most: int = MOST_IMAGES) -> np.ndarray:

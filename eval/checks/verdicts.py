@@ -65,7 +65,7 @@ class Finding:
     advice: str
 
 
-def judge(
+def conclude(
     name: str,
     findings: list[Finding],
     fine: tuple[str, str],
@@ -184,7 +184,7 @@ def mode_collapse(
         f"Counted by neighbourhoods, they are worth {distinct:,.0f} different pictures (reals: {real_distinct:,.0f})."
         + covered,
     )
-    return judge("mode collapse", findings, fine, figures, shown)
+    return conclude("mode collapse", findings, fine, figures, shown)
 
 
 def thumbnails(pixels: np.ndarray) -> np.ndarray:
@@ -293,7 +293,7 @@ def sample_size(
     if min(count, reference_count) <= dims:
         told += f" With no more images than the {dims:,} dimensions this bias is large."
     fine = (f"{count:,} samples against {reference_count:,} real images: compare with scores at these numbers.", told)
-    check = judge("sample size", findings, fine, figures)
+    check = conclude("sample size", findings, fine, figures)
     return replace(check, details=f"{check.details} {told}") if findings else check
 
 

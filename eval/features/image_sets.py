@@ -1,4 +1,4 @@
-"""Images to score or to compare with: folders, arrays, archives and what a trained model draws."""
+"""Images to score or to compare with: folders, arrays, archives, and samples that a trained model draws."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from core.data.loader import read_rows
 from core.nn.model_file import load_model, model_file
 from core.submission.rules import read_archive
 
-# What pytorch-fid reads from a folder (its IMAGE_EXTENSIONS); lower case only and no subfolders, as there.
+# The files of a folder that pytorch-fid reads (its IMAGE_EXTENSIONS): lower case only, no subfolders.
 EXTENSIONS = frozenset({"bmp", "jpg", "jpeg", "pgm", "png", "ppm", "tif", "tiff", "webp"})
 LOSSY = frozenset({"jpg", "jpeg", "webp"})
 ARCHIVES = (".tar.gz", ".tgz")
@@ -27,7 +27,7 @@ GROUP = 64  # samples that a generator draws at once
 
 
 class ImageSet(Protocol):
-    """Images of one size in a fixed order, decoded when asked for."""
+    """Images of one size in a fixed order, decoded when read."""
 
     def __len__(self) -> int: ...
 
@@ -46,7 +46,7 @@ class ImageSet(Protocol):
 
 
 class ArrayImages:
-    """Images from one uint8 array (N, H, W, 3), which may be memory-mapped; `positions` chooses and orders them."""
+    """Images of a uint8 array (N, H, W, 3), which may be memory-mapped; `positions` selects and orders them."""
 
     def __init__(self, array: np.ndarray, positions: np.ndarray | None = None) -> None:
         self.array = array
@@ -73,7 +73,7 @@ class FileImages:
     """Image files of one size, decoded to RGB by Pillow as pytorch-fid does.
 
     Raises:
-        UserError: (also from `read`) a file cannot be decoded or has another size than the first; names it.
+        UserError: a file cannot be decoded or differs in size from the first; also raised by `read`.
     """
 
     def __init__(self, files: list[Path]) -> None:
@@ -110,8 +110,8 @@ class FileImages:
 class DrawnImages:
     """Samples of a generator, drawn when they are read: the i-th from the i-th of `seeds`.
 
-    They are drawn in groups that begin at multiples of 64, as gen.sample writes them, and the last group is kept:
-    whatever is read in order is drawn once, and 50,000 samples are never in memory together.
+    They are drawn in groups that start at multiples of 64, as in gen.sample. The latest group is kept, so reading in
+    order draws each sample once, and 50,000 samples are never in memory together.
     """
 
     def __init__(self, network: nn.Module, seeds: np.ndarray) -> None:
@@ -148,14 +148,14 @@ class DrawnImages:
 
 
 @dataclass(frozen=True)
-class Source:
-    """What is scored.
+class Samples:
+    """The independent sample sets of one source.
 
     Attributes:
         count: images in a sample set.
-        sets: number of independent sample sets; a folder or an archive is one.
-        open_set: gives set `k`; a model draws its pictures only as they are read.
-        facts: what a result says about it (path, hash, counts, seeds).
+        sets: number of sample sets; a folder or an archive is a single one.
+        open_set: returns set `k`; a model draws its images only as they are read.
+        facts: what a result says about the source (path, hash, counts, seeds).
         warnings: what makes the score doubtful, one line each.
     """
 
@@ -166,13 +166,14 @@ class Source:
     warnings: list[str]
 
 
-def open_source(path: Path, count: int, sets: int, seed: int, device: str = "auto") -> Source:
+def open_samples(path: Path, count: int, sets: int, seed: int, device: str = "auto") -> Samples:
     """Open a folder of images, a packed archive, or a run folder or model file to draw samples from.
 
-    All but the first are for models: image `i` of set `k` is drawn with the seed `seed + k * count + i`.
+    Args:
+        count, sets, seed, device: for models; image `i` of set `k` is drawn with the seed `seed + k * count + i`.
 
     Raises:
-        UserError: nothing there, or nothing that can be scored.
+        UserError: the path does not exist or holds nothing that can be scored.
     """
     if not path.exists():
         raise UserError(f"source={path}: there is no such file or folder")
@@ -186,15 +187,15 @@ def open_source(path: Path, count: int, sets: int, seed: int, device: str = "aut
 
 
 def is_run(path: Path) -> bool:
-    """Whether this is the folder of a training run rather than one of images."""
+    """Whether this is the folder of a training run rather than a folder of images."""
     return (path / "model.safetensors").is_file() or (path / "config.yaml").is_file()
 
 
 def list_images(folder: Path) -> FileImages:
-    """The images of a flat folder by name, as pytorch-fid would take them.
+    """The images that pytorch-fid would read from a flat folder, sorted by name.
 
     Raises:
-        UserError: fewer than two, or the first cannot be decoded.
+        UserError: there are fewer than two, or the first cannot be decoded.
     """
     try:
         files = sorted(file for file in folder.iterdir() if _extension(file) in EXTENSIONS and file.is_file())
@@ -205,7 +206,7 @@ def list_images(folder: Path) -> FileImages:
     return FileImages(files)
 
 
-def _open_folder(path: Path) -> Source:
+def _open_folder(path: Path) -> Samples:
     """A flat folder of images as one sample set."""
     images = list_images(path)
     warnings = _count_warnings(len(images))
@@ -213,11 +214,11 @@ def _open_folder(path: Path) -> Source:
     if lossy:
         warnings.append(f"{lossy} of {len(images)} images are JPEG or WebP: lossy files score differently from PNGs")
     facts = {"kind": "folder", "path": str(path), "count": len(images), "sets": 1, "sha256": images.sha256()}
-    return Source(len(images), 1, lambda _: images, facts, warnings)
+    return Samples(len(images), 1, lambda _: images, facts, warnings)
 
 
-def _open_archive(path: Path) -> Source:
-    """A packed submission as one sample set, read into memory without unpacking it to disk."""
+def _open_archive(path: Path) -> Samples:
+    """A packed submission as one sample set, read into memory and never unpacked to disk."""
     entries = read_archive(path)
     if len(entries) < 2:
         raise UserError(f"{path} holds {len(entries)} images, at least 2 are needed")
@@ -226,18 +227,18 @@ def _open_archive(path: Path) -> Source:
         _check_size(f"{path}:{name}", picture, first.shape[:2], first_name)
     facts = {"kind": "archive", "path": str(path), "count": len(entries), "sets": 1, "sha256": sha256_of(path)}
     images = ArrayImages(np.stack([picture for _, picture in entries]))
-    return Source(len(images), 1, lambda _: images, facts, _count_warnings(len(images)))
+    return Samples(len(images), 1, lambda _: images, facts, _count_warnings(len(images)))
 
 
-def _open_model(path: Path, count: int, sets: int, seed: int, device: str) -> Source:
-    """Sample sets of a trained generator, drawn a few pictures at a time when they are read."""
-    from gen.sample import load_generator  # here: training scores its samples, so gen may import eval
+def _open_model(path: Path, count: int, sets: int, seed: int, device: str) -> Samples:
+    """Sample sets of a trained generator."""
+    from gen.sample import load_generator
 
     model = model_file(path)
-    # A training that goes on may replace the file: all sets come from what was read once, and has this hash.
+    # A running training may replace the file, so check that the weights loaded are those that were hashed.
     digest = sha256_of(model)
     network, _ = load_generator(model, device)
-    chose = load_model(model)[1].get("score", {}).get("n", 0)  # samples by which training chose these weights
+    chose = load_model(model)[1].get("score", {}).get("n", 0)  # number of samples by which training chose the weights
     if sha256_of(model) != digest:
         raise UserError(f"{model} was replaced while it was read: score it again")
     first_seeds = [seed + index * count for index in range(sets)]
@@ -261,16 +262,16 @@ def _open_model(path: Path, count: int, sets: int, seed: int, device: str) -> So
     def draw(index: int) -> ImageSet:
         return DrawnImages(network, np.arange(first_seeds[index], first_seeds[index] + count))
 
-    return Source(count, sets, draw, facts, warnings)
+    return Samples(count, sets, draw, facts, warnings)
 
 
 def _extension(file: Path) -> str:
-    """Extension without the dot, case kept: pytorch-fid does not see `.PNG`."""
+    """Extension without the dot and with its case: pytorch-fid ignores `.PNG`."""
     return file.suffix[1:]
 
 
 def _decode(file: Path) -> np.ndarray:
-    """uint8 pixels (H, W, 3) of one file."""
+    """uint8 pixels (H, W, 3) of a file."""
     try:
         with Image.open(file) as picture:
             return np.asarray(picture.convert("RGB"))
@@ -279,14 +280,14 @@ def _decode(file: Path) -> np.ndarray:
 
 
 def _check_size(name: str, picture: np.ndarray, size: tuple[int, ...], first: str) -> None:
-    """Refuse a picture of another size than the first."""
+    """Refuse a picture that differs in size from the first."""
     if picture.shape[:2] != tuple(size):
         height, width = picture.shape[:2]
         raise UserError(f"{name} is {width}x{height}, but {first} is {size[1]}x{size[0]}: all must have one size")
 
 
 def _count_warnings(count: int) -> list[str]:
-    """The score depends on the number of images: say so when it is not the course's."""
+    """A warning if the number of images is not the course's, since the score depends on it."""
     if count == COURSE_COUNT:
         return []
     return [f"{count:,} images are scored, not {COURSE_COUNT:,}: compare only with scores at the same number"]

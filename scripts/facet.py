@@ -1,0 +1,62 @@
+"""The one command `facet`: each step of the pipeline is a subcommand, listed in the order of use."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+from core.cli.errors import UserError, reports_errors
+
+# Name: module with a `main`, arguments that come first, purpose. A module is imported only when its command runs.
+COMMANDS: dict[str, tuple[str, list[str], str]] = {
+    "prepare": ("scripts.prepare", [], "turn a zip, a folder or drawn faces into a data set"),
+    "train": ("gen.train", [], "train a GAN; the same command continues a run"),
+    "sample": ("gen.sample", [], "write samples of a trained generator as PNG files"),
+    "score": ("eval.fid", [], "FID of samples, a run or an archive"),
+    "report": ("eval.report", [], "scores, honesty checks and pictures on one page"),
+    "compare": ("eval.compare", [], "rank runs and say which differences are noise"),
+    "package": ("scripts.package", [], "pack 1,000 images as a submission"),
+    "check": ("scripts.package", ["--check"], "check a packed submission"),
+    "seg-train": ("seg.train", [], "train a U-Net on pictures with masks"),
+    "seg-evaluate": ("seg.evaluate", [], "score a trained U-Net"),
+    "predict": ("seg.predict", [], "segment pictures with a trained U-Net"),
+    "demo": ("scripts.demo", [], "run the whole pipeline on drawn faces"),
+    "bench": ("scripts.bench", [], "measure speed against plain implementations"),
+}
+
+
+def overview() -> str:
+    """The text of `facet --help`."""
+    lines = [f"  {name:<14}{purpose}" for name, (_, _, purpose) in COMMANDS.items()]
+    return "\n".join(["usage: facet COMMAND ...        (facet COMMAND --help explains a command)", "", *lines])
+
+
+def installed_version() -> str:
+    """The version of the installed package; a bare checkout has none."""
+    try:
+        return version("facet-faces")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+@reports_errors
+def main() -> None:
+    """Run the subcommand that the command line names."""
+    name, *rest = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(overview())
+    elif name == "--version":
+        print("facet", installed_version())
+    elif name in COMMANDS:
+        module, first, _ = COMMANDS[name]
+        sys.argv = [f"facet {name}", *first, *rest]
+        importlib.import_module(module).main()
+    else:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        raise UserError(f"unknown command {name!r}: " + (f"did you mean {near[0]!r}?" if near else "see facet --help"))
+
+
+if __name__ == "__main__":
+    main()
