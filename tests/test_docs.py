@@ -27,6 +27,7 @@ from core.cli.errors import UserError
 from core.data.dataset import PreparedData
 from core.submission.rules import write_archive
 from scripts import bench, demo, prepare
+from scripts.facet import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
@@ -34,22 +35,6 @@ PAGES = {
 }
 RUN, NOT_RUN = "sh", {"text", "json", "python", "yaml"}  # what a fenced block may say of itself
 AWAITED = {"docs/config.md", "docs/extending.md"}  # pages that are still being written
-
-COMMANDS = {
-    "prepare": ("scripts.prepare", []),
-    "train": ("gen.train", []),
-    "sample": ("gen.sample", []),
-    "score": ("eval.fid", []),
-    "report": ("eval.report", []),
-    "compare": ("eval.compare", []),
-    "package": ("scripts.package", []),
-    "check": ("scripts.package", ["--check"]),
-    "seg-train": ("seg.train", []),
-    "seg-evaluate": ("seg.evaluate", []),
-    "predict": ("seg.predict", []),
-    "demo": ("scripts.demo", []),
-    "bench": ("scripts.bench", []),
-}
 
 # Words that make a command tiny. They follow its own, and the last word of a kind counts.
 SHORT = ["total_images=8", "log_every=8", "save_every=0", "eval.every=0", "grid_every=0"]
@@ -101,7 +86,7 @@ def module_of(words: list[str]) -> tuple[str, list[str]]:
         assert launch.config_file is None or (ROOT / launch.config_file).is_file(), words
         return launch.training_script, launch.training_script_args
     assert words[0] == "facet" and words[1] in COMMANDS, words
-    module, first = COMMANDS[words[1]][:2]
+    module, first, _ = COMMANDS[words[1]]
     return module, [*first, *words[2:]]
 
 
