@@ -35,7 +35,7 @@ from eval.features.settings import InceptionSection
 from eval.metrics.frechet import Statistics, frechet_distance
 from gen.latents import sample_latents
 from gen.sample import render
-from gen.train import Trainer
+from gen.trainer import Trainer
 
 Result = TypeVar("Result")
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from core.cli.errors import UserError
-from core.nn.blocks import ConvBlock, UpBlock, doublings, init_he, require_positive, spectral
+from core.nn.blocks import ConvBlock, UpBlock, doublings, require_positive
+from core.nn.init import apply_spectral_norm, init_he
 
 WIDEST = 8  # channels of the coarsest maps, in finest widths
 KEY_SHARE = 8  # channels of a map for each channel of its attention (SAGAN, section 3: k = 8)
@@ -169,7 +170,7 @@ class Discriminator(nn.Module):
         layers += [DownResBlock(widths[-1], widths[-1], halve=False), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
         self.head = ConvBlock(widths[-1], 1, kernel=1, norm=None, activation=None)
-        spectral(self)
+        apply_spectral_norm(self)
 
     def initialise(self, seed: int) -> None:
         """Draw the weights (He et al. 2015)."""

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core.nn.blocks import ConvBlock, ResBlock, doubling_block, doublings, init_he, require_positive, spectral
+from core.nn.blocks import ConvBlock, ResBlock, doubling_block, doublings, require_positive
+from core.nn.init import apply_spectral_norm, init_he
 from gen.resnet import level_widths
 
 CUTMIX_STREAM = 5  # second entry of the seed, see gen.latents
@@ -48,7 +49,7 @@ class Discriminator(nn.Module):
         self.pool = nn.AvgPool2d(2)
         self.image_head = ConvBlock(widths[-1], 1, kernel=1, norm=None, activation=None)
         self.pixel_head = ConvBlock(width, 1, kernel=1, norm=None, activation=None)
-        spectral(self)
+        apply_spectral_norm(self)
 
     def initialise(self, seed: int) -> None:
         """Draw the weights (He et al. 2015)."""

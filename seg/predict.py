@@ -19,9 +19,9 @@ from core.cli.console import progress_bar, say, warn
 from core.cli.errors import CommandParser, UserError, reports_errors
 from core.cli.files import atomic_path
 from core.cli.text import listed, shown
+from core.data.decode import decode, reason_of
 from core.data.images import write_png
 from core.data.mask_classes import mirrored_classes
-from core.prepare.geometry import decode, reason_of
 from core.prepare.store import natural, open_store
 from core.training.distributed import pick_device, set_up_cpu
 from seg.loading import load_unet
@@ -181,7 +181,7 @@ def remaining(jobs: Sequence[Job], suffixes: Sequence[str]) -> list[Job]:
 
 
 def read_picture(path: Path) -> Image.Image:
-    """One file in RGB, decoded as in training (see `core.prepare.geometry.decode`).
+    """One file in RGB, decoded as in training (see `core.data.decode.decode`).
 
     Raises whatever the decoder raises for a damaged picture.
     """

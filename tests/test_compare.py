@@ -13,7 +13,7 @@ from scoring import pictures, write_folder, write_prepared
 
 from core.cli.errors import UserError
 from core.cli.files import sha256_of, write_json
-from core.nn.blocks import init_normal
+from core.nn.init import init_normal
 from core.nn.model_file import build_model, save_model
 from eval import compare, scoring
 from eval.metrics.significance import differences_from_best, holm, welch

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy
 
 from core.cli.errors import UserError
-from core.nn.blocks import init_normal
+from core.nn.init import init_normal
 from gen.dcgan import Discriminator, Generator
 from gen.losses import discriminator_loss, generator_loss
 from gen.steps import STATISTICS, Batch, DiscriminatorWrapper, discriminator_step, generator_step

@@ -12,7 +12,7 @@ from gen import train
 from gen.augment import AdaptiveProbability
 from gen.dcgan import Discriminator, Generator
 from gen.settings import TrainConfig, check_networks
-from gen.train import Trainer
+from gen.trainer import Trainer
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from core.cli.config import compose, typed
 from core.nn.model_file import build_model, load_model
 from core.training.checkpoint import Checkpoints
 from core.training.rundir import RunFolder
-from gen import dcgan, train, unetgan
+from gen import dcgan, train, trainer, unetgan
 from gen.augment import DRAWS, GATES, AdaptiveProbability
 from gen.latents import training_latents
 from gen.losses import LOSSES
@@ -265,8 +265,8 @@ def test_a_penalised_d_steps_in_float32_and_judges_for_g_in_bf16(prepared, tmp_p
             network.layers[0][0].register_forward_hook(lambda _, __, output: seen.append(output.dtype))
         return network
 
-    original = train.build_model
-    monkeypatch.setattr(train, "build_model", build)
+    original = trainer.build_model
+    monkeypatch.setattr(trainer, "build_model", build)
     settings = {"loss": "relativistic", "model": "r3gan", "regularize.r2": 1.0 if penalised else 0.0}
     run(prepared, tmp_path, mixed_precision="bf16", total_images=8, **settings)
     own = torch.float32 if penalised else torch.bfloat16
@@ -275,14 +275,14 @@ def test_a_penalised_d_steps_in_float32_and_judges_for_g_in_bf16(prepared, tmp_p
 
 
 def test_the_probability_of_augmentation_follows_ds_answers_to_reals(prepared, tmp_path, monkeypatch):
-    seen, real_step = [], train.discriminator_step
+    seen, real_step = [], trainer.discriminator_step
 
     def watched(network, optimizer, batches, fakes, objective, *rest):
         result = real_step(network, optimizer, batches, fakes, objective, *rest)
         seen.append((objective.augment_p, result["d_sign"]))
         return result
 
-    monkeypatch.setattr(train, "discriminator_step", watched)
+    monkeypatch.setattr(trainer, "discriminator_step", watched)
     settings = {"diffaug.p": "adaptive", "diffaug.ada_images": 400, "diffaug.ada_target": 0.1}
     folder = run(prepared, tmp_path, total_images=120, **settings)
     controller = AdaptiveProbability(0.1, 400)

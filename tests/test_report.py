@@ -13,7 +13,7 @@ from core.cli.config import compose, typed
 from core.cli.errors import UserError
 from core.cli.files import sha256_of, write_json
 from core.data.images import write_png
-from core.nn.blocks import init_normal
+from core.nn.init import init_normal
 from core.nn.model_file import build_model, save_model
 from eval import report, scoring
 from eval.features.extractors import RandomFeatures

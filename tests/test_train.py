@@ -21,7 +21,7 @@ from core.cli.errors import UserError
 from core.nn.model_file import load_model
 from core.training.checkpoint import Checkpoints
 from core.training.rundir import RunFolder
-from gen import train
+from gen import train, trainer
 from gen.monitor import PATIENCE, CollapseMonitor, identical_samples
 from gen.train import TrainConfig, run_training
 
@@ -94,8 +94,8 @@ def test_bf16_reaches_both_networks_and_leaves_the_weights_alone(prepared, tmp_p
         )
         return network
 
-    original = train.build_model
-    monkeypatch.setattr(train, "build_model", build)
+    original = trainer.build_model
+    monkeypatch.setattr(trainer, "build_model", build)
     folder = run(prepared, tmp_path, mixed_precision="bf16", total_images=8)
     # Both are tried before training. Then G once; D on real, on fake and in G's step
     trial = [("ConvTranspose2d", torch.float32), ("Conv2d", torch.float32)]
@@ -240,7 +240,7 @@ def test_diverged_training_stops_with_step_checkpoint_and_advice(prepared, tmp_p
 
 def test_overflowed_weights_are_never_saved(prepared, tmp_path, monkeypatch):
     """The loss of the last step is taken before its update: only the weights tell."""
-    real_step = train.generator_step
+    real_step = trainer.generator_step
 
     def poisoned(generator, discriminator, optimizer, *rest):
         result = real_step(generator, discriminator, optimizer, *rest)
@@ -248,7 +248,7 @@ def test_overflowed_weights_are_never_saved(prepared, tmp_path, monkeypatch):
         return result
 
     run(prepared, tmp_path, total_images=16)
-    monkeypatch.setattr(train, "generator_step", poisoned)
+    monkeypatch.setattr(trainer, "generator_step", poisoned)
     with pytest.raises(UserError, match="weights of the generator are not finite") as caught:
         run(prepared, tmp_path, total_images=24)
     assert "000000000016.pt" in str(caught.value)

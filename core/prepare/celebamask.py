@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from core.cli.errors import UserError
+from core.data.decode import decode
 from core.data.mask_classes import CELEBAMASK_HQ
-from core.prepare.geometry import Source, decode
+from core.prepare.image_source import ImageSource
 from core.prepare.pairs import CHUNK, PairOptions, choose_split, digest
 from core.prepare.store import Store, one_line, stem_of
 
@@ -26,7 +27,7 @@ CLASSES = list(CELEBAMASK_HQ)
 
 
 @dataclass(kw_only=True)
-class CelebAMaskSource(Source):
+class CelebAMaskSource(ImageSource):
     """Pictures with the files of their parts by class index, ascending."""
 
     store: Store

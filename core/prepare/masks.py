@@ -12,8 +12,8 @@ from PIL import Image
 
 from core.cli.console import progress_bar, warn
 from core.cli.errors import UserError
+from core.data.decode import reason_of
 from core.data.mask_classes import IGNORE, ClassTable
-from core.prepare.geometry import reason_of
 from core.prepare.store import Store, one_line
 
 Colours = tuple[tuple[int, ...], ...]

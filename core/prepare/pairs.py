@@ -15,8 +15,9 @@ from PIL import Image
 from core.cli.console import warn
 from core.cli.errors import UserError
 from core.data.dataset import SPLITS
+from core.data.decode import decode
 from core.data.mask_classes import ClassTable
-from core.prepare.geometry import Source, decode
+from core.prepare.image_source import ImageSource
 from core.prepare.mask_encoding import coding_of
 from core.prepare.masks import MaskCoding, examine
 from core.prepare.store import Store, natural, one_line, short_names, stem_of
@@ -55,7 +56,7 @@ class PairOptions:
 
 
 @dataclass(kw_only=True)
-class PairSource(Source):
+class PairSource(ImageSource):
     """Image and mask files of a store."""
 
     store: Store

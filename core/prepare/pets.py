@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from core.cli.errors import UserError
-from core.prepare.geometry import Source, decode, reason_of
+from core.data.decode import decode, reason_of
+from core.prepare.image_source import ImageSource
 from core.prepare.pairs import CHUNK, PairOptions, choose_split, digest
 from core.prepare.store import Store, natural, open_store
 
@@ -22,7 +23,7 @@ INDEX_OF = np.array((0, 1, 0, 2), np.uint8)
 
 
 @dataclass(kw_only=True)
-class PetSource(Source):
+class PetSource(ImageSource):
     """Pictures and trimaps."""
 
     store: Store
@@ -84,7 +85,7 @@ def open_pets(store: Store, prefix: str, options: PairOptions) -> PetSource:
     )
 
 
-def download_pets(root: str | Path, options: PairOptions) -> Source:
+def download_pets(root: str | Path, options: PairOptions) -> ImageSource:
     """Oxford-IIIT Pet through torchvision's downloader, into `root`/oxford-iiit-pet; what is there is not fetched.
 
     Raises:

@@ -27,7 +27,8 @@ from core.cli.console import progress_bar
 from core.cli.errors import Interrupted, UserError
 from core.cli.files import read_json, sha256_of, write_json
 from core.data.dataset import FORMAT, PreparedData
-from core.prepare.geometry import Source, transform_name
+from core.prepare.geometry import transform_name
+from core.prepare.image_source import ImageSource
 from core.prepare.workers import Done, Plan, checksum, create_array, open_arrays, running
 
 BAD_LIMIT = 0.01  # more unreadable images than this share mean a broken download rather than a few broken files
@@ -45,7 +46,7 @@ class Prepared:
 
 
 def prepare(
-    source: Source,
+    source: ImageSource,
     out: str | Path,
     *,
     size: int = 64,

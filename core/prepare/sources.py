@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from core.cli.errors import UserError
+from core.data.decode import reason_of
 from core.prepare.celebamask import is_celebamask, open_celebamask
-from core.prepare.geometry import ImageSource, Source, reason_of
+from core.prepare.image_source import FileSource, ImageSource
 from core.prepare.pairs import PairOptions, digest, find_pairs, open_pairs
 from core.prepare.pets import open_pets, pet_folder
 from core.prepare.store import Store, open_store, short_names, stem_of
@@ -33,7 +34,7 @@ MANUAL_CELEBA = (
 
 
 @dataclass
-class DrawnSource(Source):
+class DrawnSource(ImageSource):
     """Faces drawn by `core.drawn.face`, with masks."""
 
     seed: int = 0
@@ -62,7 +63,7 @@ def drawn_source(count: int, seed: int) -> DrawnSource:
     )
 
 
-def open_source(path: str | Path, options: PairOptions | None = None) -> Source:
+def open_image_source(path: str | Path, options: PairOptions | None = None) -> ImageSource:
     """The images of a folder or a zip, with masks where they are recognised, else all images sorted by path.
 
     Recognised are CelebAMask-HQ, Oxford-IIIT Pet and image folders beside mask folders; without masks, CelebA's
@@ -92,13 +93,13 @@ def _spelling_hint(word: str) -> str:
     return f" (for CelebA from the net: celeba --download; else {MANUAL_CELEBA})" if word == "celeba" else ""
 
 
-def _open_images(store: Store) -> ImageSource:
+def _open_images(store: Store) -> FileSource:
     members = store.images
     names = short_names(members)
     place = store.path.resolve().parent
     split = _split_of(names, _partition_inside(store) or _neighbour_partition(names, (place, place.parent)))
     identity = store.identity(members) | {"split": digest(split)}
-    return ImageSource(store.label, names, split, identity, store=store, members=members)
+    return FileSource(store.label, names, split, identity, store=store, members=members)
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def _split_of(names: list[str], text: _Text | None) -> np.ndarray | None:
     return np.array([parts[stem_of(name)] for name in names], dtype=np.uint8)
 
 
-def download_celeba(root: str | Path) -> Source:
+def download_celeba(root: str | Path) -> ImageSource:
     """CelebA through torchvision's downloader, into `root`/celeba; what is already there is not fetched again.
 
     Raises:
@@ -170,7 +171,7 @@ def download_celeba(root: str | Path) -> Source:
         reason = "it needs gdown (pip install gdown)" if lacking else reason_of(error)
         raise UserError(f"the CelebA download failed: {reason}; or {MANUAL_CELEBA}") from error
     folder = Path(root) / "celeba"
-    source = open_source(folder)
+    source = open_image_source(folder)
     if len(source.names) != CELEBA_COUNT:
         raise UserError(
             f"{folder} holds {len(source.names):,} images instead of {CELEBA_COUNT:,}: "

@@ -30,7 +30,9 @@ from PIL import Image
 
 from core.cli.errors import UserError
 from core.data.dataset import FORMAT
-from core.prepare.geometry import Source, reason_of, squared
+from core.data.decode import reason_of
+from core.prepare.geometry import squared
+from core.prepare.image_source import ImageSource
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Plan:
         folder: where unfinished work lies.
     """
 
-    source: Source
+    source: ImageSource
     count: int
     size: int
     fit: str
