@@ -1,9 +1,7 @@
 """The demo: every command it would run is a valid one, it reports what they left, and stops where they fail."""
 
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,12 +148,3 @@ def test_a_failed_or_interrupted_step_ends_the_demo(monkeypatch, code, expected)
         with pytest.raises(expected):
             demo.step("Draw", "scripts.prepare", "drawn", "--count", 5)
     assert started == [[sys.executable, "-m", "scripts.prepare", "drawn", "--count", "5"]]
-
-
-def test_readme_links_and_commands_exist():
-    root = Path(__file__).resolve().parent.parent
-    text = (root / "README.md").read_text(encoding="utf-8")
-    for link in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (root / link).exists(), link
-    for module in set(re.findall(r"-m ((?:scripts|gen|eval|seg)\.\w+)", text)):
-        assert (root / f"{module.replace('.', '/')}.py").exists(), module
