@@ -23,7 +23,8 @@ from core.cli.console import say, warn
 from core.cli.errors import UserError
 from core.cli.files import writable, write_json
 from core.nn.model_file import load_model
-from core.training.distributed import Ranks, set_up_cpu
+from core.training.distributed import Ranks
+from core.training.machine import set_up_cpu
 from eval.features.extractors import Features, make_features
 from eval.features.image_sets import open_samples
 from eval.features.reference import Reference, open_reference

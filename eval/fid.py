@@ -7,7 +7,7 @@ from typing import Any
 from core.cli.config import config_command
 from core.cli.console import say, warn
 from core.cli.files import write_json
-from core.training.distributed import set_up_cpu
+from core.training.machine import set_up_cpu
 from eval.scoring import FidConfig, check, result_path, score
 
 BIAS = (

@@ -19,7 +19,8 @@ from core.cli.console import progress_bar, say
 from core.cli.errors import UserError
 from core.cli.files import atomic_path, digest_of, writable, write_json
 from core.data.images import make_grid, png_bytes
-from core.training.distributed import Ranks, set_up_cpu
+from core.training.distributed import Ranks
+from core.training.machine import set_up_cpu
 from eval.checks.copies import duplicates, memorisation
 from eval.checks.evidence import Evidence
 from eval.checks.pixels import pixel_statistics
