@@ -33,7 +33,7 @@ from eval.metrics.fid_infinity import extrapolate
 from eval.metrics.frechet import frechet_distance
 from eval.metrics.prdc import nearest
 from eval.page.page import render_page
-from eval.scoring import require_at_least, run_features, score_warnings, versions
+from eval.score import require_at_least, run_features, score_warnings, versions
 
 GRID = 64  # samples and real images shown on the page
 CHECKED = 5_000  # samples that the checks look at, since they compare all with all
