@@ -59,6 +59,11 @@ def test_every_choice_is_described_in_one_line_and_offered(group):
             assert keys == [key.name for key in command_help.group_keys(group, name)]
 
 
+def test_lines_of_the_configuration_are_short():
+    for path in (ROOT / "conf").rglob("*.yaml"):
+        assert all(len(line) <= 120 for line in path.read_text(encoding="utf-8").splitlines()), path
+
+
 def test_choices_suit_the_command():
     assert "unet" in command_help.choices("seg", "model") and "unet" not in command_help.choices("gen", "model")
     assert "unet_paper" in command_help.choices("seg", "experiment")
