@@ -1,4 +1,4 @@
-"""CelebAMask-HQ as downloaded: pictures of 1024x1024, and for each a file per facial part of 512x512."""
+"""CelebAMask-HQ as downloaded: pictures of 1024x1024 pixels, and for each facial part a mask file of 512x512."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from core.prepare.store import Store, one_line, stem_of
 IMAGES, PARTS = "CelebA-HQ-img", "CelebAMask-HQ-mask-anno"
 MAPPING = "CelebA-HQ-to-CelebA-mapping.txt"
 PART_NAME = re.compile(r"([0-9]+)_(\w+)")
-# What the authors' script compares the numbers in CelebA, from 0, with. CelebA's own parts begin one earlier, its files
-# being numbered from 1: with these borders the first picture of each later part stays in the part before.
+# The thresholds of the authors' script for numbers in CelebA, which start at 0. CelebA's own splits begin one earlier
+# (its files are numbered from 1), so the first picture of valid and of test belongs to the split before.
 FIRST_VALID, FIRST_TEST = 162_771, 182_638
 CLASSES = list(CELEBAMASK_HQ)
 
 
 @dataclass(kw_only=True)
 class CelebAMaskSource(ImageSource):
-    """Pictures with the files of their parts by class index, ascending."""
+    """Pictures with their part files, which are sorted by class index."""
 
     store: Store
     images: list[str]
     parts: list[list[tuple[int, str]]]
 
     def load(self, index: int) -> tuple[Image.Image, Image.Image]:
-        """Picture number `index` in RGB (1024x1024) and its merged mask (512x512)."""
+        """Image `index` in RGB (1024x1024) and its merged mask (512x512)."""
         read = {part: _grey(self.store.read(name)) for part, name in self.parts[index]}
         return decode(io.BytesIO(self.store.read(self.images[index]))), merge_parts(read)
 
@@ -46,13 +46,13 @@ def _grey(content: bytes) -> Image.Image:
 
 
 def merge_parts(parts: Mapping[int, Image.Image]) -> Image.Image:
-    """Paint parts over each other in the official class order, a later class over an earlier one.
+    """Merge part masks in the official order: later classes cover earlier ones.
 
     Args:
-        parts: by class index, mode L of one size, 0 where the part is not.
+        parts: by class index, masks of mode L and equal size that are 0 outside the part.
 
     Raises:
-        ValueError: sizes differ, or there is no part at all.
+        ValueError: different sizes, or no parts.
     """
     sizes = {part.size for part in parts.values()}
     if len(sizes) != 1:
@@ -65,16 +65,16 @@ def merge_parts(parts: Mapping[int, Image.Image]) -> Image.Image:
 
 
 def is_celebamask(store: Store) -> bool:
-    """Whether both folders of the download are there."""
+    """Whether the store has both folders of the download."""
     folders = {part for name in store.images for part in name.split("/")[:-1]}
     return {IMAGES, PARTS} <= folders
 
 
 def open_celebamask(store: Store, options: PairOptions) -> CelebAMaskSource:
-    """The pictures by number, with CelebA's split where the mapping file is.
+    """The pictures in numerical order, with CelebA's split if the mapping file is there.
 
     Raises:
-        UserError: an unknown part, a picture without parts or parts without a picture, or an odd mapping file.
+        UserError: an unknown part, a picture without parts or parts without a picture, or an invalid mapping file.
     """
     options.refuse(str(store.path), classes="is CelebAMask-HQ, which has classes of its own")
     images: dict[int, str] = {}
@@ -132,7 +132,7 @@ def _part_of(store: Store, name: str) -> tuple[int, int]:
 
 
 def _mapped_split(store: Store, numbers: list[int]) -> np.ndarray | None:
-    """CelebA's split of each picture by the mapping file, whose lines are number, number in CelebA, file name."""
+    """CelebA's split by the mapping file, whose lines are number, number in CelebA, file name; None without one."""
     file = next((name for name in sorted(store.files) if name.rpartition("/")[2] == MAPPING), None)
     if file is None:
         return None
