@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,6 @@ Face = tuple[Image.Image, Image.Image]
 JPEG_QUALITY = 90  # about 11 KB a picture, as in CelebA
 
 
-@dataclass
-class FaceSource(ImageSource):
-    """Faces kept in memory, repeated as often as names are wanted: drawing takes longer than anything measured here."""
-
-    faces: list[Face] = field(default_factory=list)
-
-    def load(self, index: int) -> Face:
-        """Face number `index` and its mask."""
-        return self.faces[index % len(self.faces)]
-
-
 def draw_faces(count: int) -> list[Face]:
     """Pictures of 178 x 218 pixels and their masks."""
     return [draw_face(0, index) for index in range(count)]
@@ -38,14 +26,14 @@ def draw_faces(count: int) -> list[Face]:
 
 def prepare_faces(faces: list[Face], count: int, size: int, folder: Path) -> PreparedData:
     """A prepared data set of `count` faces with masks, a tenth of them for validation."""
-    source = FaceSource(
+    source = ImageSource(
         label="drawn",
         names=[f"face-{index:06d}" for index in range(count)],
         split=(np.arange(count) % 10 == 9).astype(np.uint8),
         identity={"faces": len(faces)},
         classes=list(CLASSES),
         palette=[list(colour) for colour in PALETTE],
-        faces=faces,
+        load=lambda index: faces[index % len(faces)],  # repeated: drawing takes longer than anything measured here
     )
     return prepare(source, folder, size=size, quiet=True).data
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from PIL import Image
 
 from core.cli.errors import UserError
-from core.data.decode import decode
 from core.data.mask_classes import CELEBAMASK_HQ
-from core.prepare.image_source import ImageSource
+from core.prepare.image_source import ImageSource, load_image
 from core.prepare.pairs import CHUNK, PairOptions, choose_split, digest
 from core.prepare.store import Store, one_line, stem_of
 
@@ -24,25 +23,6 @@ PART_NAME = re.compile(r"([0-9]+)_(\w+)")
 # (its files are numbered from 1), so the first picture of valid and of test belongs to the split before.
 FIRST_VALID, FIRST_TEST = 162_771, 182_638
 CLASSES = list(CELEBAMASK_HQ)
-
-
-@dataclass(kw_only=True)
-class CelebAMaskSource(ImageSource):
-    """Pictures with their part files, which are sorted by class index."""
-
-    store: Store
-    images: list[str]
-    parts: list[list[tuple[int, str]]]
-
-    def load(self, index: int) -> tuple[Image.Image, Image.Image]:
-        """Image `index` in RGB (1024x1024) and its merged mask (512x512)."""
-        read = {part: _grey(self.store.read(name)) for part, name in self.parts[index]}
-        return decode(io.BytesIO(self.store.read(self.images[index]))), merge_parts(read)
-
-
-def _grey(content: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(content)) as picture:
-        return picture.convert("L")
 
 
 def merge_parts(parts: Mapping[int, Image.Image]) -> Image.Image:
@@ -70,7 +50,7 @@ def is_celebamask(store: Store) -> bool:
     return {IMAGES, PARTS} <= folders
 
 
-def open_celebamask(store: Store, options: PairOptions) -> CelebAMaskSource:
+def open_celebamask(store: Store, options: PairOptions) -> ImageSource:
     """The pictures in numerical order, with CelebA's split if the mapping file is there.
 
     Raises:
@@ -101,18 +81,26 @@ def open_celebamask(store: Store, options: PairOptions) -> CelebAMaskSource:
     split = choose_split(store, [str(number) for number in numbers], _mapped_split(store, numbers), options)
     numbers = numbers[: options.limit]
     files = [name for number in numbers for name in (images[number], *parts[number].values())]
-    return CelebAMaskSource(
+    pictures = [(images[number], parts[number]) for number in numbers]
+    return ImageSource(
         label=store.label,
         names=[images[number].rpartition("/")[2] for number in numbers],
         split=split,
         identity=store.identity(files) | {"layout": "celebamask-hq", "split": digest(split)},
+        load=partial(_load, store, pictures),
         classes=CLASSES,
         palette=[list(colour) for colour in CELEBAMASK_HQ.values()],
         chunk=CHUNK,
-        store=store,
-        images=[images[number] for number in numbers],
-        parts=[sorted(parts[number].items()) for number in numbers],
     )
+
+
+def _load(store: Store, pictures: list[tuple[str, dict[int, str]]], index: int) -> tuple[Image.Image, Image.Image]:
+    image, parts = pictures[index]
+    masks = {}
+    for part, name in parts.items():
+        with Image.open(io.BytesIO(store.read(name))) as opened:
+            masks[part] = opened.convert("L")
+    return load_image(store, image), merge_parts(masks)
 
 
 def _put(store: Store, files: dict[int, str], key: int, name: str) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -15,9 +15,8 @@ from PIL import Image
 from core.cli.console import warn
 from core.cli.errors import UserError
 from core.data.dataset import SPLITS
-from core.data.decode import decode
 from core.data.mask_classes import ClassTable
-from core.prepare.image_source import ImageSource
+from core.prepare.image_source import ImageSource, load_image
 from core.prepare.mask_encoding import coding_of
 from core.prepare.masks import MaskCoding, examine
 from core.prepare.store import Store, natural, one_line, short_names, stem_of
@@ -45,20 +44,6 @@ class PairOptions:
         for option, given, reason in (("classes", self.classes, classes), ("valid", self.valid, valid)):
             if given is not None and reason:
                 raise UserError(f"{place} {reason}: leave out --{option}")
-
-
-@dataclass(kw_only=True)
-class PairSource(ImageSource):
-    """Image and mask files of a store."""
-
-    store: Store
-    pairs: list[tuple[str, str]]
-    coding: MaskCoding
-
-    def load(self, index: int) -> tuple[Image.Image, Image.Image]:
-        """Image `index` in RGB and its mask."""
-        image, mask = self.pairs[index]
-        return decode(io.BytesIO(self.store.read(image))), self.coding.decode(self.store.read(mask))
 
 
 @dataclass(frozen=True)
@@ -147,7 +132,7 @@ def _refuse_single(store: Store, names: list[str], trouble: str) -> None:
         raise UserError(f"{first} {trouble}{more}: add what is missing under the same name, or remove it")
 
 
-def open_pairs(store: Store, pairs: list[tuple[str, str]], options: PairOptions) -> PairSource:
+def open_pairs(store: Store, pairs: list[tuple[str, str]], options: PairOptions) -> ImageSource:
     """The pairs from `find_pairs` with a split; every mask is read once to find out how it encodes classes.
 
     Raises:
@@ -164,19 +149,24 @@ def open_pairs(store: Store, pairs: list[tuple[str, str]], options: PairOptions)
     meaning: dict[str, object] = {"coding": coding.kind, "classes": table.names, "palette": table.colours}
     if coding.ignored:
         meaning["ignored"] = coding.ignored
-    return PairSource(
+    return ImageSource(
         label=store.label,
         names=short_names(images),
         split=split,
         identity=store.identity([name for pair in pairs for name in pair]) | meaning | {"split": digest(split)},
+        load=partial(_load, store, pairs, coding),
         classes=table.names,
         palette=table.colours,
         chunk=CHUNK,
         native_side=sides.pop() or None if len(sides) == 1 else None,
-        store=store,
-        pairs=pairs,
-        coding=coding,
     )
+
+
+def _load(
+    store: Store, pairs: list[tuple[str, str]], coding: MaskCoding, index: int
+) -> tuple[Image.Image, Image.Image]:
+    image, mask = pairs[index]
+    return load_image(store, image), coding.decode(store.read(mask))
 
 
 def _stems(images: list[str]) -> list[str]:

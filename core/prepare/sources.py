@@ -6,7 +6,7 @@ CelebA is recognised by its partition file (`list_eval_partition.csv` or `.txt`)
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from core.cli.errors import UserError
 from core.data.decode import reason_of
 from core.drawn.face import CLASSES, PALETTE, draw_face
 from core.prepare.celebamask import is_celebamask, open_celebamask
-from core.prepare.image_source import FileSource, ImageSource
+from core.prepare.image_source import ImageSource, load_image
 from core.prepare.pairs import PairOptions, digest, find_pairs, open_pairs
 from core.prepare.pets import open_pets, pet_folder
 from core.prepare.store import Store, open_store, short_names, stem_of
@@ -33,29 +33,18 @@ MANUAL_CELEBA = (
 )
 
 
-@dataclass
-class DrawnSource(ImageSource):
-    """Drawn faces with masks."""
-
-    seed: int = 0
-
-    def load(self, index: int) -> tuple[Image.Image, Image.Image]:
-        """Face `index` (178 wide, 218 high) and its mask."""
-        return draw_face(self.seed, index)
-
-
-def drawn_source(count: int, seed: int) -> DrawnSource:
+def drawn_source(count: int, seed: int) -> ImageSource:
     """`count` drawn faces; of every ten, eight are for training, one for validation and one for testing."""
     last = np.arange(count) % 10
-    return DrawnSource(
+    return ImageSource(
         label="drawn",
         names=[f"drawn-{index:06d}" for index in range(count)],
         split=np.where(last == 8, 1, np.where(last == 9, 2, 0)).astype(np.uint8),
         identity={"drawn": seed},
+        load=partial(draw_face, seed),
         classes=list(CLASSES),
         palette=[list(colour) for colour in PALETTE],
         chunk=16,
-        seed=seed,
     )
 
 
@@ -85,12 +74,16 @@ def open_image_source(path: str | Path, options: PairOptions | None = None) -> I
     return _open_images(store)
 
 
-def _open_images(store: Store) -> FileSource:
+def _open_images(store: Store) -> ImageSource:
     members = store.images
     names = short_names(members)
     split = _split_of(names, _partition_inside(store) or _partition_beside(names, store.path.resolve().parent))
     identity = store.identity(members) | {"split": digest(split)}
-    return FileSource(store.label, names, split, identity, store=store, members=members)
+    return ImageSource(store.label, names, split, identity, load=partial(_load, store, members))
+
+
+def _load(store: Store, members: list[str], index: int) -> tuple[Image.Image, None]:
+    return load_image(store, members[index]), None
 
 
 def _partition_inside(store: Store) -> tuple[str, str] | None:
