@@ -1,9 +1,9 @@
-"""Who is drawn: the attributes of one person, sampled so that they go together."""
+"""The attributes of the person on a drawn face, sampled so that they go together."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any
 
 import numpy as np
 
@@ -12,16 +12,10 @@ from core.drawn.canvas import Array
 Colour = tuple[float, float, float]
 Random = np.random.Generator
 
-# From very fair to very dark, evenly spaced; a person's skin lies anywhere between two of them.
+# From very fair to very dark; a person's skin lies anywhere between two neighbours.
 SKIN_TONES = (
-    (230, 188, 166),
-    (224, 178, 150),
-    (210, 160, 128),
-    (194, 143, 110),
-    (158, 110, 80),
-    (118, 80, 60),
-    (86, 60, 48),
-)
+    (230, 188, 166), (224, 178, 150), (210, 160, 128), (194, 143, 110), (158, 110, 80), (118, 80, 60), (86, 60, 48),
+)  # fmt: skip
 HAIR_COLOURS: dict[str, Colour] = {
     "black": (34, 28, 28),
     "dark brown": (62, 42, 32),
@@ -42,28 +36,11 @@ SHORT = ("crop", "side", "quiff", "buzz", "curls", "receding", "bald", "afro", "
 LONG = ("long", "wavy", "bob", "bun", "ponytail", "curtain", "bangs", "afro", "pixie", "ringlets")
 
 
-class Colours(TypedDict):
-    """Colours (3,) of 0..255 that a person's genes would tie together."""
-
-    skin: Array
-    hair: Array
-    brow: Array
-    lip: Array
-    iris: Array
-
-
-class Styles(TypedDict):
-    """Names of what a person chooses to wear."""
-
-    hair_style: str
-    beard: str
-    hat: str
-    glasses: str
-
-
 @dataclass(frozen=True)
 class Person:
-    """Attributes of one face; lengths are in face coordinates (pixels), shares in 0..1 unless said otherwise."""
+    """Attributes of one face: lengths in face coordinates (pixels), colours (3,) in 0..255, other numbers in 0..1
+    unless noted.
+    """
 
     feminine: bool
     age: float
@@ -72,12 +49,12 @@ class Person:
     brow: Array
     lip: Array
     iris: Array
-    width: float  # half, at the cheekbones
+    width: float  # half width at the cheekbones
     jaw: float  # half width as a share of `width`
-    chin: float  # y of its lowest point
+    chin: float  # y of the lowest point
     chin_width: float
     top: float  # y of the skull's top, negative
-    yaw: float  # -1 looks left, 1 looks right
+    yaw: float  # -1 faces left, 1 faces right
     smile: float  # -0.3 sad .. 1
     gape: float  # how far the mouth is open, pixels
     brow_lift: float
@@ -96,11 +73,11 @@ class Person:
     beard: str
     hat: str
     glasses: str
-    light: tuple[float, float]  # towards the light, x and y
+    light: tuple[float, float]  # x and y of the unit vector towards the light
     contrast: float
 
 
-def pick(rng: Random, options: tuple[str, ...], weights: tuple[float, ...]) -> str:
+def _pick(rng: Random, options: tuple[str, ...], weights: tuple[float, ...]) -> str:
     """One of `options` with probability proportional to its weight."""
     share = np.cumsum(weights)
     return options[int(np.searchsorted(share, rng.random() * share[-1], side="right"))]
@@ -148,18 +125,18 @@ def sample_person(rng: Random) -> Person:
     )
 
 
-def _colours(rng: Random, tone: float, age: float, feminine: bool) -> Colours:
-    """Colours of skin, hair, brows, lips and irises for a skin `tone` of 0 (fair) to 1 (dark)."""
+def _colours(rng: Random, tone: float, age: float, feminine: bool) -> dict[str, Any]:
+    """Colours (3,) of skin, hair, brow, lip and iris that suit a skin `tone` from 0 (fair) to 1 (dark)."""
     steps = np.arange(len(SKIN_TONES)) / (len(SKIN_TONES) - 1)
     skin = np.array([np.interp(tone, steps, channel) for channel in np.array(SKIN_TONES, float).T])
-    # Lighter or darker, and warmer or cooler, but never grey.
+    # Lighter or darker, warmer or cooler, but never grey.
     skin *= rng.normal(1, 0.025) * (1 + rng.normal(0, 0.02) * np.array((0.3, -0.2, -1)))
-    name = pick(rng, tuple(HAIR_COLOURS), FAIR_HAIR if rng.random() > tone * 2.4 else DARK_HAIR)
+    name = _pick(rng, tuple(HAIR_COLOURS), FAIR_HAIR if rng.random() > tone * 2.4 else DARK_HAIR)
     if age > 0.62 and rng.random() < 0.7:
         name = "grey" if rng.random() < 0.6 else "white"
     base = np.array(DYES[rng.integers(len(DYES))] if name == "dyed" else HAIR_COLOURS[name], float)
     hair = np.clip(base * rng.uniform(0.82, 1.15) * rng.normal(1, 0.03, 3), 12, 240)
-    # Brows are the natural hair colour, darker than pale hair and lighter than black hair.
+    # Brows have the natural hair colour, but are darker than pale hair and lighter than black hair.
     natural = np.array((70.0, 50, 38)) if name in ("dyed", "white") else hair
     brow = np.clip(natural * 0.62 + 8, 20, 150)
     lip = skin * (0.84, 0.62, 0.62) + (14, 6, 10)
@@ -171,19 +148,19 @@ def _colours(rng: Random, tone: float, age: float, feminine: bool) -> Colours:
     return {"skin": np.clip(skin, 30, 252), "hair": hair, "brow": brow, "lip": np.clip(lip, 20, 235), "iris": iris}
 
 
-def _styles(rng: Random, feminine: bool, age: float, tone: float) -> Styles:
-    """Hair style, beard, hat and glasses."""
+def _styles(rng: Random, feminine: bool, age: float, tone: float) -> dict[str, Any]:
+    """Names of the hair style, beard, hat and glasses."""
     curly = 1 + 5 * max(tone - 0.45, 0)
     if feminine:
-        hair = pick(rng, LONG, (22, 18, 13, 8, 8, 8, 10, 3 * curly, 5, 5 * curly))
+        hair = _pick(rng, LONG, (22, 18, 13, 8, 8, 8, 10, 3 * curly, 5, 5 * curly))
     else:
         thin = 1 + 4 * max(age - 0.45, 0)
-        hair = pick(rng, SHORT, (15, 16, 12, 8 * curly, 8 * curly, 5 * thin, 4 * thin, 3 * curly, 8, 9))
+        hair = _pick(rng, SHORT, (15, 16, 12, 8 * curly, 8 * curly, 5 * thin, 4 * thin, 3 * curly, 8, 9))
     beard = "none"
     if not feminine:
-        beard = pick(rng, ("none", "stubble", "full", "goatee", "moustache"), (46, 24, 15, 8, 7))
+        beard = _pick(rng, ("none", "stubble", "full", "goatee", "moustache"), (46, 24, 15, 8, 7))
     hats = ("none", "beanie", "cap", "brimmed", "headband", "scarf")
-    hat = pick(rng, hats, (86, 2, 1, 3, 4, 4) if feminine else (86, 5, 6, 3, 0, 0))
+    hat = _pick(rng, hats, (86, 2, 1, 3, 4, 4) if feminine else (86, 5, 6, 3, 0, 0))
     frames = ("none", "round", "square", "cat", "aviator", "rimless")
-    glasses = pick(rng, frames, (79, 6, 7, 4 if feminine else 0, 4, 2))
+    glasses = _pick(rng, frames, (79, 6, 7, 4 if feminine else 0, 4, 2))
     return {"hair_style": hair, "beard": beard, "hat": hat, "glasses": glasses}
