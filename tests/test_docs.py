@@ -279,6 +279,16 @@ def test_commands_of(page: str, stock: Stock, desk: Desk, capsys: pytest.Capture
         desk.done.add(tuple(words))
 
 
+def test_examples_of_the_configuration_compose(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    """The page of keys is made from the help texts: its examples are indented, with a remark after two spaces."""
+    lines = re.findall(r"^    ((?:facet|accelerate|[A-Z_]+=).*?)(?:  .*)?$", PAGES["docs/config.md"].read_text(), re.M)
+    assert len(lines) > 10
+    for line in lines:
+        module, words = module_of(shlex.split(line))
+        call(module, [*words, "--cfg", "job"])
+        assert "device:" in (shown := capsys.readouterr().out) or "seed:" in shown, line
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_blocks_say_what_they_are(page: str) -> None:
     kinds = {kind for kind, _ in blocks(PAGES[page].read_text(encoding="utf-8"))}
