@@ -31,8 +31,11 @@ from core.nn.init import init_he
 from core.nn.model_file import FILE_NAME, build_model, save_model
 from core.prepare import pipeline
 from core.prepare.sources import drawn_source, open_image_source
-from core.training.distributed import Ranks, StopRequest, cpu_cores, is_due, start_accelerator
+from core.training.distributed import Ranks, start_accelerator
+from core.training.machine import cpu_cores
+from core.training.meter import is_due
 from core.training.rundir import RunFolder
+from core.training.stopping import StopRequest
 from eval.features.cache import Extractor
 from eval.features.extractors import InceptionFeatures
 from eval.features.image_sets import list_images

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from core.cli.errors import UserError, reports_errors
 
-# Name: module with a `main`, arguments that come first, purpose. A module is imported only when its command runs.
+# Name: module with a `main`, words put before those of the user, purpose. A module is imported when its command runs.
 COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "prepare": ("scripts.prepare", [], "turn a zip, a folder or drawn faces into a data set"),
     "train": ("gen.train", [], "train a GAN; the same command continues a run"),
@@ -27,28 +27,19 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
 }
 
 
-def overview() -> str:
-    """The text of `facet --help`."""
-    lines = [f"  {name:<14}{purpose}" for name, (_, _, purpose) in COMMANDS.items()]
-    return "\n".join(["usage: facet COMMAND ...        (facet COMMAND --help explains a command)", "", *lines])
-
-
-def installed_version() -> str:
-    """The version of the installed package; a bare checkout has none."""
-    try:
-        return version("facet-faces")
-    except PackageNotFoundError:
-        return "(not installed)"
-
-
 @reports_errors
 def main() -> None:
-    """Run the subcommand that the command line names."""
+    """Run the command that comes first on the command line with the words that follow it."""
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        print(overview())
+        print("usage: facet COMMAND ...        (facet COMMAND --help explains a command)\n")
+        for command, (_, _, purpose) in COMMANDS.items():
+            print(f"  {command:<14}{purpose}")
     elif name == "--version":
-        print("facet", installed_version())
+        try:
+            print("facet", version("facet-faces"))
+        except PackageNotFoundError as error:
+            raise UserError("no version: facet runs from a checkout that is not installed") from error
     elif name in COMMANDS:
         module, first, _ = COMMANDS[name]
         sys.argv = [f"facet {name}", *first, *rest]

@@ -37,7 +37,7 @@ def test_the_version_is_that_of_the_project(monkeypatch, capsys):
     monkeypatch.setattr(facet, "version", lambda name: re.search(r'\nversion = "(.*)"', project)[1])
     assert call(monkeypatch, "--version") == 0 and capsys.readouterr().out == "facet 0.1.0\n"
     monkeypatch.setattr(facet, "version", absent)
-    assert call(monkeypatch, "--version") == 0 and "not installed" in capsys.readouterr().out
+    assert call(monkeypatch, "--version") == 1 and "not installed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

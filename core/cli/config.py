@@ -104,13 +104,9 @@ def typed(config: DictConfig, schema: type[Schema]) -> Schema:
 
 def _keys(config: DictConfig) -> list[str]:
     """Dotted names of all keys of a configuration, sections included; nothing is resolved."""
-    names = []
-    for key in map(str, config):
-        names.append(key)
-        value = config._get_node(key)
-        if isinstance(value, DictConfig):
-            names += [f"{key}.{name}" for name in _keys(value)]
-    return names
+    below = {str(key): config._get_node(key) for key in config}
+    nested = [f"{key}.{name}" for key, value in below.items() if isinstance(value, DictConfig) for name in _keys(value)]
+    return [*below, *nested]
 
 
 def _explain(error: Exception, overrides: list[str], known: list[str]) -> str:
@@ -139,6 +135,6 @@ def as_dict(value: Any) -> dict[str, Any]:
 
 
 def quoted(word: str) -> str:
-    """A value as Hydra reads it back: backslashes are doubled before a quote only, and `${` does not interpolate."""
+    """`word` quoted so that Hydra reads it back: it unescapes backslashes only before a quote, and expands `${`."""
     inner = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), word)
     return "'" + inner.replace("${", "\\${") + "'"

@@ -11,26 +11,22 @@ from __future__ import annotations
 import re
 import shutil
 import textwrap
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from importlib import resources
+from typing import NamedTuple
 
 COMMANDS = {"gen": "train", "seg": "seg-train", "fid": "score", "report": "report", "compare": "compare"}
 GIVE = "Settings are written key=value, on the command line."
-FOOTER = (
-    "--cfg job prints the settings that result, --multirun tries several (key=a,b), --hydra-help lists further flags."
-)
+FLAGS = "--cfg job prints the result, --multirun tries several values (key=a,b), --hydra-help lists further flags."
 KEY = re.compile(r"( *)(\w+):(?: +([^\s#].*?))?(?: +# (.*))?$")
 
 
-@dataclass(frozen=True)
-class Key:
-    """A dotted key: its default as the file has it ("" for a section), its help, and the heading above it."""
+class Key(NamedTuple):
+    """A dotted key: its default as the file has it ("" for a section), its help, and the heading it stands under."""
 
     name: str
     default: str
     help: str
-    heading: str = ""
+    heading: str
 
 
 def read(name: str) -> tuple[str, str]:
@@ -41,8 +37,8 @@ def read(name: str) -> tuple[str, str]:
     return "\n".join(line[2:] for line in lines[:top]), "\n".join(lines[top:])
 
 
-def read_keys(text: str, prefix: str = "") -> list[Key]:
-    """The keys of a YAML text in block style, sections included."""
+def read_keys(text: str) -> list[Key]:
+    """The keys of a YAML text in block style, sections included; not the names of classes, which begin with `_`."""
     keys: list[Key] = []
     parents: list[str] = []
     heading, after_gap = "", False
@@ -53,12 +49,12 @@ def read_keys(text: str, prefix: str = "") -> list[Key]:
         elif words.startswith("#") and after_gap:
             heading = f"{heading} {words[2:]}".strip()
         elif words.startswith("#"):
-            keys[-1] = replace(keys[-1], help=f"{keys[-1].help} {words[2:]}")
+            keys[-1] = keys[-1]._replace(help=f"{keys[-1].help} {words[2:]}")
         elif found := KEY.match(line):
             parents = [*parents[: len(found[1]) // 2], found[2]]
-            keys.append(Key(prefix + ".".join(parents), found[3] or "", found[4] or "", heading))
-            heading, after_gap = "", False
-    return [key for key in keys if key.name != "defaults"]
+            keys.append(Key(".".join(parents), found[3] or "", found[4] or "", heading))
+            after_gap = False
+    return [key for key in keys if key.name != "defaults" and not re.search(r"(^|\.)_", key.name)]
 
 
 def groups(config: str) -> dict[str, str]:
@@ -71,90 +67,74 @@ def members(group: str) -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in resources.files("conf").joinpath(group).iterdir())
 
 
-def choices(config: str, group: str) -> dict[str, str]:
-    """The members of a group that suit this configuration, and their descriptions."""
-    return {name: read(f"{group}/{name}")[0] for name in members(group) if _suits(config, f"{group}/{name}")}
+def choices(config: str, group: str) -> list[str]:
+    """The members of a group that suit a configuration: their networks are from the package that it trains."""
 
+    def suits(member: str) -> bool:
+        text = read(member)[1]
+        if model := re.search(r"override /model: (\w+)", text):
+            return suits(f"model/{model[1]}")
+        return set(re.findall(r"_target_: (gen|seg)\.", text)) <= {config}
 
-def _suits(config: str, member: str) -> bool:
-    """Whether the networks of a model, or of an experiment's model, are from the package that this command trains."""
-    text = read(member)[1]
-    if model := re.search(r"override /model: (\w+)", text):
-        return _suits(config, f"model/{model[1]}")
-    return set(re.findall(r"_target_: (gen|seg)\.", text)) <= {config}
+    return [name for name in members(group) if suits(f"{group}/{name}")]
 
 
 def group_keys(group: str, choice: str) -> list[Key]:
     """The explained keys of conf/<group>/<choice>.yaml; what one member explains holds for the others."""
-    everywhere = [key for name in members(group) for key in read_keys(read(f"{group}/{name}")[1], f"{group}.")]
-    helps = {key.name: key.help for key in everywhere if key.help}
-    own = read_keys(read(f"{group}/{choice}")[1], f"{group}.")
-    return [replace(key, help=key.help or helps[key.name]) for key in own if key.name in helps]
+    helps = {key.name: key.help for name in members(group) for key in read_keys(read(f"{group}/{name}")[1]) if key.help}
+    own = [key for key in read_keys(read(f"{group}/{choice}")[1]) if key.name in helps]
+    return [Key(f"{group}.{key.name}", key.default, key.help or helps[key.name], f"{group}={choice}") for key in own]
 
 
-def sections(config: str, chosen: dict[str, str]) -> Iterator[tuple[str, list[Key]]]:
-    """Headings and the explained keys under each: first those of the file itself, then those of its chosen groups."""
-    found: list[tuple[str, list[Key]]] = []
-    for key in read_keys(read(config)[1]):
-        if key.heading:
-            found.append((key.heading, []))
-        if key.help and "._" not in key.name:
-            found[-1][1].append(key)
-    yield from found
+def sections(config: str, chosen: dict[str, str]) -> dict[str, list[Key]]:
+    """All that is explained, by heading: the choices of each group, the file's keys, those of the chosen members."""
+    found: dict[str, list[Key]] = {}
+    for group in chosen:
+        lines = {name: read(f"{group}/{name}")[0].splitlines()[0] for name in choices(config, group)}
+        found[f"Choices of {group}"] = [Key(f"{group}={name}", "", line, "") for name, line in lines.items()]
+    keys = read_keys(read(config)[1])
     for group, choice in chosen.items():
-        if choice != "null" and (keys := group_keys(group, choice)) and group != "experiment":
-            yield f"{group}={choice}", keys
+        keys += group_keys(group, choice) if group != "experiment" else []
+    for key in keys:
+        if key.help:
+            found.setdefault(key.heading, []).append(key)
+    return found
 
 
-def help_text(config: str, overrides: list[str]) -> str:
-    """What `--help` prints, as wide as the terminal; groups that `overrides` chooses explain their keys."""
+def help_text(config: str, words: list[str]) -> str:
+    """What `--help` prints, as wide as the terminal; members that `words` choose (model=resnet) explain their keys."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
     chosen = groups(config)
-    for group, _, choice in (word.partition("=") for word in overrides):
+    for group, _, choice in (word.partition("=") for word in words):
         if group in chosen and choice in choices(config, group):
             chosen[group] = choice
     blocks = [f"usage: facet {COMMANDS[config]} key=value ..."]
     for paragraph in read(config)[0].split("\n\n"):
         blocks.append(paragraph if paragraph.startswith(" ") else textwrap.fill(paragraph, width))
-    for group in groups(config):
-        rows = {f"{group}={name}": text.splitlines()[0] for name, text in choices(config, group).items()}
-        blocks.append("\n".join([f"Choices of {group}", *_rows(rows, width)]))
-    for heading, keys in sections(config, chosen):
-        rows = {key.name: key.help + _default(key) for key in keys}
-        blocks.append("\n".join([textwrap.fill(heading, width), *_rows(rows, width)]))
-    return "\n\n".join([*blocks, textwrap.fill(f"{GIVE} {FOOTER}", width)])
-
-
-def _default(key: Key) -> str:
-    return "" if not key.default else " (required)" if key.default == "???" else f" (default {key.default})"
-
-
-def _rows(rows: dict[str, str], width: int) -> Iterator[str]:
-    """Names in a column of their own, texts wrapped beside it."""
-    column = 4 + max(map(len, rows))
-    for name, text in rows.items():
-        first = f"  {name}".ljust(column)
-        yield textwrap.fill(text, width, initial_indent=first, subsequent_indent=" " * column, break_on_hyphens=False)
+    for heading, keys in sections(config, chosen).items():
+        column = 4 + max(len(key.name) for key in keys)
+        rows = [textwrap.fill(heading, width)]
+        for key in keys:
+            default = f" (default {key.default})" if key.default else ""
+            text = (key.help + default).replace("(default ???)", "(required)")
+            first = f"  {key.name}".ljust(column)
+            rows.append(textwrap.fill(text, width, initial_indent=first, subsequent_indent=" " * column))
+        blocks.append("\n".join(rows))
+    return "\n\n".join([*blocks, textwrap.fill(f"{GIVE} {FLAGS}", width)])
 
 
 def markdown() -> str:
     """The page docs/config.md."""
-    blocks = [
-        "# Configuration",
-        "`python -m core.cli.help > docs/config.md` writes this page from the comments in `conf/`.",
-    ]
-    blocks.append(f"{GIVE} {FOOTER}")
+    source = "`python -m core.cli.help > docs/config.md` writes this page from the comments in `conf/`."
+    blocks = ["# Configuration", source, f"{GIVE} {FLAGS}"]
     for config, command in COMMANDS.items():
         blocks.append(f"## facet {command}")
         for paragraph in read(config)[0].split("\n\n"):
             blocks.append(textwrap.indent(paragraph, "  ") if paragraph.startswith(" ") else _escape(paragraph))
-        for group in groups(config):
-            rows = [f"- `{group}={name}`: {text}" for name, text in choices(config, group).items()]
-            blocks += [f"### Choices of {group}", _escape("\n".join(" ".join(row.split()) for row in rows))]
-        for heading, keys in sections(config, groups(config)):
-            table = ["| key | default | meaning |", "| --- | --- | --- |"]
-            table += [f"| `{key.name}` | {key.default and f'`{key.default}`'} | {_escape(key.help)} |" for key in keys]
-            blocks += [f"### {_escape(heading)}", "\n".join(table).replace("`???`", "required")]
+        for heading, keys in sections(config, groups(config)).items():
+            rows = [f"| `{key.name}` | {key.default and f'`{key.default}`'} | {_escape(key.help)} |" for key in keys]
+            table = "\n".join(["| name | default | meaning |", "| --- | --- | --- |", *rows])
+            blocks += [f"### {_escape(heading)}", table.replace("`???`", "required")]
     return "\n\n".join(blocks)
 
 
