@@ -64,7 +64,7 @@ class Score:
 
     @property
     def mean(self) -> float:
-        """Of the values."""
+        """The mean of the values."""
         return float(np.mean(self.values))
 
     def floor_facts(self, count: int, seed: int) -> dict[str, Any] | None:

@@ -80,7 +80,7 @@ def build(config: ReportConfig, folder: Path) -> tuple[dict[str, Any], dict[str,
     path = Path(config.source)
     samples = open_samples(path, config.n, config.sets, config.seed, config.device)
     if config.large and samples.facts["kind"] != "model":
-        raise UserError(f"large={config.large} needs a run or model: {config.source} holds just what it holds")
+        raise UserError(f"large={config.large} needs a run or model: the number of images in {config.source} is fixed")
     evidence = Evidence(samples, Path(config.data), config.seed, None if config.real is None else Path(config.real))
     extractor = Extractor(make_features(config.features, config.fid, config.device, ranks), config.batch_size, ranks)
     many = None

@@ -49,7 +49,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.seed is not None and options.seed < 0:
         parser.error("--seed must not be negative")
     if options.check is not None and (options.force or any(value is not None for value in packing)):
-        parser.error("--check ARCHIVE goes with no other argument")
+        parser.error("--check ARCHIVE cannot be combined with other arguments")
     return options
 
 

@@ -15,6 +15,8 @@ from markupsafe import escape
 from page_facts import check, score
 
 from core.data.images import png_bytes
+from eval.measures import MEASURES, Figure, Measure
+from eval.page import page as page_module
 from eval.page.page import HERE, render_page
 from eval.page.plots import nice_ticks
 
@@ -191,6 +193,13 @@ def test_a_part_that_is_missing_leaves_the_others(key: str, empty: str | None) -
 def test_nothing_but_the_subject_still_makes_a_page() -> None:
     report = {key: value for key, value in a_report().items() if key in ("subject", "metric")}
     assert "No score was computed." in page_of(report, {}).text
+
+
+def test_a_new_measure_is_shown_by_its_row_alone(monkeypatch) -> None:
+    row = Measure("mmd", lambda evidence, subsets: None, (Figure("mean", "lower", "Of {n} pairs."),), note="Twice {n}.")
+    monkeypatch.setattr(page_module, "MEASURES", (*MEASURES, row))
+    text = page_of(a_report() | {"mmd": {"mean": 0.625, "n": 77}}).text
+    assert "Mean 0.625 lower is better Of 77 pairs." in text and "Twice 77." in text and "Precision" in text
 
 
 def test_a_single_set_without_floor_says_what_is_not_known() -> None:

@@ -141,8 +141,8 @@ def mode_collapse(
 
     Two pictures count as the same mode when they are nearer, both in features and in thumbnails, than half of all reals
     are to their nearest neighbour. Either alone misleads: smooth pictures are near in features whatever they show, and
-    pixels may agree by the background alone. The effective number of samples weights each sample by 1 / (samples of its
-    mode). Both figures are compared with those of as many reals.
+    a shared background alone makes pixels agree. The effective number of samples weights each sample by
+    1 / (samples of its mode). Both figures are compared with those of as many reals.
 
     Args:
         features: float (N, D) of samples, in any order.

@@ -10,10 +10,11 @@ import functools
 import hashlib
 import itertools
 import pickle
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ RANDOM_DIMS = 256
 RANDOM_SEED = 2022  # part of the definition of fd_random; another seed changes every value
 
 
-class Features(Protocol):
+class Features(ABC):
     """A network that turns images into vectors, with everything that identifies it in results and cache keys.
 
     Attributes:
@@ -55,10 +56,16 @@ class Features(Protocol):
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 pixels (N, H, W, 3), RGB -> float32 features (N, D)."""
-        ...
+        with torch.inference_mode(), full_precision(self.device):
+            images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float()
+            return np.asarray(self._embed(images).cpu().numpy())
+
+    @abstractmethod
+    def _embed(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in [0, 255] -> features (N, D)."""
 
 
-class InceptionFeatures:
+class InceptionFeatures(Features):
     """The Inception network of pytorch-fid up to one of its blocks, with weights from a file.
 
     Args:
@@ -83,16 +90,13 @@ class InceptionFeatures:
         # NHWC convolutions are faster, on CPUs and tensor cores alike, and give the same values.
         self.network = network.eval().to(device).to(memory_format=torch.channels_last)
 
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 pixels (N, H, W, 3), RGB -> float32 features (N, D)."""
-        with torch.inference_mode(), full_precision(self.device):
-            images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float().div(255)
-            maps = self.network(images)[0]
-            # Blocks before the last give maps, which pytorch-fid averages over positions.
-            return np.asarray(functional.adaptive_avg_pool2d(maps, 1).flatten(1).cpu().numpy())
+    def _embed(self, images: Tensor) -> Tensor:
+        maps = self.network(images.div(255))[0]
+        # Blocks before the last give maps, which pytorch-fid averages over positions.
+        return functional.adaptive_avg_pool2d(maps, 1).flatten(1)
 
 
-class RandomFeatures:
+class RandomFeatures(Features):
     """A fixed random convolutional network: no download, about a second on a CPU for 1,000 images of 64x64 pixels.
 
     Its weights come from NumPy's Philox generator, so they are the same on every machine. Distances on it rank models
@@ -116,14 +120,11 @@ class RandomFeatures:
         self.weights_sha256 = hashlib.sha256(b"".join(kernel.tobytes() for kernel in kernels)).hexdigest()
         self.kernels = [torch.from_numpy(kernel).to(device) for kernel in kernels]
 
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 pixels (N, H, W, 3), RGB -> float32 features (N, 256)."""
-        with torch.inference_mode(), full_precision(self.device):
-            maps = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float().div(127.5).sub(1)
-            maps = functional.interpolate(maps, size=(64, 64), mode="bilinear", align_corners=False)
-            for kernel in self.kernels:
-                maps = functional.leaky_relu(functional.conv2d(maps, kernel, stride=2, padding=1), 0.2)
-            return np.asarray(maps.mean(dim=(2, 3)).cpu().numpy())
+    def _embed(self, images: Tensor) -> Tensor:
+        maps = functional.interpolate(images.div(127.5).sub(1), size=(64, 64), mode="bilinear", align_corners=False)
+        for kernel in self.kernels:
+            maps = functional.leaky_relu(functional.conv2d(maps, kernel, stride=2, padding=1), 0.2)
+        return maps.mean(dim=(2, 3))
 
 
 def make_features(name: str, inception: InceptionSection, device: str, ranks: Ranks | None = None) -> Features:
@@ -193,8 +194,9 @@ def _build_inception(dims: int, state: dict[str, Tensor], path: Path) -> nn.Modu
     try:
         with _loading(state), torch.device("meta"):
             network = published.InceptionV3([published.InceptionV3.BLOCK_INDEX_BY_DIM[dims]])
-    except RuntimeError as error:  # load_state_dict: shapes differ
-        raise UserError(f"{path} does not fit pytorch-fid's Inception network: {_last_line(error)}") from error
+    except RuntimeError as error:  # of load_state_dict: shapes differ, one per line
+        mismatch = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"{path} does not fit pytorch-fid's Inception network: {mismatch}") from error
     assert isinstance(network, nn.Module)
     unset = sum(value.is_meta for value in network.state_dict().values())
     if unset:
@@ -228,8 +230,3 @@ def _loading(state: dict[str, Tensor]) -> Iterator[None]:
         yield
     finally:
         published._inception_v3, published.load_state_dict_from_url = build, download
-
-
-def _last_line(error: Exception) -> str:
-    """The last line of an error message: load_state_dict lists one mismatch per line."""
-    return str(error).strip().splitlines()[-1].strip()
