@@ -23,7 +23,9 @@ from core.cli.console import say, warn
 from core.cli.errors import UserError
 from core.cli.files import writable, write_json
 from core.nn.model_file import load_model
-from core.training.distributed import Ranks, set_up_cpu
+from core.training.distributed import Ranks
+from core.training.machine import set_up_cpu
+from eval.distances import plan_floor, spread
 from eval.features.extractors import Features, make_features
 from eval.features.image_sets import open_samples
 from eval.features.reference import Reference, open_reference
@@ -42,8 +44,7 @@ from eval.results import (
     require_comparable,
     require_distinct,
 )
-from eval.score import plan_floor, spread
-from eval.scoring import FidConfig, require_at_least, result_path, score, score_terms
+from eval.score import FidConfig, require_at_least, result_path, score_source, score_terms
 
 SCORING = ("n", "sets", "seed", "split", "reference_count", "reference_seed", "floor", "batch_size", "device")
 ALPHA = 0.05
@@ -207,7 +208,7 @@ def made(config: CompareConfig, ranks: Ranks) -> list[Entry]:
     require_comparable(entries)
     for index, entry in enumerate(entries):
         if not entry.scored:
-            result = score(fid_settings(config, entry.label))
+            result = score_source(fid_settings(config, entry.label))
             if result is not None:
                 write_json(entry.file, result)
                 entries[index] = Entry(entry.label, entry.file, result)

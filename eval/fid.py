@@ -7,8 +7,8 @@ from typing import Any
 from core.cli.config import config_command
 from core.cli.console import say, warn
 from core.cli.files import write_json
-from core.training.distributed import set_up_cpu
-from eval.scoring import FidConfig, check, result_path, score
+from core.training.machine import set_up_cpu
+from eval.score import FidConfig, check, result_path, score_source
 
 BIAS = (
     "Few images bias the score upward: at 1,000, a perfect sampler has FID of about 13-15 against all of CelebA and "
@@ -54,7 +54,7 @@ def main(config: FidConfig) -> None:
     check(config)
     path = result_path(config)
     set_up_cpu()
-    result = score(config)
+    result = score_source(config)
     if result is None:
         return
     for warning in result["warnings"]:

@@ -30,16 +30,16 @@ class Figure:
 
     Attributes:
         key: its name in the measure's part of report.json.
-        label: its name on the page.
-        better: which values are better, in a few words.
-        meaning: a sentence or two, which may quote other numbers of the measure as `{name}`.
+        better: which values are better, as in "lower".
+        meaning: a sentence or two, which may quote numbers of the measure as `{name}`.
+        label: its name on the page; empty for `key`.
         sd: name of its standard deviation in report.json, if it has one.
     """
 
     key: str
-    label: str
     better: str
     meaning: str
+    label: str = ""
     sd: str = ""
 
 
@@ -105,51 +105,22 @@ def measure_prdc(evidence: Evidence, subsets: int) -> dict[str, Any] | None:
     return None if found is None else asdict(found[0])
 
 
-MEASURES = (
-    Measure(
-        "kid",
-        measure_kid,
-        (
-            Figure(
-                "mean",
-                "KID",
-                "lower is better",
-                "Another distance, without FID's bias: 0 for a perfect generator at any number. Mean and spread of "
-                "{subsets:,} subsets of {subset_size:,}.",
-                sd="sd",
-            ),
-        ),
-    ),
-    Measure(
-        "manifold",
-        measure_prdc,
-        (
-            Figure(
-                "precision",
-                "Precision",
-                "higher is better",
-                "Share of the samples that lie where real images lie. Low: many samples look wrong.",
-            ),
-            Figure(
-                "recall",
-                "Recall",
-                "higher is better",
-                "Share of the real images that lie where samples lie. Low: whole kinds of faces are missing.",
-            ),
-            Figure(
-                "density",
-                "Density",
-                "1 is best",
-                "How densely real images surround the samples; about 1 for reals, more if samples are too typical.",
-            ),
-            Figure(
-                "coverage",
-                "Coverage",
-                "higher is better",
-                "Share of the real images with a sample close by. Low: the samples repeat a few kinds of faces.",
-            ),
-        ),
-        note="Precision to coverage: a ball around each image reaches its neighbour number {k}; {real:,} real images, "
-        "{generated:,} samples.",
-    ),
+KID = Figure(
+    "mean",
+    "lower",
+    "Another distance, without FID's bias: 0 for a perfect generator at any number. Mean and spread of {subsets:,} "
+    "subsets of {subset_size:,}.",
+    label="KID",
+    sd="sd",
 )
+PRDC = (
+    Figure("precision", "higher", "Share of the samples that lie where real images lie. Low: many samples look wrong."),
+    Figure("recall", "higher", "Share of the real images that lie where samples lie. Low: kinds of faces are missing."),
+    Figure("density", "nearer 1", "How densely real images surround the samples; above 1 if they are too typical."),
+    Figure("coverage", "higher", "Share of the real images with a sample close by. Low: samples repeat a few faces."),
+)
+PRDC_NOTE = (
+    "Precision to coverage: a ball around each image reaches its neighbour number {k}; {real:,} real images, "
+    "{generated:,} samples."
+)
+MEASURES = (Measure("kid", measure_kid, (KID,)), Measure("manifold", measure_prdc, PRDC, PRDC_NOTE))

@@ -27,8 +27,8 @@ from core.cli.files import digest_of
 from core.data.dataset import PreparedData
 from core.training.best import BestWeights
 from core.training.callbacks import Callback
-from core.training.distributed import is_due
 from core.training.loop import TrainingLoop
+from core.training.meter import is_due
 from eval.features.extractors import Features, make_features
 from eval.features.reference import open_reference, reference_sums
 from eval.features.settings import InceptionSection

@@ -19,21 +19,22 @@ from core.cli.console import progress_bar, say
 from core.cli.errors import UserError
 from core.cli.files import atomic_path, digest_of, writable, write_json
 from core.data.images import make_grid, png_bytes
-from core.training.distributed import Ranks, set_up_cpu
+from core.training.distributed import Ranks
+from core.training.machine import set_up_cpu
 from eval.checks.copies import duplicates, memorisation
 from eval.checks.evidence import Evidence
 from eval.checks.pixels import pixel_statistics
 from eval.checks.verdicts import Check, mode_collapse, sample_size
 from eval.features.cache import Extractor, features_key, remembered
 from eval.features.extractors import InceptionFeatures, make_features
-from eval.features.image_sets import LOSSY, FileImages, ImageSet, is_run, open_samples
+from eval.features.image_sets import is_run, open_samples
 from eval.features.settings import InceptionSection, require_features
 from eval.measures import MEASURES, prdc_and_floor
 from eval.metrics.fid_infinity import extrapolate
 from eval.metrics.frechet import frechet_distance
 from eval.metrics.prdc import nearest
 from eval.page.page import render_page
-from eval.scoring import require_at_least, run_features, score_warnings, versions
+from eval.score import require_at_least, run_features, score_warnings, versions
 
 GRID = 64  # samples and real images shown on the page
 CHECKED = 5_000  # samples that the checks look at, since they compare all with all
@@ -180,14 +181,9 @@ def honesty_checks(evidence: Evidence) -> list[Check]:
             len(evidence.real),
             evidence.features.shape[1],
             sizes=(evidence.images.size, every.size),
-            lossy=(lossy_files(evidence.images), lossy_files(every)),
+            lossy=(evidence.images.lossy, every.lossy),
         ),
     ]
-
-
-def lossy_files(images: ImageSet) -> int:
-    """How many of the images are files of a lossy format."""
-    return sum(file.suffix[1:].lower() in LOSSY for file in images.files) if isinstance(images, FileImages) else 0
 
 
 def neighbours(evidence: Evidence) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from core.cli.console import progress_bar
 from core.cli.errors import CommandParser, UserError, reports_errors
 from core.data.images import MEMORY_FORMAT, make_grid, png_bytes, to_uint8, write_png
 from core.nn.model_file import load_model
-from core.training.distributed import full_precision, pick_device, set_up_cpu
+from core.training.machine import full_precision, pick_device, set_up_cpu
 from gen.latents import sample_latents
 from gen.networks import Generator
 

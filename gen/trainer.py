@@ -16,8 +16,8 @@ from core.nn.ema import ExponentialAverage
 from core.nn.model_file import FILE_NAME, build_model, save_model
 from core.training.callbacks import Callback
 from core.training.curves import Panel
-from core.training.distributed import is_due
 from core.training.loop import TrainingLoop, describe_machine, make_optimizer
+from core.training.meter import is_due
 from core.training.rundir import RunFolder
 from gen.augment import STREAMS, AdaptiveProbability, augmentation_draws
 from gen.latents import sample_latents, training_latents

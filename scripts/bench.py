@@ -26,8 +26,8 @@ from rich.table import Table
 from core.cli.console import console
 from core.cli.errors import CommandParser, UserError, reports_errors
 from core.cli.files import write_json
-from core.training.distributed import PRECISIONS, cpu_cores, pick_device, process_count, start_accelerator, wait_for_all
-from core.training.machine import choose_precision, cpuinfo, native_bf16
+from core.training.distributed import PRECISIONS, process_count, start_accelerator, wait_for_all
+from core.training.machine import choose_precision, cpu_cores, cpuinfo, native_bf16, pick_device
 from scripts import bench_parts as parts
 from scripts.bench_measure import Result
 from scripts.bench_parts import Bench, Settings
@@ -90,8 +90,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     for name, batch in (("--batch", options.batch), ("--unet-batch", options.unet_batch)):
         if batch < 2 * processes or batch % processes:
             raise UserError(f"{name} must be at least {2 * processes} and divisible by the {processes} process(es)")
-    if options.width < 1:
-        raise UserError("--width must be at least 1")
     if not 0 < options.seconds < 1e5:
         raise UserError("--seconds must be above 0 (and below 100,000)")
     if options.size not in (32, 64, 128, 256):
@@ -117,7 +115,8 @@ def choose_settings(options: argparse.Namespace, device: torch.device) -> Settin
 
 def describe_run(bench: Bench) -> dict[str, Any]:
     """Machine, software, command and commit, without which a measured number means nothing."""
-    device = bench.device
+    device = bench.accelerator.device
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "command": shlex.join(["python", "-m", "scripts.bench", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -125,9 +124,9 @@ def describe_run(bench: Bench) -> dict[str, Any]:
         "cpu": cpuinfo("model name") or platform.processor() or platform.machine(),
         "cores": cpu_cores(),
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "gpu": gpu,
         "device": device.type,
-        "processes": bench.ranks,
+        "processes": bench.accelerator.num_processes,
         "native_bf16": native_bf16(device),
         "precision": bench.settings.precision,
         "torch": torch.__version__,
@@ -146,10 +145,10 @@ def commit() -> str | None:
 
 def ratio_text(result: Result) -> tuple[str, str]:
     """Median and quartiles of a ratio, as a factor or in percent."""
-    ratio = result.ratio
+    low, median, high = (result.ratio[key] for key in ("low", "median", "high"))
     if result.share:
-        return f"{ratio.median:.1%}", f"{ratio.low:.1%} - {ratio.high:.1%}"
-    return f"{ratio.median:.2f} x", f"{ratio.low:.2f} - {ratio.high:.2f}"
+        return f"{median:.1%}", f"{low:.1%} - {high:.1%}"
+    return f"{median:.2f} x", f"{low:.2f} - {high:.2f}"
 
 
 def table_of(results: list[Result]) -> Table:
@@ -159,7 +158,7 @@ def table_of(results: list[Result]) -> Table:
         numeric = name in ("ours", "reference", "ratio", "quartiles")
         table.add_column(name, justify="right" if numeric else "left", no_wrap=name != "note", overflow="fold")
     for result in results:
-        rates = [result.ours.median, result.reference.median]
+        rates = [result.ours["median"], result.reference["median"]]
         numbers = [f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}" for rate in rates]
         table.add_row(result.part, *numbers, result.unit, *ratio_text(result), result.note)
     return table
@@ -178,7 +177,7 @@ def measure(bench: Bench, names: list[str]) -> list[Result]:
         for name in names:
             bar.update(task, description=name, refresh=True)
             results.append(PARTS[name](bench))
-            if bench.device.type == "cuda":
+            if bench.accelerator.device.type == "cuda":
                 torch.cuda.empty_cache()
             bar.update(task, advance=1, refresh=True)
     return results

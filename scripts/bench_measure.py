@@ -1,7 +1,6 @@
-"""How the benchmark measures: both sides take turns in one process, and neighbouring turns are compared.
+"""How the benchmark measures: A B A B ... in one process, since a machine's speed drifts with heat and other work.
 
-A machine's speed drifts with heat and other work. Turns A B A B ... share the drift, so it hardly enters the ratio of
-neighbours.
+Turns next to each other share the drift, so it hardly enters their ratio.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -66,11 +65,7 @@ def agreed(value: float) -> float:
 
 
 def interleave(seconds: float, *sides: Side) -> dict[str, np.ndarray]:
-    """Let the sides take turns for about `seconds`, each at least `LEAST_TURNS` times.
-
-    Returns:
-        Rates of each side by name, amount per second, float64 (turns,).
-    """
+    """Rates of each side by name, amount per second, float64 (turns,), from turns for about `seconds`."""
     turn = seconds / (TURNS * len(sides))
     counts = [_units_per_turn(side, turn) for side in sides]
     rates: dict[str, list[float]] = {side.name: [] for side in sides}
@@ -95,40 +90,29 @@ def neighbour_ratios(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.concatenate([first / second, first[1:] / second[:-1]])
 
 
-@dataclass(frozen=True)
-class Spread:
+def spread(values: np.ndarray) -> dict[str, float]:
     """Median and quartiles."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: np.ndarray) -> Spread:
-        """The spread of some values."""
-        low, median, high = np.percentile(values, (25, 50, 75))
-        return cls(float(median), float(low), float(high))
+    return dict(zip(("low", "median", "high"), np.percentile(values, (25, 50, 75)).tolist(), strict=True))
 
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the table.
+    """One line of the table; `ours`, `reference` and `ratio` have a median and quartiles.
 
     Attributes:
         unit: of `ours` and `reference`: a rate, or a time that starts with `ms`.
         ratio: of neighbouring turns; above 1 ours is faster. With `share`, the share of ours in the reference.
-        note: what a reader needs to understand the numbers.
         facts: further numbers for the JSON file.
     """
 
     part: str
     unit: str
-    ours: Spread
-    reference: Spread
-    ratio: Spread
+    ours: dict[str, float]
+    reference: dict[str, float]
+    ratio: dict[str, float]
     share: bool
     note: str
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any]
 
     @classmethod
     def of(
@@ -138,5 +122,5 @@ class Result:
         ours, reference = rates["ours"], rates["reference"]
         shown = (1e3 / ours, 1e3 / reference) if unit.startswith("ms") else (ours, reference)
         ratio = neighbour_ratios(*shown) if share else neighbour_ratios(ours, reference)
-        spreads = (Spread.of(shown[0]), Spread.of(shown[1]), Spread.of(ratio))
+        spreads = spread(shown[0]), spread(shown[1]), spread(ratio)
         return cls(part, unit, *spreads, share, note, {"turns": len(ours), **facts})

@@ -10,7 +10,6 @@ import socket
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -31,8 +30,11 @@ from core.nn.init import init_he
 from core.nn.model_file import FILE_NAME, build_model, save_model
 from core.prepare import pipeline
 from core.prepare.sources import drawn_source, open_image_source
-from core.training.distributed import Ranks, StopRequest, cpu_cores, is_due, start_accelerator
+from core.training.distributed import Ranks, start_accelerator
+from core.training.machine import cpu_cores
+from core.training.meter import is_due
 from core.training.rundir import RunFolder
+from core.training.stopping import StopRequest
 from eval.features.cache import Extractor
 from eval.features.extractors import InceptionFeatures
 from eval.features.image_sets import list_images
@@ -41,7 +43,7 @@ from gen.sample import generate_batches, write_samples
 from gen.settings import TrainConfig
 from gen.trainer import Trainer
 from scripts import bench_reference as reference
-from scripts.bench_measure import Result, Side, Spread, interleave, neighbour_ratios
+from scripts.bench_measure import Result, Side, interleave, neighbour_ratios, spread
 from seg.settings import TrainConfig as SegConfig
 from seg.trainer import Trainer as SegTrainer
 
@@ -78,34 +80,21 @@ class Bench:
     accelerator: Accelerator
     folder: Path
 
-    @property
-    def device(self) -> torch.device:
-        """Where it runs."""
-        return torch.device(self.accelerator.device)
-
-    @property
-    def ranks(self) -> int:
-        """Processes that train together."""
-        return int(self.accelerator.num_processes)
-
     def compare(self, part: str, unit: str, note: str, ours: Side, theirs: Side, *, share: bool = False) -> Result:
         """The result of a part that measures two sides."""
         return Result.of(part, unit, interleave(self.settings.seconds, ours, theirs), note, share=share)
 
     def words(self, name: str, data: str) -> list[str]:
         """Overrides for a training command that runs until it is stopped."""
-        places = [
-            f"data={quoted(str(self.folder / data))}",
-            f"runs={quoted(str(self.folder / 'runs'))}",
-            f"name={name}",
-        ]
+        data, runs = quoted(str(self.folder / data)), quoted(str(self.folder / "runs"))
         compiled = ["compile=true", "optim.fused=true"] if self.settings.compile else []
-        return [*places, *compiled, "total_images=1_000_000_000", f"mixed_precision={self.settings.precision}"]
+        goal = ["total_images=1_000_000_000", f"mixed_precision={self.settings.precision}"]
+        return [f"data={data}", f"runs={runs}", f"name={name}", *goal, *compiled]
 
     def gan_config(self, name: str, data: str = "faces") -> TrainConfig:
         """The defaults of `gen.train`, except for what the benchmark varies."""
-        sizes = {"batch_size": "batch", "model.image_size": "size", "model.width": "width"}
-        words = [f"{key}={getattr(self.settings, size)}" for key, size in sizes.items()]
+        sizes = self.settings
+        words = [f"batch_size={sizes.batch}", f"model.image_size={sizes.size}", f"model.width={sizes.width}"]
         return typed(compose("gen", [*self.words(name, data), *words]), TrainConfig)
 
     def gan_trainer(self, name: str, data: str = "faces") -> TurnTrainer:
@@ -144,74 +133,50 @@ def make_data(settings: Settings, folder: Path) -> None:
     pipeline.prepare(open_image_source(jpegs.parent), folder / "faces", size=settings.size, workers=cpu_cores())
     pipeline.prepare(drawn_source(settings.faces, 0), folder / "masks", size=settings.unet_size)
     for count in settings.counts:
-        black = folder / f"black{count}"
+        black, shape = folder / f"black{count}", (count, settings.size, settings.size, 3)
         write_json(black / "meta.json", {"format": FORMAT, "count": count, "sha256": {"images.npy": "none"}})
-        shape = (count, settings.size, settings.size, 3)
         open_memmap(black / "images.npy", mode="w+", dtype=np.uint8, shape=shape).flush()
-
-
-# -- arithmetic
-
-
-def gan_step_flops(model: dict[str, Any]) -> float:
-    """Operations per image of one step of D and one of G, from the recipes of both networks as in conf/model.
-
-    A multiply-add is two operations. D is frozen in G's step, which therefore takes no gradients of its weights.
-    """
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:  # shapes alone: no memory, no time
-        generator, discriminator = build_model(model["generator"]), build_model(model["discriminator"])
-        fake = generator(torch.empty(2, int(generator.latent_dim)))  # type: ignore[arg-type]
-        (discriminator(torch.empty_like(fake)).sum() + discriminator(fake.detach()).sum()).backward()
-        discriminator.requires_grad_(False)
-        discriminator(fake).sum().backward()
-    return counter.get_total_flops() / 2
-
-
-def unet_step_flops(recipe: dict[str, Any], size: int) -> float:
-    """Operations per image of `size` pixels of one U-Net step."""
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        build_model(recipe)(torch.empty(2, 3, size, size)).sum().backward()
-    return counter.get_total_flops() / 2
-
-
-def compare_steps(part: str, bench: Bench, per_image: float, ours: Side, plain: Side) -> Result:
-    """Two training steps, and a matrix product in our precision to show how much of its rate ours reaches."""
-    width, precision = bench.settings.matrix, bench.settings.precision
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32  # which on a GPU may use TF32
-    a, b = (torch.randn(width, width, device=bench.device).to(dtype) for _ in range(2))
-    rates = interleave(bench.settings.seconds, ours, plain, Side("matrix", lambda: a @ b, 2.0 * width**3))
-    achieved = rates["ours"] * per_image / bench.ranks
-    share = Spread.of(neighbour_ratios(achieved, rates["matrix"]))
-    reached, peak = Spread.of(achieved).median, Spread.of(rates["matrix"]).median
-    rate = f"{reached / 1e12:.3g} TFLOP/s" if reached >= 1e12 else f"{reached / 1e9:.3g} GFLOP/s"
-    processes = " a process" if bench.ranks > 1 else ""
-    note = f"{rate}{processes}, {share.median:.0%} of a matrix product in {precision} ({peak / 1e9:,.0f} GFLOP/s)"
-    flops = {"flop_per_image": per_image, "flop_per_second": reached, "matrix_flop_per_second": peak}
-    return Result.of(part, "images/s", rates, note, flops=flops | {"share_of_matrix": vars(share)})
 
 
 # -- training
 
 
+def compare_steps(part: str, bench: Bench, ours: Side, plain: Side) -> Result:
+    """The result of two training steps, and how much of the rate of a matrix product ours reaches."""
+    with FlopCounterMode(display=False) as counter:  # two operations per multiply-add, on this process
+        ours.work()
+    width, precision = bench.settings.matrix, bench.settings.precision
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32  # which on a GPU may use TF32
+    a, b = (torch.randn(width, width, device=bench.accelerator.device).to(dtype) for _ in range(2))
+    rates = interleave(bench.settings.seconds, ours, plain, Side("matrix", lambda: a @ b, 2.0 * width**3))
+    achieved = rates["ours"] / ours.amount * counter.get_total_flops()
+    share, reached, peak = map(spread, (neighbour_ratios(achieved, rates["matrix"]), achieved, rates["matrix"]))
+    product = f"a matrix product in {precision} ({peak['median'] / 1e9:,.0f} GFLOP/s)"
+    note = f"{reached['median'] / 1e9:,.4g} GFLOP/s per process, {share['median']:.0%} of {product}"
+    per_image = counter.get_total_flops() * bench.accelerator.num_processes / ours.amount
+    flops = {"flop_per_image": per_image, "flop_per_second": reached, "matrix": peak, "share_of_matrix": share}
+    return Result.of(part, "images/s", rates, note, flops=flops)
+
+
 def gan_step(bench: Bench) -> Result:
     """DCGAN training step: images in memory."""
     batch, trainer = bench.settings.batch, bench.gan_trainer("step")
-    plain = reference.GanLoop(trainer.config.model, bench.device, bench.ranks)
-    real = trainer.bank.batch(0, batch, bench.accelerator.process_index, bench.ranks).contiguous()
+    plain = reference.GanLoop(trainer.config.model, bench.accelerator.device, bench.accelerator.num_processes)
+    real = trainer.bank.batch(0, batch, bench.accelerator.process_index, bench.accelerator.num_processes).contiguous()
     ours, theirs = Side("ours", trainer.step, batch), Side("reference", lambda: plain.step(real), batch, plain=True)
-    return compare_steps("gan-step", bench, gan_step_flops(trainer.config.model), ours, theirs)
+    return compare_steps("gan-step", bench, ours, theirs)
 
 
 def gan_epoch(bench: Bench) -> Result:
     """DCGAN training from files: prepared data against a DataLoader over JPEGs."""
     settings, trainer, workers = bench.settings, bench.gan_trainer("epoch"), reference.LOADER_WORKERS
-    plain = reference.GanLoop(trainer.config.model, bench.device, bench.ranks)
-    share, rank = settings.batch // bench.ranks, bench.accelerator.process_index
+    plain = reference.GanLoop(trainer.config.model, bench.accelerator.device, bench.accelerator.num_processes)
+    share, rank = settings.batch // bench.accelerator.num_processes, bench.accelerator.process_index
     loader = reference.FolderLoader(bench.folder / "jpegs", settings.size, share, rank)
 
     def epoch(steps: int) -> None:
         for images in loader.batches(steps):
-            plain.step(images.to(bench.device))
+            plain.step(images.to(bench.accelerator.device))
 
     ours = Side("ours", trainer.turn, settings.batch, counted=True)
     # Fewer batches than workers would leave one of them idle.
@@ -230,10 +195,10 @@ def unet_step(bench: Bench) -> Result:
     batches = list(itertools.islice(trainer.batches, 2))
     trainer.batches = itertools.cycle(batches)
     images, masks = batches[0].images.contiguous(), batches[0].masks
-    plain = reference.UNetLoop(trainer.recipe, bench.device, bench.ranks)
+    plain = reference.UNetLoop(trainer.recipe, bench.accelerator.device, bench.accelerator.num_processes)
     ours = Side("ours", trainer.step, settings.unet_batch)
     theirs = Side("reference", lambda: plain.step(images, masks), settings.unet_batch, plain=True)
-    return compare_steps("unet-step", bench, unet_step_flops(trainer.recipe, settings.unet_size), ours, theirs)
+    return compare_steps("unet-step", bench, ours, theirs)
 
 
 def data_share(bench: Bench) -> Result:
@@ -246,7 +211,7 @@ def data_share(bench: Bench) -> Result:
 def loading(bench: Bench, trainer: Trainer, name: str) -> Side:
     """A side that makes the batches of this process, one after another."""
     batch, rank, places = bench.settings.batch, bench.accelerator.process_index, itertools.count()
-    return Side(name, lambda: trainer.bank.batch(next(places) * batch, batch, rank, bench.ranks))
+    return Side(name, lambda: trainer.bank.batch(next(places) * batch, batch, rank, bench.accelerator.num_processes))
 
 
 def scaling(bench: Bench) -> Result:
@@ -257,7 +222,7 @@ def scaling(bench: Bench) -> Result:
     sides = [Side("ours", trainers[large].step, batch), Side("reference", trainers[small].step, batch)]
     sides += [loading(bench, trainer, name) for name, trainer in trainers.items()]
     rates = interleave(bench.settings.seconds, *sides)
-    loads = {name: Spread.of(1e3 / rates[name]).median for name in trainers}
+    loads = {name: spread(1e3 / rates[name])["median"] for name in trainers}
     text = ", ".join(f"{loads[name]:.2g} ms from {name}" for name in reversed(trainers))
     note = f"ours: {large} pictures; reference: {small}; a batch takes {text}"
     return Result.of("scaling", "images/s", rates, note, milliseconds_per_batch=loads)
@@ -268,7 +233,11 @@ def scaling(bench: Bench) -> Result:
 
 def sample(bench: Bench) -> Result:
     """1,000 samples as PNG files."""
-    device, folder, recipe = bench.device, bench.folder / "sample", bench.gan_config("sample").model["generator"]
+    device, folder, recipe = (
+        bench.accelerator.device,
+        bench.folder / "sample",
+        bench.gan_config("sample").model["generator"],
+    )
     network = build_model(recipe)
     save_model(folder / FILE_NAME, network, recipe, {})
     plain = network.to(device).eval()
@@ -287,7 +256,7 @@ def sample(bench: Bench) -> Result:
 
 def features(bench: Bench) -> Result:
     """Inception features of PNG files, against pytorch-fid."""
-    count, dims, device = bench.settings.features, bench.settings.dims, bench.device
+    count, dims, device = bench.settings.features, bench.settings.dims, bench.accelerator.device
     faces, folder = PreparedData.open(bench.folder / "faces").images, bench.folder / "pngs"
     for index in range(count):
         write_png(folder / f"{index:04d}.png", np.asarray(faces[index % len(faces)]))
@@ -336,10 +305,10 @@ def frechet(bench: Bench) -> Result:
 def prepare(bench: Bench) -> Result:
     """JPEGs to a prepared data set."""
     size, count, workers = bench.settings.size, bench.settings.count, cpu_cores()
-    jpegs, out = bench.folder / "jpegs", bench.folder / "again"
+    jpegs = bench.folder / "jpegs"
 
     def ours() -> None:
-        pipeline.prepare(open_image_source(jpegs), out, size=size, workers=workers, force=True)
+        pipeline.prepare(open_image_source(jpegs), bench.folder / "again", size=size, workers=workers, force=True)
 
     def theirs() -> None:
         reference.prepare_one_by_one(jpegs, size, bench.folder / "loop.npy")
@@ -378,17 +347,16 @@ def ranks(bench: Bench) -> Result:
             side("reference", settings, {"ACCELERATE_USE_CPU": "true"}),
             side("apart", half, share, share),  # the same work without an exchange of gradients
         )
-    cost, apart = Spread.of(1 - neighbour_ratios(rates["ours"], rates["apart"])), Spread.of(rates["apart"])
-    note = f"ours: 2 processes on the CPU; reference: one; exchanging gradients costs {cost.median:.0%}"
-    return Result.of("ranks", "images/s", rates, note, without_exchange=vars(apart), exchange_share=vars(cost))
+    cost, apart = spread(1 - neighbour_ratios(rates["ours"], rates["apart"])), spread(rates["apart"])
+    note = f"ours: 2 processes on the CPU; reference: one; exchanging gradients costs {cost['median']:.0%}"
+    return Result.of("ranks", "images/s", rates, note, without_exchange=apart, exchange_share=cost)
 
 
 def take_steps(steps: int, settings: Settings, folder: Path, environment: dict[str, str]) -> None:
-    """Train in a process of its own, which keeps its trainer for the next turn."""
+    """Train in a process of its own."""
     os.environ.update(environment)
-    trainer = _trainer(settings, folder)
     for _ in range(steps):
-        trainer.step()
+        _trainer(settings, folder).step()
 
 
 @cache

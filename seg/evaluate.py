@@ -18,7 +18,7 @@ from core.cli.files import sha256_of, write_json
 from core.data.dataset import PreparedData
 from core.data.images import make_grid, to_float, write_png
 from core.nn.model_file import model_file
-from core.training.distributed import full_precision, pick_device, set_up_cpu
+from core.training.machine import full_precision, pick_device, set_up_cpu
 from seg.loading import load_unet
 from seg.metrics import SegmentationMetrics, plot_confusion, table
 from seg.tiling import mirror

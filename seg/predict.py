@@ -23,7 +23,7 @@ from core.data.decode import decode, reason_of
 from core.data.images import write_png
 from core.data.mask_classes import mirrored_classes
 from core.prepare.store import natural, open_store
-from core.training.distributed import pick_device, set_up_cpu
+from core.training.machine import pick_device, set_up_cpu
 from seg.loading import load_unet
 from seg.tiling import segment
 from seg.unet import UNet

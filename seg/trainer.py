@@ -22,8 +22,8 @@ from core.nn.model_file import FILE_NAME, build_model, save_model
 from core.training.best import Best
 from core.training.callbacks import Callback
 from core.training.curves import Panel
-from core.training.distributed import is_due
 from core.training.loop import TrainingLoop, describe_machine, make_optimizer
+from core.training.meter import is_due
 from core.training.rundir import RunFolder
 from seg.borders import border_map
 from seg.data import Batch, Examples, training_batches

@@ -22,9 +22,8 @@ from core.prepare.sources import open_image_source
 from eval.features.extractors import InceptionFeatures
 from eval.features.image_sets import list_images
 from eval.metrics.frechet import Statistics, frechet_distance
-from gen.steps import Batch, DiscriminatorWrapper, discriminator_step, generator_step
 from scripts import bench, bench_measure, bench_parts, bench_reference
-from scripts.bench_measure import Result, Side, Spread, interleave, neighbour_ratios
+from scripts.bench_measure import Result, Side, interleave, neighbour_ratios, spread
 from scripts.bench_parts import Bench, Settings
 
 TINY = Settings(
@@ -92,7 +91,8 @@ def test_the_parts_report(monkeypatch, capsys, tmp_path):
     check_complete(table, report, parts)
     flops = {part["part"]: part["facts"]["flops"] for part in report["parts"] if "flops" in part["facts"]}
     assert set(flops) == {"gan-step", "unet-step"}
-    assert flops["gan-step"]["flop_per_image"] == bench_parts.gan_step_flops(recipes(32, 4))
+    assert flops["unet-step"]["flop_per_image"] == unet_step_flops(32)
+    assert flops["gan-step"]["flop_per_image"] == gan_step_flops(32, 4)
     share = next(part["ratio"]["median"] for part in report["parts"] if part["part"] == "data")
     assert share < 1 and f"{share:.1%}" in table
     assert set(report["parts"][4]["facts"]["milliseconds_per_batch"]) == {"400", "40", "4"}
@@ -183,7 +183,7 @@ def test_drift_of_the_machine_does_not_change_the_ratio(monkeypatch):
     rates = interleave(20.0, side("a", 0.01), side("b", 0.02))
     assert order[-4:] == ["a", "b", "a", "b"] and len(rates["a"]) == len(rates["b"]) >= 3
     assert rates["a"][0] / rates["b"][-1] > 2.6  # what measuring one after the other could find
-    assert Spread.of(neighbour_ratios(rates["a"], rates["b"])).median == pytest.approx(2, rel=0.1)
+    assert spread(neighbour_ratios(rates["a"], rates["b"]))["median"] == pytest.approx(2, rel=0.1)
 
 
 def test_what_takes_longer_than_a_turn_runs_once_a_turn(monkeypatch):
@@ -201,7 +201,7 @@ def test_what_takes_longer_than_a_turn_runs_once_a_turn(monkeypatch):
 def test_neighbours_and_spread():
     ratios = neighbour_ratios(np.array([2.0, 6.0]), np.array([1.0, 2.0]))
     assert sorted(ratios) == [2, 3, 6]  # 2/1, 6/1 and 6/2
-    assert Spread.of(ratios) == Spread(3, 2.5, 4.5)
+    assert spread(ratios) == {"low": 2.5, "median": 3, "high": 4.5}
     result = Result.of("p", "1/s", {"ours": np.array([2.0, 6.0]), "reference": np.array([1.0, 2.0])}, "")
     assert bench.ratio_text(result) == ("3.00 x", "2.50 - 4.50")
 
@@ -209,35 +209,37 @@ def test_neighbours_and_spread():
 # -- arithmetic
 
 
+def gan_step_flops(size, width):
+    """By hand: kernel 4x4 and channels in, channels out, positions of the smaller map."""
+    levels = int(math.log2(size)) - 3
+    inner = [(width << level, width << level + 1, size >> level + 2) for level in range(levels)]
+    d_first, g_first = 2 * 16 * 3 * width * (size // 2) ** 2, 2 * 16 * 100 * (width << levels)
+    between = sum(2 * 16 * a * b * side**2 for a, b, side in inner)
+    d = d_first + between + 2 * 16 * (width << levels)
+    g = g_first + between + 2 * 16 * width * 3 * (size // 2) ** 2
+    # D on real and on generated images, then G through D; images and latents need no gradients.
+    return 2 * (3 * d - d_first) + 2 * d + 3 * g - g_first
+
+
 def test_dcgan_step_by_hand():
-    # width 64 at 64 pixels: kernel 4x4 and channels in, channels out, positions of the smaller map
-    inner = [(64, 128, 16), (128, 256, 8), (256, 512, 4)]
-    d_first, g_first = 2 * 16 * 3 * 64 * 32**2, 2 * 16 * 100 * 512
-    d = d_first + sum(2 * 16 * a * b * side**2 for a, b, side in inner) + 2 * 16 * 512
-    g = g_first + sum(2 * 16 * a * b * side**2 for a, b, side in inner) + 2 * 16 * 64 * 3 * 32**2
-    expected = 2 * (3 * d - d_first) + 2 * d + 3 * g - g_first
-    assert bench_parts.gan_step_flops(recipes(64, 64)) == expected
-    assert expected == pytest.approx(2.29e9, rel=0.01) and expected == pytest.approx(11 * d, rel=0.02)
-
-
-def test_dcgan_step_as_counted_in_the_real_one():
-    both = recipes(32, 8)
-    generator, discriminator = build_model(both["generator"]), build_model(both["discriminator"])
-    optimizers = [torch.optim.SGD(network.parameters(), 0.1) for network in (generator, discriminator)]
+    assert gan_step_flops(64, 64) == pytest.approx(2.27e9, rel=0.01)
     with FlopCounterMode(display=False) as counter:
-        fake = generator(torch.randn(4, 100))
-        wrapped, batch = DiscriminatorWrapper(discriminator, False), Batch(torch.randn(4, 3, 32, 32), torch.empty(0))
-        discriminator_step(wrapped, optimizers[1], [batch], [fake])
-        generator_step(generator, wrapped, optimizers[0], [batch], [fake])
-    assert counter.get_total_flops() == 4 * bench_parts.gan_step_flops(both)
+        bench_reference.GanLoop(recipes(64, 64), torch.device("cpu"), 1).step(torch.randn(2, 3, 64, 64))
+    d_weights = (
+        2 * 16 * sum(a * b * side**2 for a, b, side in [(3, 64, 32), (64, 128, 16), (128, 256, 8), (256, 512, 4)])
+    )
+    # The usual way does not freeze D in G's step.
+    assert counter.get_total_flops() == 2 * (gan_step_flops(64, 64) + d_weights + 2 * 16 * 512)
 
 
-def test_unet_step_as_counted_in_a_real_one():
-    recipe = {"_target_": "seg.unet.UNet", "widths": [2, 4, 8], "classes": 3, "norm": "batch"}
-    network = build_model(recipe)
-    with FlopCounterMode(display=False) as counter:
-        network(torch.randn(2, 3, 16, 16)).sum().backward()
-    assert counter.get_total_flops() == 2 * bench_parts.unet_step_flops(recipe, 16)
+def unet_step_flops(size):
+    """By hand for widths 2 and 4 and 8 classes: 3x3 convolutions, a 2x2 doubling, the head."""
+    fine, coarse = size**2, (size // 2) ** 2
+    first = 2 * 9 * 3 * 2 * fine
+    rest = (
+        9 * 2 * 2 * fine + 9 * (2 * 4 + 4 * 4) * coarse + 4 * 4 * 2 * coarse + 9 * (4 * 2 + 2 * 2) * fine + 2 * 8 * fine
+    )
+    return 2 * first + 3 * 2 * rest
 
 
 # -- both sides do the same work

@@ -15,10 +15,10 @@ from core.cli.errors import UserError
 from core.cli.files import sha256_of, write_json
 from core.nn.init import init_normal
 from core.nn.model_file import build_model, save_model
-from eval import compare, scoring
+from eval import compare
 from eval.metrics.significance import differences_from_best, holm, welch
 from eval.results import ALIKE, Entry, find_results, ranking_warnings, require_comparable
-from eval.scoring import FidConfig
+from eval.score import FidConfig, score_source
 
 RECIPE = {"_target_": "gen.dcgan.Generator", "image_size": 32, "latent_dim": 6, "width": 4}
 
@@ -42,7 +42,7 @@ def make_run(folder, seed, images_seen=0):
 def template(data, tmp_path_factory):
     """A result as `eval.fid` makes it, of a model that is gone."""
     folder = make_run(tmp_path_factory.mktemp("scored") / "gone", 0)
-    result = scoring.score(FidConfig(str(folder), str(data), features="random", n=20, sets=2))
+    result = score_source(FidConfig(str(folder), str(data), features="random", n=20, sets=2))
     (folder / "model.safetensors").unlink()
     return result
 
@@ -323,13 +323,13 @@ def test_what_has_no_result_is_scored_as_eval_fid_does(data, tmp_path, monkeypat
     for name, file in {"one": "one/fd_random.json", "two": "two/model.safetensors.fd_random.json"}.items():
         found = json.loads((tmp_path / file).read_text())
         source = "two/model.safetensors" if name == "two" else "one"
-        alone = scoring.score(FidConfig(source, str(data), features="random", n=20, sets=3, floor=True, split="train"))
+        alone = score_source(FidConfig(source, str(data), features="random", n=20, sets=3, floor=True, split="train"))
         assert found["values"] == pytest.approx(alone["values"], rel=1e-9)
         assert found["excess"] == pytest.approx(alone["excess"])
     first = json.loads((tmp_path / "first.json").read_text())
     assert {row["source"]: row["images_seen"] for row in first["ranking"]} == {"one": 640, "two/model.safetensors": 0}
     # A second time nothing is scored; neither are fewer sets, nor results without data.
-    monkeypatch.setattr(compare, "score", None)
+    monkeypatch.setattr(compare, "score_source", None)
     assert run(monkeypatch, *words, "floor=true", "split=train", "out=second.json") == 0
     assert (tmp_path / "second.json").read_text() == (tmp_path / "first.json").read_text()
     assert run(monkeypatch, *words, "split=train", "sets=2") == 0
@@ -342,8 +342,7 @@ def test_results_of_other_settings_or_models_are_made_again(data, tmp_path, monk
     words = [make_run(tmp_path / name, seed) for seed, name in enumerate(("one", "two"))]
     words += [f"data={data}", "features=random", "n=20", "sets=2"]
     scored = []
-    score = scoring.score
-    monkeypatch.setattr(compare, "score", lambda config: scored.append(config.source) or score(config))
+    monkeypatch.setattr(compare, "score_source", lambda config: scored.append(config.source) or score_source(config))
     for more, reason in (
         ([], ""),
         (["sets=3"], "sets or seed"),
@@ -369,7 +368,7 @@ def test_results_of_other_settings_or_models_are_made_again(data, tmp_path, monk
 def test_sources_that_could_not_be_compared_are_not_scored(data, tmp_path, monkeypatch, capsys):
     make_run(tmp_path / "run", 1)
     write_folder(tmp_path / "few", pictures(3, 12))
-    monkeypatch.setattr(compare, "score", None)
+    monkeypatch.setattr(compare, "score_source", None)
     words = [tmp_path / "run", tmp_path / "few", f"data={data}", "features=random"]
     line = refused(monkeypatch, capsys, *words, "n=20")
     assert f"images in a set 20 ({tmp_path / 'run'}) or 12 ({tmp_path / 'few'})" in line

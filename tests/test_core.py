@@ -25,7 +25,8 @@ from core.data.loader import ImageBank, copy_in_pieces
 from core.nn.ema import ExponentialAverage
 from core.nn.model_file import build_model, load_model, model_file, save_model
 from core.training.checkpoint import Checkpoints
-from core.training.distributed import MeanMeter, NonFiniteError, is_due, several_on_cpu, start_accelerator
+from core.training.distributed import several_on_cpu, start_accelerator
+from core.training.meter import MeanMeter, NonFiniteError, is_due
 from core.training.rundir import RunFolder
 from gen.dcgan import Generator
 

@@ -12,7 +12,7 @@ from core.cli.errors import UserError
 from core.cli.files import sha256_of, write_json
 from core.data.images import write_png
 from core.nn.model_file import build_model, save_model
-from eval.scoring import FidConfig
+from eval.score import FidConfig
 from gen import sample
 from gen.train import TrainConfig
 from scripts import demo, package, prepare

@@ -17,13 +17,13 @@ from PIL import Image
 
 import core.prepare.pipeline
 from core.cli.errors import Interrupted, UserError
-from core.prepare.image_source import FileSource
+from core.prepare.image_source import ImageSource
 from core.prepare.pipeline import prepare
 from core.prepare.sources import open_image_source
 from scripts.prepare import main
 
 ROOT = Path(__file__).resolve().parent.parent
-needs_fork = pytest.mark.skipif(sys.platform != "linux", reason="the worker's class is defined in a test")
+needs_fork = pytest.mark.skipif(sys.platform != "linux", reason="the workers' function is defined in a test")
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -148,21 +148,16 @@ def test_stopped_run_continues(
     assert content(out) == uninterrupted and not part.exists()
 
 
-class _Stopping(FileSource):
-    """Ctrl-C arrives before image 300."""
-
-    def load(self, index: int) -> tuple[Image.Image, None]:
-        if index == 300:
-            raise KeyboardInterrupt
-        return super().load(index)
-
-
-def interrupted(tmp_path: Path) -> tuple[FileSource, Path, Path]:
+def interrupted(tmp_path: Path) -> tuple[ImageSource, Path, Path]:
     source = open_image_source(write_folder(tmp_path / "in", faces(400)))
-    assert isinstance(source, FileSource)
-    stopping = _Stopping(**{entry.name: getattr(source, entry.name) for entry in dataclasses.fields(source)})
+
+    def load(index: int) -> tuple[Image.Image, Image.Image | None]:
+        if index == 300:  # Ctrl-C arrives before this image
+            raise KeyboardInterrupt
+        return source.load(index)
+
     with pytest.raises(Interrupted, match="256 of 400"):
-        prepare(stopping, tmp_path / "out", quiet=True)
+        prepare(dataclasses.replace(source, load=load), tmp_path / "out", quiet=True)
     return source, tmp_path / "out", tmp_path / "out.part"
 
 
@@ -202,22 +197,17 @@ def test_two_processes_do_not_write_the_same_folder(tmp_path: Path, monkeypatch:
     assert len(prepare(source, tmp_path / "out", quiet=True).data) == 2
 
 
-class _Dying(FileSource):
-    """The system kills the worker at image 200."""
-
-    def load(self, index: int) -> tuple[Image.Image, None]:
-        if index == 200 and multiprocessing.parent_process():
-            os._exit(9)
-        return super().load(index)
-
-
 @needs_fork
 def test_a_killed_worker_is_reported(tmp_path: Path) -> None:
     source = open_image_source(write_folder(tmp_path / "in", faces(300)))
-    assert isinstance(source, FileSource)
-    dying = _Dying(**{entry.name: getattr(source, entry.name) for entry in dataclasses.fields(source)})
+
+    def load(index: int) -> tuple[Image.Image, Image.Image | None]:
+        if index == 200 and multiprocessing.parent_process():  # the system kills the worker at this image
+            os._exit(9)
+        return source.load(index)
+
     with pytest.raises(UserError, match="worker process was ended"):
-        prepare(dying, tmp_path / "out", workers=2, quiet=True)
+        prepare(dataclasses.replace(source, load=load), tmp_path / "out", workers=2, quiet=True)
     assert len(prepare(source, tmp_path / "out", workers=2, quiet=True).data) == 300
 
 

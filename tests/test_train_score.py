@@ -20,8 +20,8 @@ from core.cli.errors import Interrupted, UserError
 from core.cli.files import read_json, sha256_of, write_json
 from core.nn.model_file import load_model
 from core.training.checkpoint import Checkpoints
-from core.training.distributed import pick_device
 from core.training.loop import TrainingLoop
+from core.training.machine import pick_device
 from core.training.rundir import RunFolder
 from eval.features.extractors import RandomFeatures
 from eval.online import share

@@ -1,4 +1,4 @@
-"""The files of a source, in a folder or in a zip that is not unpacked; both can be sent to worker processes."""
+"""The files of a source, in a folder or in a zip that is never unpacked; both can be pickled for worker processes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".
 
 @dataclass
 class Store(ABC):
-    """Files by their path below a folder or inside a zip, hidden ones left out.
+    """The files below a folder or inside a zip, without hidden ones.
 
     Attributes:
         path: the folder or the zip.
-        files: size and a mark that changes with the content of each file, by path with `/`; worker processes, which
-            only read what they are told to, get none.
-        folders: paths of folders, those without a file too; a zip need not list those with files.
+        files: by path with `/`, the size of each file and a number that changes with its content. Not pickled: worker
+            processes are told which files to read.
+        folders: paths of folders, including empty ones; a zip need not list those that hold files.
     """
 
     path: Path
@@ -35,7 +35,7 @@ class Store(ABC):
 
     @property
     def label(self) -> str:
-        """The name of the folder or zip alone."""
+        """The name of the folder or zip, without its path."""
         return self.path.resolve().name
 
     @property
@@ -48,19 +48,19 @@ class Store(ABC):
         """The content of one file."""
 
     def open(self, name: str) -> IO[bytes]:
-        """One file to read from, for who needs its beginning alone."""
+        """Open one file; cheaper than `read` if only its beginning is needed and the store is a folder."""
         return io.BytesIO(self.read(name))
 
     @abstractmethod
     def place(self, name: str) -> str:
-        """Where a file is, for messages: one line."""
+        """The location of a file in one line, for messages."""
 
     @abstractmethod
     def identity(self, names: Iterable[str]) -> dict[str, Any]:
-        """A value that changes when the content of these files may have changed."""
+        """A JSON-ready value that changes whenever the content of these files may have changed."""
 
     def text(self, name: str) -> str:
-        """The content of one text file; bytes that are no UTF-8 are replaced."""
+        """The content of one text file; bytes that are not UTF-8 are replaced."""
         return self.read(name).decode("utf-8", "replace")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class FolderStore(Store):
         return Path(self.path, name).read_bytes()
 
     def open(self, name: str) -> IO[bytes]:
-        """One file to read from, for who needs its beginning alone."""
+        """Open one file."""
         return Path(self.path, name).open("rb")
 
     def place(self, name: str) -> str:
@@ -84,7 +84,7 @@ class FolderStore(Store):
         return one_line(str(self.path / name))
 
     def identity(self, names: Iterable[str]) -> dict[str, Any]:
-        """Folder, and sizes and dates of the files: content may change behind an unchanged folder date."""
+        """The folder, and a hash of the sizes and dates of the files."""
         digest = hashlib.sha256()
         for name in names:
             digest.update(ascii((name, *self.files[name])).encode())
@@ -96,21 +96,21 @@ class ZipStore(Store):
     """The members of a zip."""
 
     def read(self, name: str) -> bytes:
-        """The content of one member; reading checks its CRC."""
+        """The content of one member, whose CRC is checked."""
         archive, members = self._archive()
         return archive.read(members[name])
 
     def place(self, name: str) -> str:
-        """Zip and member."""
+        """The zip and the member."""
         return one_line(f"{self.path.name}:{name}")
 
     def identity(self, names: Iterable[str]) -> dict[str, Any]:
-        """Path, size and date of the zip, whichever members are asked about."""
+        """Path, size and date of the whole zip."""
         stat = self.path.stat()
         return {"zip": str(self.path.resolve()), "size": stat.st_size, "mtime": stat.st_mtime_ns}
 
     def _archive(self) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
-        """This process's own open archive: processes that share one would move each other's file position."""
+        """The archive opened by this process: processes that share a handle would move each other's file position."""
         opened: tuple[int, zipfile.ZipFile, dict[str, zipfile.ZipInfo]] | None = self.__dict__.get("_opened")
         if opened is None or opened[0] != os.getpid():
             archive = zipfile.ZipFile(self.path)
@@ -122,7 +122,7 @@ class ZipStore(Store):
 
 
 def open_store(path: str | Path) -> Store:
-    """List a folder or a zip that holds at least one image.
+    """List the files of a folder or zip that holds at least one image.
 
     Raises:
         UserError: not a zip, encrypted, damaged, unreadable or without images.
@@ -138,15 +138,15 @@ def _list_folder(folder: Path) -> FolderStore:
     files: dict[str, tuple[int, int]] = {}
     found: set[str] = set()
     real = folder.resolve()
-    # Of each folder still to be walked, itself and all around it: a link to one of those would lead round and round.
-    around = {folder: {real, *real.parents}}
+    # For each folder still to be walked, itself and its ancestors: following a link to one of them would never end.
+    ancestors = {folder: {real, *real.parents}}
     for place, folders, entries in os.walk(folder, onerror=_raise, followlinks=True):
-        above, kept = around.pop(Path(place)), []
+        above, kept = ancestors.pop(Path(place)), []
         for name in folders:
             inner = Path(place, name)
             target = inner.resolve()
             if _visible(name) and target not in above:
-                around[inner] = above | {target}
+                ancestors[inner] = above | {target}
                 kept.append(name)
         folders[:] = kept
         found.update(Path(place, name).relative_to(folder).as_posix() for name in kept)
@@ -185,12 +185,12 @@ def _list_zip(path: Path) -> ZipStore:
 
 
 def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """Members by path. Some packers of Windows write its own separator, which no zip should hold."""
+    """Members by path, with `/` even where a packer for Windows wrote backslashes."""
     return {info.filename.replace("\\", "/"): info for info in archive.infolist()}
 
 
 def _visible(name: str) -> bool:
-    """Whether no part of a path is hidden. Strings rather than paths: CelebA's zip has 202,599 of them."""
+    """Whether no part of a path is hidden; on strings, which is faster than `Path` for CelebA's 202,599 files."""
     return not ("/." in name or name.startswith((".", "__MACOSX")) or "/__MACOSX" in name)
 
 
@@ -204,26 +204,23 @@ def _suffixes() -> str:
 
 
 def short_names(members: list[str]) -> list[str]:
-    """Paths without the folders all of them share, so that every layout of CelebA gives the names 000001.jpg, ..."""
+    """Paths without the folders that all share, so that every layout of CelebA gives the names 000001.jpg, ..."""
     relative = [name.lstrip("/") for name in members]
     shared = os.path.commonpath({name.rpartition("/")[0] for name in relative})
     return [one_line(name[len(shared) + 1 :] if shared else name) for name in relative]
 
 
 def one_line(name: str) -> str:
-    """A file name as one printable line; control characters and bytes that are no UTF-8 come out as escapes."""
+    """A file name as one printable line, with control characters and invalid UTF-8 escaped."""
     return name if name.isprintable() else name.encode("unicode_escape").decode("ascii")
 
 
 def stem_of(name: str) -> str:
-    """The file name without folders and ending."""
+    """The file name without folders and extension."""
     return name.rpartition("/")[2].rpartition(".")[0]
 
 
 def natural(name: str) -> tuple[list[str | int], str]:
-    """A sorting key by which 2.png comes before 10.png.
-
-    Digits with a letter behind them are text, as in names of hexadecimal digits.
-    """
+    """A sorting key that puts 2.png before 10.png; digits before a letter are text, as in hexadecimal names."""
     words = re.split("([0-9]+)(?![0-9a-z])", name.casefold())
     return [int(word) if place % 2 else word for place, word in enumerate(words)], name

@@ -1,4 +1,4 @@
-"""What every training command does around its steps: resume, progress, statistics, checkpoints, stopping."""
+"""What every training command does around its steps: resuming, progress, statistics, checkpoints, stopping."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ from core.cli.errors import Interrupted, UserError
 from core.nn.model_file import FILE_NAME
 from core.training.callbacks import Callback, Tracker
 from core.training.checkpoint import Checkpoints
-from core.training.distributed import MeanMeter, NonFiniteError, StopRequest, is_due, pick_device, start_accelerator
-from core.training.machine import choose_precision
+from core.training.distributed import start_accelerator
+from core.training.machine import choose_precision, pick_device
+from core.training.meter import MeanMeter, NonFiniteError, is_due
 from core.training.rundir import RunFolder
+from core.training.stopping import StopRequest
 
-VOTE_EVERY = 10  # steps between the moments at which several processes agree to stop
-# Settings that leave every step as it is, so a run may go on with other values.
+VOTE_EVERY = 10  # steps between votes of several processes on whether to stop
+# Settings that do not change any step, so a run may continue with other values.
 CHANGEABLE = ("name", "runs", "total_images", "save_every", "tracker", "data")
 
 
@@ -57,7 +59,7 @@ def check_common(config: LoopConfig, processes: int, least_images: int = 2) -> N
     """Refuse settings that cannot work in any training command.
 
     Args:
-        least_images: of each process in a step; batch normalisation needs two.
+        least_images: per process and step; batch normalisation needs two.
 
     Raises:
         UserError: naming the key.
@@ -109,7 +111,7 @@ def make_optimizer(recipe: dict[str, Any], network: nn.Module) -> torch.optim.Op
 
 
 class TrainingLoop(ABC):
-    """One training run: its state on disk, what is shown, and the steps, which a subclass defines.
+    """One training run: its state on disk, its progress and its steps, which a subclass defines.
 
     Args:
         statistics: names of the scalars that `step` adds to `meter`.
@@ -131,7 +133,7 @@ class TrainingLoop(ABC):
 
     @abstractmethod
     def parts(self) -> dict[str, Any]:
-        """What a checkpoint holds besides `meter`: name -> anything with `state_dict` and `load_state_dict`."""
+        """What a checkpoint holds besides `meter`: name -> object with `state_dict` and `load_state_dict`."""
 
     @abstractmethod
     def step(self) -> None:
@@ -147,10 +149,10 @@ class TrainingLoop(ABC):
 
     @abstractmethod
     def status(self, means: dict[str, float]) -> str:
-        """Mean statistics of an interval in words, for the progress bar."""
+        """The mean statistics of an interval as text for the progress bar."""
 
     def warnings(self, means: dict[str, float]) -> list[str]:
-        """What is worth a warning after an interval with these mean statistics."""
+        """Warnings that the mean statistics of an interval call for."""
         return []
 
     @property
@@ -178,10 +180,10 @@ class TrainingLoop(ABC):
         """Write a checkpoint and the model files (process 0; every process must call it).
 
         Raises:
-            UserError: training has diverged, or the disk is full; what was saved before stays.
+            UserError: training has diverged, or the disk is full; earlier checkpoints stay.
         """
         self.fold()
-        # Losses are taken before an update: one whose gradients overflowed shows in the weights alone so far.
+        # The last loss was computed before its update: if its gradients overflowed, only the weights show it so far.
         for name, part in self.parts().items():
             if isinstance(part, nn.Module) and not all(value.isfinite().all() for value in part.state_dict().values()):
                 raise self.diverged(f"weights of the {name} are not finite", self.images_seen)
@@ -209,7 +211,7 @@ class TrainingLoop(ABC):
             raise self.diverged(str(error), first + (error.step + 1) * self.settings.batch_size) from error
 
     def diverged(self, what: str, images: int) -> UserError:
-        """The error for numbers that are no longer finite after `images`: where it stands and what to try."""
+        """The error for numbers that are no longer finite after `images`: what was saved, and what to try."""
         saved = self.checkpoints.files()
         good = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was saved yet"
         return UserError(
@@ -218,7 +220,7 @@ class TrainingLoop(ABC):
         )
 
     def log(self, started: float, first: int) -> str:
-        """Close a statistics interval: fold, write a row, warn; returns the status for the progress bar."""
+        """End a statistics interval: write a row, warn, and return the text for the progress bar."""
         self.fold()
         means = self.meter.means()
         self.meter.reset()
@@ -237,7 +239,7 @@ class TrainingLoop(ABC):
             callback.after_row(self, values)
 
     def warn(self, text: str) -> None:
-        """Show a warning and keep it with the statistics."""
+        """Show a warning and add it to the statistics."""
         warn(text)
         self.run.append_stats({"images": self.images_seen, "warning": text})
 
@@ -269,7 +271,7 @@ class TrainingLoop(ABC):
         self.save()
 
     def show(self, bar: StatusProgress, status: str, told: float) -> float:
-        """Update the bar; where none can be drawn (a log file) print a line every half minute instead."""
+        """Update the bar; in a log file, where none can be drawn, print a line every half minute instead."""
         bar.status = status
         now = time.perf_counter()
         if console.is_terminal or not self.accelerator.is_main_process or now - told < 30:
@@ -280,7 +282,7 @@ class TrainingLoop(ABC):
         return now
 
     def stop_agreed(self, stop: StopRequest) -> bool:
-        """Whether all processes stop here: a signal reaches them at different steps, so several take a vote."""
+        """Whether all processes stop here. A signal reaches them at different steps, so they vote."""
         if self.accelerator.num_processes == 1:
             return stop.received
         if self.images_seen // self.settings.batch_size % VOTE_EVERY:
@@ -300,8 +302,8 @@ def run_loop(
     Args:
         config: checked settings.
         build: makes the loop, its state loaded.
-        identity: what else must not change between two parts of a run, such as hashes of the data; kept in config.yaml.
-        changeable: keys that may.
+        identity: what else must stay the same when a run continues, such as hashes of the data; kept in config.yaml.
+        changeable: keys that may change.
 
     Raises:
         UserError: a run folder of other settings, divergence, or a full disk.
@@ -334,7 +336,7 @@ def run_loop(
 
 @contextlib.contextmanager
 def explained_compiler() -> Iterator[None]:
-    """One line for what torch.compile cannot do here."""
+    """Turn an error of torch.compile into one line."""
     from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
 
     try:
@@ -345,6 +347,6 @@ def explained_compiler() -> Iterator[None]:
 
 
 def describe_machine(accelerator: Accelerator, precision: str) -> str:
-    """Processes, device, threads and precision in words."""
+    """Processes, device, threads and precision as text."""
     place = f"{accelerator.num_processes} x {accelerator.device.type}"
     return f"{place}, {torch.get_num_threads()} threads, {precision}"

@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 from core.cli.errors import UserError
 from core.data.dataset import SPLITS, PreparedData
 from core.nn.model_file import load_model
+from eval.distances import Score, plan_floor, score_against, spread
 from eval.features.cache import Extractor, features_key, remembered, set_key
 from eval.features.image_sets import ImageSet, Samples
 from eval.features.reference import RealFeatures, open_reference, random_rows
 from eval.metrics.frechet import Statistics, frechet_distance
-from eval.score import Score, plan_floor, score_against, spread
 
 UNKNOWN = (
     "It is not known which images the generator was trained on, so copies are looked for among all real images, and "

@@ -24,7 +24,8 @@ from torch.nn import functional
 from core.cli.console import say
 from core.cli.errors import UserError
 from core.cli.files import sha256_of
-from core.training.distributed import Ranks, full_precision, pick_device
+from core.training.distributed import Ranks
+from core.training.machine import full_precision, pick_device
 from eval.features.settings import FID_DIMS, InceptionSection, metric_name, require_features
 
 PUBLISHED_SHA256_PREFIX = "6726825d"  # of pytorch-fid's weights, as in their file name

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,57 +20,55 @@ from core.nn.model_file import load_model, model_file
 from core.submission.rules import read_archive
 
 # The files of a folder that pytorch-fid reads (its IMAGE_EXTENSIONS): lower case only, no subfolders.
-EXTENSIONS = frozenset({"bmp", "jpg", "jpeg", "pgm", "png", "ppm", "tif", "tiff", "webp"})
-LOSSY = frozenset({"jpg", "jpeg", "webp"})
+SUFFIXES = frozenset({".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+LOSSY = frozenset({".jpg", ".jpeg", ".webp"})
 ARCHIVES = (".tar.gz", ".tgz")
 COURSE_COUNT = 1000
 GROUP = 64  # samples that a generator draws at once
 
 
-class ImageSet(Protocol):
-    """Images of one size in a fixed order, decoded when read."""
+class ImageSet(ABC):
+    """Images of one size in a fixed order, decoded when read.
 
-    def __len__(self) -> int: ...
+    Attributes:
+        size: height and width in pixels.
+        lossy: how many of them are files of a lossy format.
+    """
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        ...
+    lossy = 0
 
+    def __init__(self, count: int, size: tuple[int, ...]) -> None:
+        self.count = count
+        self.size = int(size[0]), int(size[1])
+
+    def __len__(self) -> int:
+        return self.count
+
+    @abstractmethod
     def read(self, start: int, stop: int) -> np.ndarray:
         """uint8 (stop - start, H, W, 3), RGB."""
-        ...
 
+    @abstractmethod
     def take(self, positions: np.ndarray) -> ImageSet:
         """The images at these positions, in this order."""
-        ...
 
 
-class ArrayImages:
+class ArrayImages(ImageSet):
     """Images of a uint8 array (N, H, W, 3), which may be memory-mapped; `positions` selects and orders them."""
 
     def __init__(self, array: np.ndarray, positions: np.ndarray | None = None) -> None:
         self.array = array
         self.positions = np.arange(len(array)) if positions is None else positions
+        super().__init__(len(self.positions), array.shape[1:3])
 
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return int(self.array.shape[1]), int(self.array.shape[2])
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """uint8 (stop - start, H, W, 3), RGB."""
+    def read(self, start: int, stop: int) -> np.ndarray:  # noqa: D102
         return read_rows(self.array, self.positions[start:stop])
 
-    def take(self, positions: np.ndarray) -> ArrayImages:
-        """The images at these positions, in this order."""
+    def take(self, positions: np.ndarray) -> ArrayImages:  # noqa: D102
         return ArrayImages(self.array, self.positions[positions])
 
 
-class FileImages:
+class FileImages(ImageSet):
     """Image files of one size, decoded to RGB by Pillow as pytorch-fid does.
 
     Raises:
@@ -78,25 +77,16 @@ class FileImages:
 
     def __init__(self, files: list[Path]) -> None:
         self.files = files
-        self._size = _decode(files[0]).shape[:2]
+        self.lossy = sum(file.suffix in LOSSY for file in files)
+        super().__init__(len(files), _decode(files[0]).shape[:2])
 
-    def __len__(self) -> int:
-        return len(self.files)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return int(self._size[0]), int(self._size[1])
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """uint8 (stop - start, H, W, 3), RGB."""
+    def read(self, start: int, stop: int) -> np.ndarray:  # noqa: D102
         pictures = [_decode(file) for file in self.files[start:stop]]
         for file, picture in zip(self.files[start:stop], pictures, strict=True):
             _check_size(str(file), picture, self.size, str(self.files[0]))
         return np.stack(pictures)
 
-    def take(self, positions: np.ndarray) -> FileImages:
-        """The images at these positions, in this order."""
+    def take(self, positions: np.ndarray) -> FileImages:  # noqa: D102
         return FileImages([self.files[position] for position in positions])
 
     def sha256(self) -> str:
@@ -107,7 +97,7 @@ class FileImages:
         return digest.hexdigest()
 
 
-class DrawnImages:
+class DrawnImages(ImageSet):
     """Samples of a generator, drawn when they are read: the i-th from the i-th of `seeds`.
 
     They are drawn in groups that start at multiples of 64, as in gen.sample. The latest group is kept, so reading in
@@ -117,17 +107,9 @@ class DrawnImages:
     def __init__(self, network: nn.Module, seeds: np.ndarray) -> None:
         self.network, self.seeds = network, seeds
         self._kept: tuple[int, np.ndarray] = 0, self._draw(0)
+        super().__init__(len(seeds), self._kept[1].shape[1:3])
 
-    def __len__(self) -> int:
-        return len(self.seeds)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return int(self._kept[1].shape[1]), int(self._kept[1].shape[2])
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """uint8 (stop - start, H, W, 3), RGB."""
+    def read(self, start: int, stop: int) -> np.ndarray:  # noqa: D102
         parts = []
         for first in range(start - start % GROUP, stop, GROUP):
             if self._kept[0] != first:
@@ -135,8 +117,7 @@ class DrawnImages:
             parts.append(self._kept[1][max(start - first, 0) : stop - first])
         return np.concatenate(parts)
 
-    def take(self, positions: np.ndarray) -> DrawnImages:
-        """The images at these positions, in this order."""
+    def take(self, positions: np.ndarray) -> DrawnImages:  # noqa: D102
         return DrawnImages(self.network, self.seeds[positions])
 
     def _draw(self, first: int) -> np.ndarray:
@@ -198,7 +179,7 @@ def list_images(folder: Path) -> FileImages:
         UserError: there are fewer than two, or the first cannot be decoded.
     """
     try:
-        files = sorted(file for file in folder.iterdir() if _extension(file) in EXTENSIONS and file.is_file())
+        files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES and file.is_file())
     except OSError as error:
         raise UserError(f"cannot read {folder}: {error.strerror or error}") from error
     if len(files) < 2:
@@ -210,9 +191,10 @@ def _open_folder(path: Path) -> Samples:
     """A flat folder of images as one sample set."""
     images = list_images(path)
     warnings = _count_warnings(len(images))
-    lossy = sum(_extension(file) in LOSSY for file in images.files)
-    if lossy:
-        warnings.append(f"{lossy} of {len(images)} images are JPEG or WebP: lossy files score differently from PNGs")
+    if images.lossy:
+        warnings.append(
+            f"{images.lossy} of {len(images)} images are JPEG or WebP: lossy files score differently from PNGs"
+        )
     facts = {"kind": "folder", "path": str(path), "count": len(images), "sets": 1, "sha256": images.sha256()}
     return Samples(len(images), 1, lambda _: images, facts, warnings)
 
@@ -263,11 +245,6 @@ def _open_model(path: Path, count: int, sets: int, seed: int, device: str) -> Sa
         return DrawnImages(network, np.arange(first_seeds[index], first_seeds[index] + count))
 
     return Samples(count, sets, draw, facts, warnings)
-
-
-def _extension(file: Path) -> str:
-    """Extension without the dot and with its case: pytorch-fid ignores `.PNG`."""
-    return file.suffix[1:]
 
 
 def _decode(file: Path) -> np.ndarray:
