@@ -31,7 +31,7 @@ class Key(NamedTuple):
 
 def read(name: str) -> tuple[str, str]:
     """The comment at the top of conf/<name>.yaml, without `#`, and the text below it."""
-    text = resources.files("conf").joinpath(*f"{name}.yaml".split("/")).read_text(encoding="utf-8")
+    text = resources.files("conf").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     lines = text.removeprefix("# @package _global_\n").splitlines()
     top = next(number for number, line in enumerate(lines) if not line.startswith("#"))
     return "\n".join(line[2:] for line in lines[:top]), "\n".join(lines[top:])
