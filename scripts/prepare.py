@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,6 @@ from core.prepare.pets import download_pets
 from core.prepare.pipeline import Prepared, prepare
 from core.prepare.sources import download_celeba, drawn_source, open_image_source
 
-SIZES = range(16, 2049, 8)
 DRAWN_COUNT = 10_000
 
 EXAMPLES = """
@@ -50,7 +51,7 @@ examples:
 Each picture goes through exactly torchvision's Resize(SIZE) and CenterCrop(SIZE), as in the course; with --fit pad the
 longer side becomes SIZE and the rest is black, and ignored in masks. EXIF rotation is not applied and transparency is
 dropped, as torchvision's loaders do. Unreadable pictures and those that would be enlarged more than twofold are skipped
-and listed in meta.json; more than 1% of them is an error. Interrupted, the same command continues.
+and listed in meta.json; more than 1% of them is an error. After an interruption the same command continues.
 
 Masks of one bit, or of 0 and 255 alone, have two classes; other masks of one channel or with a palette hold class
 indices, 255 is ignored; colour masks need a class table with colours. A class table is a text file with a line for each
@@ -82,26 +83,24 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
+def _number(allowed: range, description: str) -> Callable[[str], int]:
+    """An argparse type for whole numbers in a range."""
+
+    def convert(text: str) -> int:
+        if not text.isdecimal() or int(text) not in allowed:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {description}")
+        return int(text)
+
+    return convert
 
 
-def _size(text: str) -> int:
-    if not text.isdecimal() or int(text) not in SIZES:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a multiple of 8 from {SIZES[0]} to {SIZES[-1]}")
-    return int(text)
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
+_size = _number(range(16, 2049, 8), "a multiple of 8 from 16 to 2048")
+_positive = _number(range(1, sys.maxsize), "a whole number above 0")
+_natural = _number(range(sys.maxsize), "a whole number of 0 or more")
 
 
 def cpu_cores() -> int:
-    """As `core.training.distributed.cpu_cores`, which would cost the seconds that importing torch takes."""
+    """As `core.training.distributed.cpu_cores`, without importing torch, which takes seconds."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -130,7 +129,7 @@ def source_of(options: argparse.Namespace) -> ImageSource:
     return download_celeba(root)
 
 
-def report(result: Prepared) -> str:
+def summary(result: Prepared) -> str:
     """The lines for standard output: what is where, split, skipped and speed."""
     data = result.data
     counts = None if data.split is None else np.bincount(data.split, minlength=len(SPLITS))
@@ -152,21 +151,18 @@ def report(result: Prepared) -> str:
 
 @reports_errors
 def main() -> None:
-    """Entry point."""
+    """Command line entry."""
     options = parse()
-    print(
-        report(
-            prepare(
-                source_of(options),
-                options.out,
-                size=options.size,
-                fit=options.fit,
-                limit=options.limit,
-                workers=options.workers or cpu_cores(),
-                force=options.force,
-            )
-        )
+    result = prepare(
+        source_of(options),
+        options.out,
+        size=options.size,
+        fit=options.fit,
+        limit=options.limit,
+        workers=options.workers or cpu_cores(),
+        force=options.force,
     )
+    print(summary(result))
 
 
 if __name__ == "__main__":

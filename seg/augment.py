@@ -1,13 +1,14 @@
-"""Random changes of a picture and its mask, alike for both: torchvision's v2 kernels on `tv_tensors`.
+"""Random changes of a picture together with its mask, by torchvision's v2 kernels on `tv_tensors`.
 
-Every amount is drawn from a generator that the caller gives, so that a picture's changes are a function of its place in
-the training sequence, whatever process makes them.
+All amounts are drawn from the caller's generator, so the changes depend on the place in the training sequence alone,
+whatever process makes them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,12 +32,12 @@ class Augmentation:
     Attributes:
         flip, vertical_flip: mirror with probability 1/2.
         swap_sides: exchange left and right classes (`l_eye`, `r_eye`) in mirrored masks.
-        rotate: up to so many degrees either way.
-        translate: shift by up to this share of the side.
-        scale: enlarge or shrink by up to this share.
-        shear: up to so many degrees.
+        rotate: largest angle in degrees.
+        translate: largest shift as a share of the side.
+        scale: largest enlargement or reduction as a share.
+        shear: largest angle in degrees.
         elastic: standard deviation in pixels of the displacement vectors of the elastic deformation.
-        colour: change brightness, contrast and saturation by up to this share.
+        colour: largest change of brightness, contrast and saturation as a share.
     """
 
     flip: bool
@@ -75,41 +76,34 @@ class Example:
     mask: tv_tensors.Mask
     border: tv_tensors.Mask | None
 
-    def mapped(self, change: _Change) -> Example:
-        """The same geometric change on all parts; what comes in from outside is black and ignored."""
+    def mapped(self, function: Callable[..., Any], outside: bool = False, **arguments: Any) -> Example:
+        """The same geometric change of all parts; what comes in from `outside` is black and ignored."""
+
+        def change(part: Any, fill: int) -> Any:
+            return function(part, **arguments, **({"fill": fill} if outside else {}))
+
         border = None if self.border is None else change(self.border, 0)
         return Example(change(self.image, 0), change(self.mask, IGNORE), border)
-
-
-class _Change:
-    """A torchvision function and its arguments; called with a part and the value for what lies outside."""
-
-    def __init__(self, function, **arguments) -> None:  # type: ignore[no-untyped-def]
-        self.function, self.arguments = function, arguments
-
-    def __call__(self, part, fill: int):  # type: ignore[no-untyped-def]
-        filling = {"fill": fill} if self.function in (V.affine, V.elastic) else {}
-        return self.function(part, **self.arguments, **filling)
 
 
 def augment(example: Example, amounts: Augmentation, mirrored: Sequence[int], rng: np.random.Generator) -> Example:
     """A random variant of `example`, of the same size.
 
     Args:
-        mirrored: the class that each class becomes in a mirror (`core.data.mask_classes.mirrored_classes`).
+        mirrored: for each class its mirror image (`core.data.mask_classes.mirrored_classes`).
     """
     flips = [amounts.flip and rng.random() < 0.5, amounts.vertical_flip and rng.random() < 0.5]
     for wanted, function in zip(flips, (V.horizontal_flip, V.vertical_flip), strict=True):
         if wanted:
-            example = example.mapped(_Change(function))
+            example = example.mapped(function)
     if amounts.swap_sides and flips[0] != flips[1]:  # both together are a rotation, which keeps left and right
         example = Example(example.image, swap_classes(example.mask, mirrored), example.border)
     if amounts.rotate or amounts.translate or amounts.scale or amounts.shear:
-        example = example.mapped(_affine(example, amounts, rng))
+        example = _affine(example, amounts, rng)
     if amounts.elastic:
         height, width = example.mask.shape[-2:]
         field = elastic_field(height, width, amounts.elastic, rng)
-        example = example.mapped(_Change(V.elastic, displacement=field))
+        example = example.mapped(V.elastic, outside=True, displacement=field)
     if amounts.colour:
         image = example.image
         for function in (V.adjust_brightness, V.adjust_contrast, V.adjust_saturation):
@@ -119,22 +113,23 @@ def augment(example: Example, amounts: Augmentation, mirrored: Sequence[int], rn
 
 
 def swap_classes(mask: Tensor, mirrored: Sequence[int]) -> tv_tensors.Mask:
-    """The mask (uint8) with every class replaced by its mirror image; 255 stays."""
+    """The mask (uint8) with each class replaced by its mirror image; 255 stays."""
     table = torch.arange(256, dtype=torch.uint8)
     table[: len(mirrored)] = torch.tensor(mirrored, dtype=torch.uint8)
     return tv_tensors.Mask(table[mask.as_subclass(Tensor).long()])
 
 
-def _affine(example: Example, amounts: Augmentation, rng: np.random.Generator) -> _Change:
+def _affine(example: Example, amounts: Augmentation, rng: np.random.Generator) -> Example:
     height, width = example.mask.shape[-2:]
     shift = amounts.translate * rng.uniform(-1, 1, 2) * (width, height)
-    return _Change(
+    return example.mapped(
         V.affine,
+        outside=True,
         angle=float(rng.uniform(-amounts.rotate, amounts.rotate)),
         translate=[float(value) for value in shift],
         scale=float(rng.uniform(1 - amounts.scale, 1 + amounts.scale)),
         shear=[float(value) for value in rng.uniform(-amounts.shear, amounts.shear, 2)],
-        interpolation=InterpolationMode.BILINEAR,  # masks always take the nearest value
+        interpolation=InterpolationMode.BILINEAR,  # of the image; masks always take the nearest value
     )
 
 
@@ -161,5 +156,5 @@ def crop(example: Example, size: int, margin: int, rng: np.random.Generator) -> 
     around = np.arange(-margin, size + margin)
     rows, columns = mirror(top + around, height), mirror(left + around, width)
     image = tv_tensors.Image(example.image.as_subclass(Tensor)[:, rows][:, :, columns])
-    window = _Change(V.crop, top=top, left=left, height=size, width=size)
-    return Example(image, window(example.mask, 0), None if example.border is None else window(example.border, 0))
+    window = example.mapped(V.crop, top=top, left=left, height=size, width=size)
+    return Example(image, window.mask, window.border)

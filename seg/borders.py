@@ -12,15 +12,15 @@ from core.cli.console import progress_bar
 from core.cli.errors import UserError
 from core.data.mask_classes import IGNORE
 
-NEGLIGIBLE = 1e-4  # of w0: weights below it may come out as 0
+NEGLIGIBLE = 1e-4  # share of w0 below which a weight may become 0
 
 
 def border_weights(mask: np.ndarray, foreground: Collection[int], w0: float = 10.0, sigma: float = 5.0) -> np.ndarray:
     """w0 * exp(-(d1 + d2)^2 / (2 sigma^2)) at background pixels, d1 and d2 the distances to the two nearest cells.
 
-    A cell is a 4-connected region of foreground pixels, whatever their classes. Its distance is the Euclidean one from
-    the centre of the pixel to the centre of the nearest pixel of the cell. Cells farther than
-    sigma * sqrt(2 ln(1 / 1e-4)), about 4.3 sigma, may be left out, which changes no weight by more than 1e-4 * w0.
+    A cell is a 4-connected region of foreground pixels, whatever their classes. Distances are Euclidean, from the
+    centre of the pixel to the centre of the cell's nearest pixel. Cells farther than sigma * sqrt(2 ln(1 / 1e-4)),
+    about 4.3 sigma, may be left out, which changes no weight by more than 1e-4 * w0.
 
     Args:
         mask: uint8 (H, W) of class indices, 255 = ignore.
@@ -29,8 +29,8 @@ def border_weights(mask: np.ndarray, foreground: Collection[int], w0: float = 10
         sigma: width of the gaps that count, in pixels, above 0.
 
     Returns:
-        float32 (H, W) in [0, w0), 0 at foreground and ignored pixels, and everywhere when there are fewer than two
-        cells. It is to be added to the class weights.
+        float32 (H, W) in [0, w0) to add to the class weights: 0 at foreground and ignored pixels, and everywhere when
+        there are fewer than two cells.
 
     Raises:
         UserError: w0 or sigma out of range.
@@ -47,8 +47,8 @@ def border_weights(mask: np.ndarray, foreground: Collection[int], w0: float = 10
 
 
 def _two_distances(cells: np.ndarray, sigma: float) -> np.ndarray:
-    """d1 + d2 of every pixel, infinite where the second cell is too far to matter."""
-    # Beyond the reach of a cell d2 alone, and so the sum, is large enough for a negligible weight.
+    """d1 + d2 of each pixel, infinite where the second cell is too far to matter."""
+    # Where d2 alone exceeds the reach, the weight is negligible.
     reach = math.ceil(sigma * math.sqrt(-2 * math.log(NEGLIGIBLE)))
     nearest, second = np.full((2, *cells.shape), np.inf)
     for label, (rows, columns) in enumerate(ndimage.find_objects(cells), start=1):
@@ -60,7 +60,7 @@ def _two_distances(cells: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _grown(part: slice, reach: int) -> slice:
-    """A range of pixels with `reach` more on each side; slicing itself stops at the far edge."""
+    """A range of pixels with `reach` more on each side; slicing stops at the far edge by itself."""
     return slice(max(0, part.start - reach), part.stop + reach)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import sys
 from collections.abc import Iterator
@@ -41,10 +42,13 @@ class Examples(Dataset):
 
     Args:
         data: a prepared data set with masks.
-        split: where to train.
-        window: side of the scored area; the whole picture when it equals `data.image_size`.
-        margin: pixels of picture around it.
+        split: part of the data to train on.
+        window: side of the masks in pixels; the whole picture when it equals `data.image_size`.
+        margin: further pixels of the image on each side.
         borders: floating (n, H, W) border weights of the n pictures of the split, in their order, or None.
+
+    Raises:
+        UserError: the data set has no masks.
     """
 
     def __init__(
@@ -65,13 +69,13 @@ class Examples(Dataset):
         self.mirrored = mirrored_classes(data.classes)
 
     def __getitem__(self, position: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Image uint8 (H, W, 3), mask uint8 (h, w) and border weights float (h, w; empty when there are none)."""
+        """Image uint8 (H, W, 3), mask uint8 (h, w) and border weights float (h, w), or (0,) without any."""
         row = int(self.order.window(position, 1)[0][0])
         border = None
         if self.borders is not None:
             place = int(np.searchsorted(self.order.indices, row))  # the rows of a split are ascending
             border = tv_tensors.Mask(torch.from_numpy(self.borders[place]).float())
-        # np.array copies: the arrays are read-only maps
+        # np.array copies, since the arrays are read-only maps.
         image = torch.from_numpy(np.array(self.images[row])).permute(2, 0, 1)
         example = Example(tv_tensors.Image(image), tv_tensors.Mask(torch.from_numpy(np.array(self.masks[row]))), border)
         rng = np.random.default_rng([self.seed, 1, position])  # 1: apart from the draws for the order
@@ -82,21 +86,15 @@ class Examples(Dataset):
         return example.image.as_subclass(Tensor).permute(1, 2, 0), example.mask.as_subclass(Tensor), weights
 
 
-class _Share:
-    """Sampler: the positions of one rank, batch after batch, from `images_seen` on without end."""
-
-    def __init__(self, images_seen: int, batch_size: int, rank: int, ranks: int) -> None:
-        self.start, self.batch_size, self.rank, self.share = images_seen, batch_size, rank, batch_size // ranks
-
-    def __iter__(self) -> Iterator[list[int]]:
-        start = self.start + self.rank * self.share
-        while True:
-            yield list(range(start, start + self.share))
-            start += self.batch_size
+def _positions(images_seen: int, batch_size: int, rank: int, ranks: int) -> Iterator[list[int]]:
+    """The positions of one rank, batch after batch, from `images_seen` on without end."""
+    share = batch_size // ranks
+    for start in itertools.count(images_seen + rank * share, batch_size):
+        yield list(range(start, start + share))
 
 
-def _leave_signals(worker: int) -> None:
-    """Stopping is the business of the training process, which then ends its workers."""
+def _ignore_signals(worker: int) -> None:
+    """Stopping is up to the training process, which then ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -110,20 +108,20 @@ def training_batches(
     device: torch.device,
     workers: int,
 ) -> Iterator[Batch]:
-    """The share of `rank` of every global batch that follows `images_seen`, without end.
+    """The share of `rank` in each global batch after `images_seen`, without end.
 
     Args:
-        workers: processes that make examples ahead of time; 0 makes them here. The batches are the same.
+        workers: processes that make examples ahead of time; 0 makes them in this process. The batches are the same.
     """
     loader: DataLoader = DataLoader(
         examples,
-        batch_sampler=_Share(images_seen, batch_size, rank, ranks),
+        batch_sampler=_positions(images_seen, batch_size, rank, ranks),
         num_workers=workers,
-        worker_init_fn=_leave_signals,
-        # Workers share the arrays of a forked process; a spawned one would be sent copies of them.
+        worker_init_fn=_ignore_signals,
+        # Forked workers share the arrays; spawned ones would receive copies.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # else the loader would draw a number from the global one
+        generator=torch.Generator(),  # otherwise the loader would draw from the global one
     )
     for images, masks, borders in loader:
         yield Batch(

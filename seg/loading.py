@@ -12,9 +12,8 @@ from core.data.images import MEMORY_FORMAT
 from core.nn.model_file import load_model
 from seg.unet import UNet
 
-# What a segmenter's file says besides its weights: class names and RGB colours in index order; the side in pixels of
-# the pictures it was trained on, whether these were scaled to it, which side was fitted, and after how many images the
-# weights were taken.
+# What a segmenter's file says besides its weights: class names and RGB colours in index order, the side of the training
+# pictures in pixels, whether they were scaled to it, which side was fitted, and the images seen.
 INFO_KEYS = ("classes", "palette", "image_size", "resized", "fit", "images_seen")
 
 

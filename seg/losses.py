@@ -1,6 +1,6 @@
-"""Segmentation losses, each as a numerator and a denominator: ranks and parts of a batch then add up exactly.
+"""Segmentation losses, each as a numerator and a denominator, which add up exactly over ranks and parts of a batch.
 
-Every term is computed in float32 or better, whatever the type of the logits, and leaves ignored pixels out.
+All are computed in float32 or better, whatever the type of the logits, and leave ignored pixels out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from core.data.mask_classes import IGNORE
 
 TERMS = ("cross_entropy", "dice", "focal")
 
-Terms = dict[str, tuple[Tensor, Tensor]]
+Fractions = dict[str, tuple[Tensor, Tensor]]
 
 
 def loss_terms(
@@ -27,7 +27,7 @@ def loss_terms(
     class_weights: Tensor | None = None,
     border: Tensor | None = None,
     focal_gamma: float = 2.0,
-) -> Terms:
+) -> Fractions:
     """The chosen losses of one batch.
 
     With p the softmax, p_t its value for the true class and the pixel weight w = class weight + border weight, 0 at
@@ -57,13 +57,13 @@ def loss_terms(
     """
     if unknown := sorted(set(names) - set(TERMS)):
         raise UserError(f"unknown loss {unknown[0]!r}: use {', '.join(TERMS)}")
-    if logits.shape[:1] + logits.shape[2:] != target.shape:  # gather would take a smaller target without a word
+    if logits.shape[:1] + logits.shape[2:] != target.shape:  # gather would accept a smaller target silently
         raise ValueError(f"logits {tuple(logits.shape)} do not fit the target {tuple(target.shape)}")
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     log_p = F.log_softmax(logits, dim=1)
     valid = target != IGNORE
-    terms: Terms = {}
+    terms: Fractions = {}
     if "dice" in names:
         terms["dice"] = _dice(log_p.exp(), target, valid)
     if "cross_entropy" in names or "focal" in names:
@@ -89,34 +89,31 @@ def _pixel_weights(
 
 
 def _miss(log_pt: Tensor) -> Tensor:
-    """1 - p_t, accurate near p_t = 1 and never 0: a power below 1 has no finite slope there."""
+    """1 - p_t, accurate near p_t = 1 and never 0, where a power below 1 has no finite slope."""
     return (-torch.expm1(log_pt)).clamp(min=torch.finfo(log_pt.dtype).eps)
 
 
 def _dice(p: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """Numerator and denominator of the Dice loss from probabilities (N, C, H, W)."""
-    # A boolean mask and sums rather than scatter_add: on a GPU that adds in a different order every time.
+    # Not scatter_add, which on a GPU adds in a different order each time.
     members = target[:, None] == torch.arange(p.shape[1], device=p.device)[:, None, None]
     overlap = p.masked_fill(~members, 0).sum((2, 3))
     size = members.sum((2, 3))
     predicted = p.masked_fill(~valid[:, None], 0).sum((2, 3))
-    # A class that occurs has a size of 1 at least, so the clamp only keeps the other pairs from 0 / 0.
+    # A class that occurs has at least one pixel, so the clamp only keeps the others from 0 / 0.
     loss = 1 - 2 * overlap / (predicted + size).clamp(min=1)
     present = size > 0
     return loss.masked_fill(~present, 0).sum(), present.sum().to(p.dtype)
 
 
-def total_loss(terms: Terms, factors: dict[str, float], denominators: dict[str, Tensor] | None = None) -> Tensor:
+def total_loss(terms: Fractions, factors: dict[str, float], denominators: dict[str, Tensor] | None = None) -> Tensor:
     """Sum of factor * numerator / denominator; a term whose denominator is 0 (nothing but ignored pixels) adds 0.
 
     Args:
         terms: from `loss_terms`.
         factors: by name; every name must be in `terms`.
-        denominators: by name, summed over all ranks, in place of those in `terms`. The sum of what the ranks return
-            is then the value of one rank with the whole batch, so gradients are to be summed, not averaged.
-
-    Returns:
-        A scalar.
+        denominators: by name, summed over all ranks, in place of those in `terms`. The ranks' values then add up to
+            the loss of the whole batch, so gradients must be summed, not averaged.
     """
     parts = []
     for name, factor in factors.items():
@@ -129,17 +126,17 @@ def total_loss(terms: Terms, factors: dict[str, float], denominators: dict[str, 
 def median_frequency_weights(counts: Sequence[int] | np.ndarray) -> Tensor:
     """Class weights that balance rare and frequent classes: median frequency / frequency (Eigen & Fergus 2015).
 
-    The frequency of a class is its share of all counted pixels (the paper divides by the pixels of the images that
-    have the class). Classes without a pixel take no part in the median and get weight 0.
+    The frequency of a class is its share of all labelled pixels (the paper divides by the pixels of the images that
+    have the class). Classes without a pixel are left out of the median and get weight 0.
 
     Args:
-        counts: pixels of each class, (C,), ignored pixels left out.
+        counts: labelled pixels of each class, (C,).
 
     Returns:
         float32 (C,).
 
     Raises:
-        UserError: there is no pixel at all.
+        UserError: no pixel is labelled.
     """
     pixels = np.asarray(counts, np.float64)
     present = pixels > 0

@@ -19,10 +19,10 @@ from core.cli.errors import UserError
 from core.cli.files import atomic_path
 from core.data.mask_classes import IGNORE
 
-# Per-image scores are summed as whole multiples of 2^-40: exact in any order, and room for 8 million pictures.
+# Per-image scores are summed as whole multiples of 2^-40: exact in any order, with room for 8 million pictures.
 _UNIT = 2.0**-40
-_NUMBERED_CLASSES = 20  # with more the cells of the plot are too small for numbers
-_ROOMY_CLASSES = 8  # up to here there is room for a digit behind the point
+_NUMBERED_CLASSES = 20  # with more, the cells of the plot are too small for numbers
+_ROOMY_CLASSES = 8  # with more, too small for a decimal place
 
 
 class SegmentationMetrics:
@@ -46,9 +46,9 @@ class SegmentationMetrics:
         self.classes = list(classes)
         count = len(self.classes)
         self._confusion = torch.zeros(count, count, dtype=torch.int64)
-        # For every class: sum of IoU, sum of Dice (both in units of _UNIT), pictures that have it.
+        # For each class: sums of IoU and Dice (in units of _UNIT), pictures that have it.
         self._by_class = torch.zeros(3, count, dtype=torch.int64)
-        # Sum of the pictures' mean IoU, of their mean Dice (in units), pictures with a valid pixel, pictures, ignored.
+        # Sums of the pictures' mean IoU and Dice (in units), pictures with a valid pixel, pictures, ignored pixels.
         self._totals = torch.zeros(5, dtype=torch.int64)
 
     @property
@@ -82,19 +82,12 @@ class SegmentationMetrics:
         cells = torch.bincount((image * count + true) * count + guess, minlength=images * count * count)
         confusions = cells.reshape(images, count, count).cpu()
         self._confusion += confusions.sum(0)
-        self._count_images(confusions)
-        self._totals[3] += images
-        self._totals[4] += target.numel() - true.numel()
-
-    def _count_images(self, confusions: Tensor) -> None:
-        """Add the scores of single pictures from their own confusion matrices (N, C, C)."""
-        iou, dice, present = _overlaps(confusions)
-        scored = present.any(1)
-        for row, score in enumerate((iou, dice)):
+        *scores, present = _overlaps(confusions)
+        for row, score in enumerate(scores):
             self._by_class[row] += _in_units(score).sum(0)
             self._totals[row] += _in_units(score.sum(1) / present.sum(1).clamp(min=1)).sum()
         self._by_class[2] += present.sum(0)
-        self._totals[2] += scored.sum()
+        self._totals[2:] += torch.tensor([int(present.any(1).sum()), images, target.numel() - true.numel()])
 
     def reduce(self, accelerator: Accelerator) -> SegmentationMetrics:
         """The counts of all ranks together, the same on each, exact; this object keeps its own."""
@@ -114,18 +107,31 @@ class SegmentationMetrics:
         Returns:
             `images`, `pixels` (valid), `ignored_pixels`, `dataset` (miou, mdice, pixel_accuracy, per_class of iou,
             dice and true pixels), `per_image` (images with a valid pixel, miou, mdice, per_class of iou, dice and
-            images), `absent` (names of classes that nothing shows), `predicted_only` (names of those that no target
-            has: their IoU is 0 and counts). With two classes also `pixel_error`, the share of wrong pixels (ISBI 2012;
-            Arganda-Carreras et al. 2015).
+            images), `absent` (classes in neither targets nor predictions), `predicted_only` (classes in predictions
+            alone: their IoU is 0 and counts). With two classes also `pixel_error`, the share of wrong pixels
+            (ISBI 2012; Arganda-Carreras et al. 2015).
         """
         true, guessed = self._confusion.sum(1), self._confusion.sum(0)
         accuracy = _ratio(int(self._confusion.diagonal().sum()), int(true.sum()))
+        iou, dice, present = (row[0] for row in _overlaps(self._confusion[None]))
+        sums, totals = self._by_class[:2].double() * _UNIT, self._totals[:2].double() * _UNIT
+        having, (scored, images, ignored) = self._by_class[2], self._totals[2:].tolist()
         result = {
-            "images": int(self._totals[3]),
+            "images": images,
             "pixels": int(true.sum()),
-            "ignored_pixels": int(self._totals[4]),
-            "dataset": self._dataset(accuracy),
-            "per_image": self._per_image(),
+            "ignored_pixels": ignored,
+            "dataset": {
+                "miou": _ratio(float(iou.sum()), int(present.sum())),
+                "mdice": _ratio(float(dice.sum()), int(present.sum())),
+                "pixel_accuracy": accuracy,
+                "per_class": self._per_class(iou, dice, present, "pixels", true),
+            },
+            "per_image": {
+                "images": scored,
+                "miou": _ratio(float(totals[0]), scored),
+                "mdice": _ratio(float(totals[1]), scored),
+                "per_class": self._per_class(sums[0], sums[1], having, "images", having),
+            },
             "absent": self._names((true == 0) & (guessed == 0)),
             "predicted_only": self._names((true == 0) & (guessed > 0)),
         }
@@ -133,40 +139,10 @@ class SegmentationMetrics:
             result["pixel_error"] = None if accuracy is None else 1 - accuracy
         return result
 
-    def _dataset(self, accuracy: float | None) -> dict[str, Any]:
-        iou, dice, present = (row[0] for row in _overlaps(self._confusion[None]))
-        pixels = self._confusion.sum(1)
-        count = int(present.sum())
-        return {
-            "miou": _ratio(float(iou.sum()), count),
-            "mdice": _ratio(float(dice.sum()), count),
-            "pixel_accuracy": accuracy,
-            "per_class": {
-                name: {
-                    "iou": float(iou[index]) if present[index] else None,
-                    "dice": float(dice[index]) if present[index] else None,
-                    "pixels": int(pixels[index]),
-                }
-                for index, name in enumerate(self.classes)
-            },
-        }
-
-    def _per_image(self) -> dict[str, Any]:
-        sums, images = self._by_class[:2].double() * _UNIT, self._by_class[2]
-        totals, scored = self._totals[:2].double() * _UNIT, int(self._totals[2])
-        return {
-            "images": scored,
-            "miou": _ratio(float(totals[0]), scored),
-            "mdice": _ratio(float(totals[1]), scored),
-            "per_class": {
-                name: {
-                    "iou": _ratio(float(sums[0, index]), int(images[index])),
-                    "dice": _ratio(float(sums[1, index]), int(images[index])),
-                    "images": int(images[index]),
-                }
-                for index, name in enumerate(self.classes)
-            },
-        }
+    def _per_class(self, iou: Tensor, dice: Tensor, parts: Tensor, key: str, counts: Tensor) -> dict[str, Any]:
+        """Means of sums over the given number of parts, and one further count under `key`, all (C,), by class name."""
+        columns = zip(self.classes, iou.tolist(), dice.tolist(), parts.tolist(), counts.tolist(), strict=True)
+        return {name: {"iou": _ratio(a, n), "dice": _ratio(b, n), key: count} for name, a, b, n, count in columns}
 
     def _names(self, chosen: Tensor) -> list[str]:
         return [name for name, is_chosen in zip(self.classes, chosen.tolist(), strict=True) if is_chosen]
@@ -190,13 +166,7 @@ def _ratio(part: float, whole: int) -> float | None:
 
 
 def plot_confusion(counts: np.ndarray, classes: Sequence[str], path: str | Path, title: str) -> None:
-    """Write a confusion matrix as PNG: each row in percent of the pixels of that true class, empty rows grey.
-
-    Args:
-        counts: (C, C), true class by predicted class, as in `SegmentationMetrics.confusion`.
-        classes: names, in the order of the class indices.
-        path: the file, complete or absent.
-        title: above the picture.
+    """Write a confusion matrix (C, C) as PNG: each row in percent of the pixels of that true class, empty rows grey.
 
     Raises:
         UserError: the file cannot be written.
@@ -208,7 +178,7 @@ def plot_confusion(counts: np.ndarray, classes: Sequence[str], path: str | Path,
     side = max(3.6, 0.45 * len(classes)) + 1.6
     figure = Figure(figsize=(side, side - 0.9), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    axes.set_facecolor("0.85")  # what shows through where there is no number
+    axes.set_facecolor("0.85")  # shows where there is no number
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(classes)), classes)

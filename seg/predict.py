@@ -18,11 +18,11 @@ from torch.nn import functional as F
 from core.cli.console import progress_bar, say, warn
 from core.cli.errors import CommandParser, UserError, reports_errors
 from core.cli.files import atomic_path
-from core.cli.text import listed, shown
 from core.data.decode import decode, reason_of
 from core.data.images import write_png
 from core.data.mask_classes import mirrored_classes
 from core.prepare.store import natural, open_store
+from core.submission.archive import listed, shown
 from core.training.machine import pick_device, set_up_cpu
 from seg.loading import load_unet
 from seg.tiling import segment
@@ -30,8 +30,8 @@ from seg.unet import UNet
 
 TILE = 512
 MASK, OVERLAY, PROBABILITIES = ".png", ".overlay.png", ".npz"
-TINT, BACKGROUND_TINT = 0.55, 0.15  # how much of a class colour an overlay shows; class 0 hardly hides the picture
-MAX_SCALED_PIXELS = 1 << 27  # a picture of 1 x 10,000 pixels would have gigabytes once its shorter side is scaled up
+TINT, BACKGROUND_TINT = 0.55, 0.15  # opacity of class colours in an overlay; class 0 hardly hides the picture
+MAX_SCALED_PIXELS = 1 << 27  # scaling up the shorter side of a 1 x 10,000 picture would take gigabytes
 SHOWN_SHARES = 8
 
 
@@ -42,8 +42,7 @@ class Segmenter:
     Attributes:
         model: in eval mode, on its device.
         classes, palette: names and RGB colours (0..255) in index order.
-        size: what a side of a picture is scaled to; None keeps pictures as they are.
-        longer: whether that is the longer side instead of the shorter one.
+        size: pixels to which the shorter side is scaled, with `longer` the longer one; None keeps pictures as they are.
         reason: the scale and where it comes from, for people.
     """
 
@@ -65,9 +64,9 @@ class Segmenter:
         return picture.resize(scaled_size(*picture.size, self.size, self.longer), Image.Resampling.BILINEAR)
 
     def planes(self, scaled: Image.Image, width: int, height: int, tile: int, average: bool) -> Iterator[Tensor]:
-        """Class by class the probabilities of a picture at its scale, brought back to (height, width) bilinearly.
+        """Probabilities of one class after another, float32 (height, width) on the CPU, resized bilinearly.
 
-        `tile` and `average` as in `seg.tiling.segment`; each plane is float32 (height, width) on the CPU.
+        `tile` and `average` are those of `seg.tiling.segment`.
         """
         for plane in segment(self.model, np.asarray(scaled), tile, average, mirrored_classes(self.classes)):
             if plane.shape == (height, width):
@@ -80,7 +79,7 @@ def scaled_size(width: int, height: int, size: int, longer: bool = False) -> tup
     """Width and height when the shorter (or the longer) of them becomes `size`, rounded as in preparation.
 
     Raises:
-        ValueError: the picture is so long that it would not fit into memory.
+        ValueError: the picture would not fit into memory.
     """
     if longer:
         scaled = max(1, size * width // max(width, height)), max(1, size * height // max(width, height))
@@ -101,7 +100,7 @@ def load_segmenter(run_or_file: str | Path, device: str = "auto", size: int | st
         size: side in pixels, `native` for pictures as they are, or None for the scale of the training.
 
     Raises:
-        UserError: no model, a damaged one, one that is no segmenter, or no such device.
+        UserError: no model, a damaged one, not a segmenter, or no such device.
     """
     model, info = load_unet(run_or_file, pick_device(device))
     trained = info["image_size"] if info["resized"] else None
@@ -127,10 +126,10 @@ class Job:
 def find_pictures(inputs: Sequence[Path], out: Path) -> list[Job]:
     """The pictures that the inputs name: files as given, and those in folders at any depth in natural order.
 
-    Hidden files are left out, and so is what lies in `out`: results are no input the next time.
+    Hidden files are left out, and so are the results in `out`.
 
     Raises:
-        UserError: an input does not exist or cannot be read, is the folder of the results, or holds no picture.
+        UserError: an input does not exist or cannot be read, is the folder of the results, or has no picture.
     """
     jobs = []
     own = out.resolve()
@@ -154,7 +153,7 @@ def check_targets(jobs: Sequence[Job], suffixes: Sequence[str], overwrite: bool)
     """Refuse whatever would lose a file, before anything is written.
 
     Raises:
-        UserError: two pictures have the same result, a result would replace a picture, or exists already.
+        UserError: two pictures share a result, or a result would replace a picture or exists already.
     """
     writers: dict[Path, Path] = {}
     for job in jobs:
@@ -175,16 +174,8 @@ def check_targets(jobs: Sequence[Job], suffixes: Sequence[str], overwrite: bool)
         raise UserError(f"{present[0]}{more}: continue with --resume, replace with --overwrite, or give another --out")
 
 
-def remaining(jobs: Sequence[Job], suffixes: Sequence[str]) -> list[Job]:
-    """The jobs of which a result is missing; each result is complete or absent, so the others are done."""
-    return [job for job in jobs if not all(job.target(suffix).exists() for suffix in suffixes)]
-
-
 def read_picture(path: Path) -> Image.Image:
-    """One file in RGB, decoded as in training (see `core.data.decode.decode`).
-
-    Raises whatever the decoder raises for a damaged picture.
-    """
+    """One file in RGB, decoded as in training; raises whatever the decoder raises for a damaged picture."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # remarks on odd palettes and EXIF blocks
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -199,12 +190,10 @@ def read_picture(path: Path) -> Image.Image:
 
 
 def classify(planes: Iterable[Tensor], keep: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """The most probable class of each pixel, uint8 (H, W), the first of equals.
-
-    Takes class after class: at the size of a photograph, all of them at once would fill the memory.
+    """The most probable class of each pixel (the first of equals), from one class after another to save memory.
 
     Returns:
-        The mask, and the probabilities as float16 (classes, H, W) with `keep`, else None.
+        The mask, uint8 (H, W), and with `keep` the probabilities, float16 (classes, H, W), else None.
     """
     kept = []
     for number, plane in enumerate(planes):
@@ -227,17 +216,15 @@ def overlay(pixels: np.ndarray, mask: np.ndarray, palette: Sequence[Sequence[int
 
 
 def write_mask(path: Path, mask: np.ndarray, palette: Sequence[Sequence[int]]) -> None:
-    """Write class indices (H, W) as a PNG whose pixel values are the indices, shown in the colours of the classes."""
+    """Write class indices (H, W) as a PNG whose values are the indices and whose palette has the class colours."""
     picture = Image.fromarray(mask)
     picture.putpalette([value for colour in palette for value in colour])
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
     with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getvalue())
+        picture.save(temporary, format="PNG")
 
 
 def write_probabilities(path: Path, probabilities: np.ndarray, classes: list[str]) -> None:
-    """Write float16 (classes, H, W) and the names as `probabilities` and `classes` of a compressed .npz."""
+    """Write `probabilities`, float16 (classes, H, W), and the names as `classes` into a compressed .npz."""
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, probabilities=probabilities, classes=np.array(classes))
 
@@ -245,10 +232,10 @@ def write_probabilities(path: Path, probabilities: np.ndarray, classes: list[str
 def predict(
     segmenter: Segmenter, jobs: Sequence[Job], suffixes: Sequence[str], tile: int = TILE, average: bool = False
 ) -> tuple[np.ndarray, list[str]]:
-    """Segment pictures and write the results named by `suffixes`; one that cannot be read does not stop the others.
+    """Segment pictures and write the results named by `suffixes`; an unreadable picture does not stop the others.
 
     Returns:
-        Pixels of each class over all masks, int64 (classes,), and one line for each picture that could not be read.
+        Pixels of each class over all masks, int64 (classes,), and one line for each unreadable picture.
 
     Raises:
         UserError: a result cannot be written, or the device's memory is too small for a tile.
@@ -261,7 +248,7 @@ def predict(
             try:
                 picture = read_picture(job.source)
                 scaled = segmenter.scaled(picture)
-            except Exception as error:  # decoders answer damaged files with nearly any exception
+            except Exception as error:  # decoders raise nearly anything for damaged files
                 failures.append(f"{shown(str(job.source))} ({reason_of(error)})")
                 warn(f"cannot read {failures[-1]}")
                 bar.advance(task)
@@ -282,7 +269,7 @@ def predict(
 
 
 def shares(pixels_of: np.ndarray, classes: Sequence[str]) -> str:
-    """The share of each class in all pixels, the largest first: `skin 41.0%, hair 30.2%, ...`."""
+    """Shares of the classes in all pixels, largest first: `skin 41.0%, hair 30.2%, ...`."""
     order = np.argsort(-pixels_of, kind="stable")
     parts = [f"{classes[index]} {pixels_of[index] / pixels_of.sum():.1%}" for index in order[:SHOWN_SHARES]]
     rest = f", {len(order) - SHOWN_SHARES} others" if len(order) > SHOWN_SHARES else ""
@@ -339,7 +326,8 @@ def main() -> None:
     check_targets(jobs, suffixes, options.overwrite or options.resume)
     if options.resume:
         present = len(jobs)
-        jobs = remaining(jobs, suffixes)
+        # Each result is complete or absent.
+        jobs = [job for job in jobs if not all(job.target(suffix).exists() for suffix in suffixes)]
         say(f"{present - len(jobs)} of {present} pictures are done already")
     set_up_cpu()
     segmenter = load_segmenter(options.model, options.device, options.size)

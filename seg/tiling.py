@@ -17,21 +17,20 @@ from seg.unet import UNet
 def segment(model: UNet, pixels: np.ndarray, tile: int, average: bool, mirrored: Sequence[int]) -> Tensor:
     """Class probabilities of one picture, from a model in eval mode on any device.
 
-    A padded network takes a picture that fits into one tile as a whole, as in training, with what its convolutions put
-    beyond the borders. Larger pictures, and all pictures for an unpadded network, are continued by mirroring and
-    processed tile by tile (overlap-tile strategy, Ronneberger et al. 2015, figure 2): each output pixel comes from one
-    tile, which shows the network all the surroundings that count for it. Tiles lie on the grid on which the network
-    pools, so the size of tiles smaller than the picture does not change the result. (Instance, group and layer
-    normalisation are the exception: with them a pixel depends on everything that is shown together.)
+    A padded network sees a picture that fits into one tile as a whole, as in training, with what its convolutions pad.
+    Larger pictures, and all pictures for an unpadded network, are mirrored beyond their borders and processed tile by
+    tile (overlap-tile strategy, Ronneberger et al. 2015, figure 2): each output pixel comes from one tile, which shows
+    the network everything that can change it. Tiles lie on the grid of the network's pooling, so their size does not
+    change the result, except with instance, group and layer normalisation, where a pixel depends on its whole input.
 
     Args:
         pixels: uint8 (H, W, 3), both sides at least 1.
-        tile: side of the output of a tile, at least 1; rounded up to a multiple of `model.multiple`.
-        average: mean of the probabilities over the 8 flips and quarter turns of the picture, each turned back.
-        mirrored: for each class the one it becomes in a mirror (see `core.data.mask_classes.mirrored_classes`).
+        tile: side of a tile's output, at least 1; rounded up to a multiple of `model.multiple`.
+        average: mean over the 8 flips and quarter turns of the picture, each turned back.
+        mirrored: for each class its mirror image (see `core.data.mask_classes.mirrored_classes`).
 
     Returns:
-        float32 (classes, H, W) on the CPU, the sum over classes 1.
+        float32 (classes, H, W) on the CPU; the classes sum to 1.
     """
     if not average:
         return _probabilities(model, pixels, tile)
@@ -40,7 +39,7 @@ def segment(model: UNet, pixels: np.ndarray, tile: int, average: bool, mirrored:
         for flip in (False, True):
             variant = np.rot90(pixels[:, ::-1] if flip else pixels, turns)
             back = torch.rot90(_probabilities(model, variant, tile), -turns, (1, 2))
-            # A mirror shows the left eye where the right one would be; turning alone changes no side.
+            # A mirror swaps the left and the right eye; a turn does not.
             total += back.flip(2)[list(mirrored)] if flip else back
     return total / 8
 
@@ -57,7 +56,7 @@ def _probabilities(model: UNet, pixels: np.ndarray, tile: int) -> Tensor:
     for top, rows in zip(tops, row_windows, strict=True):
         for left, columns in zip(lefts, column_windows, strict=True):
             output = _forward(model, pixels[np.ix_(rows, columns)])
-            # What a padded network says of the surroundings is discarded with the rest that other tiles know better.
+            # A padded network also gives an output for the surroundings, which other tiles predict better.
             skip = 0 if model.padding == "valid" else _round_up(model.margin, model.multiple)
             place = result[:, top : top + side, left : left + side]
             place.copy_(output[:, skip : skip + place.shape[1], skip : skip + place.shape[2]])
@@ -67,8 +66,8 @@ def _probabilities(model: UNet, pixels: np.ndarray, tile: int) -> Tensor:
 def _windows(model: UNet, length: int, side: int) -> tuple[range, list[np.ndarray]]:
     """Along one axis: where the outputs of the tiles begin, and the pixels that each shows the network.
 
-    Outputs begin at multiples of `model.multiple`, windows a constant number of pixels before, so that pooling falls on
-    the same grid in all of them. All windows have the same length.
+    Outputs begin at multiples of `model.multiple` and windows a constant number of pixels earlier, so that pooling
+    falls on the same grid in all of them. All windows are equally long.
     """
     side = min(side, _round_up(length, model.multiple))
     if model.padding == "valid":
@@ -81,9 +80,9 @@ def _windows(model: UNet, length: int, side: int) -> tuple[range, list[np.ndarra
 
 
 def mirror(positions: np.ndarray, length: int) -> np.ndarray:
-    """The pixels (0..length-1) that stand at `positions` of a line continued by mirroring at its first and last pixel.
+    """The pixels (0..length-1) at `positions` of a line that is mirrored at its first and last pixel without end.
 
-    As numpy's `reflect` padding, repeated as often as needed; a single pixel is repeated.
+    Like numpy's `reflect` padding; a single pixel is repeated.
     """
     if length == 1:
         return np.zeros_like(positions)
@@ -94,7 +93,7 @@ def mirror(positions: np.ndarray, length: int) -> np.ndarray:
 def _forward(model: UNet, pixels: np.ndarray) -> Tensor:
     """Probabilities (classes, H', W') on the CPU of uint8 pixels (H, W, 3)."""
     device = next(model.parameters()).device
-    # Full float32, also on GPUs that would round to TF32: a picture gives the same mask on every machine.
+    # Full float32 even where a GPU would use TF32, so that a picture gives the same mask on every machine.
     with full_precision(device):
         batch = to_float(torch.from_numpy(np.array(pixels, order="C"))[None].to(device))
         return model(batch).softmax(dim=1)[0].cpu()

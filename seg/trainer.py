@@ -27,9 +27,9 @@ from core.training.meter import is_due
 from core.training.rundir import RunFolder
 from seg.borders import border_map
 from seg.data import Batch, Examples, training_batches
-from seg.evaluate import comparison, data_identity, predictions, report, scored
 from seg.losses import loss_terms, total_loss
 from seg.metrics import SegmentationMetrics
+from seg.scoring import comparison, data_identity, predictions, scored, write_scores
 from seg.settings import TrainConfig, class_weights, learning_rate_factor, training_window
 from seg.unet import UNet
 
@@ -196,7 +196,7 @@ class Trainer(TrainingLoop):
         if improved:
             self.write_model(FILE_NAME)
             identity = {"images_seen": self.images_seen, "split": self.config.valid_split, **data_identity(self.data)}
-            report(results, metrics, self.run.path / f"{self.config.valid_split}.json", identity)
+            write_scores(results, metrics, self.run.path / f"{self.config.valid_split}.json", identity)
 
     def describe(self) -> str:
         """Model, parameters, data and machine."""

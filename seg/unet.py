@@ -27,28 +27,28 @@ from core.nn.blocks import (
 )
 
 BLOCKS = {"plain": DoubleConv, "residual": ResBlock}
-# Coarse pixels that an interpolation reads beyond the one that holds the last output pixel.
+# Coarse pixels that an interpolation reads beyond the one with the last output pixel.
 _COARSE_REACH = {"bilinear": 1, "bicubic": 2}
 
 
 class UNet(nn.Module):
     """Images (N, channels, H, W) in [-1, 1] -> logits (N, classes, H', W').
 
-    Each level holds two 3x3 convolutions; 2x2 max-pooling leads down, a doubling leads up, and the map of the same
-    level is put beside what comes up (section 2 of the paper). The defaults are the paper's network, padded.
+    Each level has two 3x3 convolutions; 2x2 max-pooling leads down, a doubling leads up, where the map of the same
+    level is concatenated (section 2 of the paper). The defaults are the paper's network, padded.
 
     Args:
-        widths: channels of each level; as many doublings as there are numbers after the first.
-        padding: `same` keeps H and W, whatever they are; `valid`, as in the paper, loses `margin` pixels on every side
+        widths: channels of each level; one doubling fewer than levels.
+        padding: `same` keeps H and W, whatever they are; `valid`, as in the paper, loses `margin` pixels on each side
             and takes the sizes that `output_size` accepts.
-        up: how the decoder doubles; `valid` allows `transposed` alone, as interpolation mixes in what lies beyond.
-        norm: behind every 3x3 convolution of a level; the paper has none.
+        up: how the decoder doubles; `valid` needs `transposed`, since interpolation reads beyond the borders.
+        norm: after each 3x3 convolution of a level; the paper has none.
         block: `plain` or `residual` (He et al. 2016) levels.
-        dropout: share of values dropped at the end of the contracting path, in its two coarsest levels (section 3.1).
+        dropout: probability at the end of the contracting path, in its two coarsest levels (section 3.1).
 
     Attributes:
-        margin: pixels on every side of an output block of `multiple` aligned pixels that can change it.
-        multiple: side of the finest grid on which pooling falls, 2 to the number of doublings.
+        margin: pixels on each side of an output block of `multiple` aligned pixels that can change it.
+        multiple: side of the coarsest pooling grid in pixels, 2 to the number of doublings.
 
     Raises:
         UserError: an argument out of range, or an input of impossible size in `forward`.
@@ -88,7 +88,7 @@ class UNet(nn.Module):
         if self.padding == "valid":
             self.output_size(height), self.output_size(width)
         else:
-            # At least two coarse pixels: instance normalisation cannot take a single one.
+            # At least two coarse pixels, since instance normalisation cannot take a single one.
             right = -width % self.multiple + (self.multiple if max(height, width) <= self.multiple else 0)
             x = F.pad(x, (0, right, 0, -height % self.multiple), mode="replicate")
         skips: list[Tensor] = []
@@ -165,17 +165,17 @@ def _check(widths: Sequence[int], padding: str, up: str, block: str, dropout: fl
 
 
 def _margin(depth: int, padding: str, up: str) -> int:
-    """The reach of the network: two 3x3 convolutions on the way down and up at each level, and what interpolation adds.
+    """The reach of the network: two 3x3 convolutions on the way down and up at each level, plus interpolation.
 
-    Followed backwards from an aligned output block through the decoder to the coarsest level and through the encoder
-    to the input. Where a map is halved on this way, a reach that ends within a coarse pixel takes in all of it. Without
-    padding the maps are cropped alike on all sides, and the exact figure is half of what the input exceeds the output.
+    It is followed backwards from an aligned output block through the decoder and the encoder to the input. Where a map
+    is halved on this way, a reach that ends within a coarse pixel takes in all of it. Without padding the maps are
+    cropped alike on all sides, and the exact figure is half of what the input exceeds the output.
     """
     if padding == "valid":
         return 4 * (2**depth - 1) + 2 * 2**depth
     reach = 0
     for _ in range(depth):
-        reach += 2 + (up != "transposed")  # an interpolation is followed by a convolution of its own
+        reach += 2 + (up != "transposed")  # a convolution follows an interpolation
         reach = reach // 2 + _COARSE_REACH[up] if up in _COARSE_REACH else math.ceil(reach / 2)
     reach += 2
     for _ in range(depth):

@@ -198,7 +198,7 @@ def test_ignored_pixels_have_no_influence(name: str) -> None:
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6), cut=st.integers(1, 4), ignored=st.sampled_from([0.0, 0.5, 0.97]))
 def test_the_terms_of_two_parts_add_up_to_those_of_the_batch(seed: int, cut: int, ignored: float) -> None:
-    logits, target = batch(seed, total_images=5, ignored=ignored)
+    logits, target = batch(seed, images=5, ignored=ignored)
     whole = loss_terms(logits, target, TERMS)
     parts = [loss_terms(logits[part], target[part], TERMS) for part in (slice(cut), slice(cut, None))]
     everyone = {name: denominator for name, (_, denominator) in whole.items()}

@@ -21,7 +21,7 @@ from core.data.dataset import PreparedData
 from core.nn.model_file import load_model
 from core.training.checkpoint import Checkpoints
 from core.training.loop import TrainingLoop
-from seg import evaluate, train
+from seg import evaluate, scoring, train
 from seg.loading import load_unet
 from seg.metrics import SegmentationMetrics
 from seg.settings import TrainConfig, learning_rate_factor, training_window
@@ -229,7 +229,7 @@ def test_two_ranks_score_the_model_that_is_saved(discs, tmp_path):
     data = PreparedData.open(discs)
     model, _ = load_unet(tmp_path / "t", torch.device("cpu"))
     metrics = SegmentationMetrics(data.classes)
-    for predicted, true in evaluate.predictions(model, data, data.indices("valid")):
+    for predicted, true in scoring.predictions(model, data, data.indices("valid")):
         metrics.update(predicted, true)
     assert json.loads((tmp_path / "t" / "valid.json").read_text())["dataset"] == metrics.results()["dataset"]
 
