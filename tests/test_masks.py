@@ -16,7 +16,7 @@ from core.data.mask_classes import ClassTable, default_palette
 from core.prepare.masks import MaskCoding, examine
 from core.prepare.pairs import PairOptions
 from core.prepare.sources import open_image_source
-from core.prepare.store import FolderStore
+from core.prepare.store import Store
 
 THREE = ClassTable(["sky", "road", "car"], [[0, 0, 0], [128, 64, 128], [0, 0, 142]])
 
@@ -270,12 +270,12 @@ def test_an_exif_rotation_is_told(
 def test_of_a_picture_in_a_folder_only_the_beginning_is_read(tmp_path: Path) -> None:
     files = pairs([png(blobs(number)) for number in range(2)])
     folder = write_folder(tmp_path / "in", files | {"images/0.png": bytes(files["images/0.png"][:200])})  # type: ignore[arg-type]
-    facts = examine(FolderStore(folder, {}), [("images/0.png", "masks/0.png")], None, quiet=True)
+    facts = examine(Store(folder, {}), [("images/0.png", "masks/0.png")], None, quiet=True)
     assert facts[0].side == 32
 
 
 def test_equal_palettes_are_kept_once(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "in", pairs([png(blobs(number), palette=OTHER) for number in range(3)]))
     names = [(f"images/{number}.png", f"masks/{number}.png") for number in range(3)]
-    facts = examine(FolderStore(folder, {}), names, None, workers=2, quiet=True)
+    facts = examine(Store(folder, {}), names, None, workers=2, quiet=True)
     assert facts[0].palette and len({id(entry.palette) for entry in facts}) == 1

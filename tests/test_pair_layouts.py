@@ -14,7 +14,7 @@ from core.cli.errors import UserError
 from core.data.mask_classes import ClassTable
 from core.prepare.pairs import PairOptions, choose_split
 from core.prepare.sources import open_image_source
-from core.prepare.store import FolderStore, open_store
+from core.prepare.store import Store, open_store
 
 QUIET = PairOptions(quiet=True)
 GOOD = pairs([png(blobs(number)) for number in range(4)])
@@ -126,7 +126,7 @@ def test_limit_cuts_a_split_made_for_all_pairs(tmp_path: Path) -> None:
     whole, part = open_image_source(folder, QUIET), open_image_source(folder, PairOptions(limit=30, quiet=True))
     assert whole.split is not None and part.split is not None and part.names == whole.names[:30]
     assert np.array_equal(part.split, whole.split[:30])
-    own = choose_split(FolderStore(folder, {}), ["a", "b", "c"], np.array([0, 1, 2], np.uint8), PairOptions(limit=2))
+    own = choose_split(Store(folder, {}), ["a", "b", "c"], np.array([0, 1, 2], np.uint8), PairOptions(limit=2))
     assert own.tolist() == [0, 1]
 
 

@@ -21,11 +21,11 @@ from core.prepare.geometry import squared
 from core.prepare.pairs import PairOptions, choose_split
 from core.prepare.pipeline import prepare
 from core.prepare.sources import drawn_source, open_image_source
-from core.prepare.store import FolderStore, natural
+from core.prepare.store import Store, natural
 from scripts.prepare import main
 
 QUIET = PairOptions(quiet=True)
-NOWHERE = FolderStore(Path("pairs"), {})
+NOWHERE = Store(Path("pairs"), {})
 
 # --- real pictures ----------------------------------------------------------------------------------------------------
 

@@ -49,10 +49,9 @@ class PreparedData:
             raise UserError(f"{path}/meta.json is not of format {FORMAT}: prepare the data set again with this version")
         hashes = meta["sha256"] if isinstance(meta.get("sha256"), dict) else {}
         needed = {"count", "sha256"} | ({"classes", "palette"} if "masks.npy" in hashes else set())
-        if missing := sorted(needed - meta.keys()):
+        missing = sorted(needed - meta.keys()) + ([] if "images.npy" in hashes else ["the sha256 of images.npy"])
+        if missing:
             raise UserError(f"{path}/meta.json lacks {', '.join(missing)}: prepare the data set again")
-        if "images.npy" not in hashes:
-            raise UserError(f"{path}/meta.json lacks the sha256 of images.npy: prepare the data set again")
         images = _load(path, "images.npy", meta, 4)
         masks = _load(path, "masks.npy", meta, 3) if "masks.npy" in hashes else None
         split = _load(path, "split.npy", meta, 1) if "split.npy" in hashes else None

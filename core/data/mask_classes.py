@@ -71,13 +71,13 @@ def _mirrored(name: str) -> str:
 
 
 @cache
-def _spread_colours(count: int) -> np.ndarray:
-    """`count` colours, int64 (count, 3): first a dark one, then always the one farthest from all before."""
+def _spread_colours() -> np.ndarray:
+    """int64 (255, 3): first a dark colour, then always the one farthest from all before."""
     levels = np.linspace(0, 255, 9).round()
     grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
     chosen = [np.array(CELEBAMASK_HQ["background"], dtype=float)]
     nearest = np.full(len(grid), np.inf)
-    while len(chosen) < count:
+    while len(chosen) < MAX_CLASSES:
         # Human eyes distinguish greens best and blues worst.
         nearest = np.minimum(nearest, ((grid - chosen[-1]) ** 2) @ np.array((2.0, 4.0, 1.0)))
         chosen.append(grid[int(np.argmax(nearest))])
@@ -88,7 +88,7 @@ def default_palette(count: int) -> list[list[int]]:
     """The first `count` (1 to 255) of a fixed sequence of distinct RGB colours, 0..255, that begins with near-black."""
     if not 1 <= count <= MAX_CLASSES:
         raise ValueError(f"a palette of {count} colours: 1 to {MAX_CLASSES} are possible")
-    return [[int(value) for value in colour] for colour in _spread_colours(MAX_CLASSES)[:count]]
+    return [list(map(int, colour)) for colour in _spread_colours()[:count]]
 
 
 def read_classes(text: str) -> ClassTable:

@@ -13,7 +13,7 @@ from PIL import Image
 from core.drawn.canvas import HEIGHT, WIDTH, Array, Canvas, smooth_noise
 from core.drawn.hair import draw_back_hair, draw_beard, draw_front_hair, draw_scalp, make_hair
 from core.drawn.parts import draw_brows, draw_eyes, draw_head, draw_mouth, draw_nose
-from core.drawn.person import Random, sample_person
+from core.drawn.person import Person, Random
 from core.drawn.wear import draw_background, draw_clothes, draw_glasses, draw_hat
 
 # Classes by mask value. Skin includes neck, ears and bald scalps; hair includes beards and moustaches but not stubble;
@@ -39,7 +39,7 @@ def draw_face(seed: int, index: int) -> tuple[Image.Image, Image.Image]:
         The picture, RGB of 178 x 218 pixels, and its mask, mode "L" of the same size with indices into `CLASSES`.
     """
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, index])))
-    person = sample_person(rng)
+    person = Person(rng)
     shift = (float(rng.normal(0, 0.9)), float(rng.normal(0, 0.8)))
     canvas = Canvas(float(rng.normal(0, 0.035)), float(np.clip(rng.normal(1, 0.025), 0.93, 1.07)), shift)
     draw_background(canvas, rng)

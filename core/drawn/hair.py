@@ -77,7 +77,7 @@ def make_hair(canvas: Canvas, person: Person, rng: Random) -> Hair | None:
 
 
 def _outer(person: Person, style: Style) -> Array:
-    """Outer contour from the bottom left over the top to the bottom right; the face hides the line that closes it."""
+    """Outer contour from the bottom left over the top to the bottom right, where a straight line closes it."""
     w, top, side, low, flare = person.width, person.top - style.top, style.side, style.low, style.flare
     long = low > 90
     x = [0, w * 0.5, w * 0.86 + side * 0.6, w + side, w + side * 1.1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -73,6 +73,8 @@ class ConvBlock(nn.Sequential):
         activation: makes the activation layer; None for a linear block.
     """
 
+    transposed = False
+
     def __init__(
         self,
         in_channels: int,
@@ -87,40 +89,23 @@ class ConvBlock(nn.Sequential):
         activation: Activation | None = nn.ReLU,
     ) -> None:
         bias = norm is None if bias is None else bias
-        kind = nn.Conv2d if groups == 1 else GroupedConv2d
-        conv = kind(in_channels, out_channels, kernel, stride, padding, dilation, groups=groups, bias=bias)
-        super().__init__(conv, *_norm_and_activation(out_channels, norm, activation))
+        layer = nn.ConvTranspose2d if self.transposed else nn.Conv2d if groups == 1 else GroupedConv2d
+        conv = layer(in_channels, out_channels, kernel, stride, padding, dilation=dilation, groups=groups, bias=bias)
+        super().__init__(conv, *([norm(out_channels)] if norm else []), *([activation()] if activation else []))
 
 
-class UpBlock(nn.Sequential):
-    """Transposed convolution, then normalisation, then activation: (N, in, H, W) -> (N, out, H', W').
+class UpBlock(ConvBlock):
+    """A `ConvBlock` with a transposed convolution, which by default doubles height and width.
 
-    With kernel 4, stride 2, padding 1 it doubles height and width; H' is `transposed_output_size(H, ...)`.
-    Arguments as for `ConvBlock`.
+    H' is `transposed_output_size(H, ...)`.
     """
 
+    transposed = True
+
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: int = 4,
-        stride: int = 2,
-        padding: int = 1,
-        dilation: int = 1,
-        groups: int = 1,
-        bias: bool | None = None,
-        norm: NormLayer | None = nn.BatchNorm2d,
-        activation: Activation | None = nn.ReLU,
+        self, in_channels: int, out_channels: int, kernel: int = 4, stride: int = 2, padding: int = 1, **options: Any
     ) -> None:
-        bias = norm is None if bias is None else bias
-        conv = nn.ConvTranspose2d(
-            in_channels, out_channels, kernel, stride, padding, dilation=dilation, groups=groups, bias=bias
-        )
-        super().__init__(conv, *_norm_and_activation(out_channels, norm, activation))
-
-
-def _norm_and_activation(channels: int, norm: NormLayer | None, activation: Activation | None) -> list[nn.Module]:
-    return ([norm(channels)] if norm else []) + ([activation()] if activation else [])
+        super().__init__(in_channels, out_channels, kernel, stride, padding, **options)
 
 
 class ResizeBlock(nn.Sequential):

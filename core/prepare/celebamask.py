@@ -68,15 +68,11 @@ def open_celebamask(store: Store, options: PairOptions) -> ImageSource:
             if not stem_of(name).isdecimal():
                 raise UserError(f"{store.place(name)} is not named by a number: remove it")
             _put(store, images, int(stem_of(name)), name)
-    for single, what in (
-        (images.keys() - parts.keys(), "picture without parts"),
-        (parts.keys() - images.keys(), "part"),
-    ):
-        if single:
-            lost = min(single)
-            name = images[lost] if lost in images else next(iter(parts[lost].values()))
-            trouble = what if lost in images else "part without picture"
-            raise UserError(f"{store.place(name)} is a {trouble} (of {len(single):,}): unpack the download completely")
+    bare, orphans = images.keys() - parts.keys(), parts.keys() - images.keys()
+    if lost := bare or orphans:
+        name = images[min(lost)] if bare else next(iter(parts[min(lost)].values()))
+        trouble = "picture without parts" if bare else "part without picture"
+        raise UserError(f"{store.place(name)} is a {trouble} (of {len(lost):,}): unpack the download completely")
     numbers = sorted(images)
     split = choose_split(store, [str(number) for number in numbers], _mapped_split(store, numbers), options)
     numbers = numbers[: options.limit]
@@ -97,7 +93,7 @@ def open_celebamask(store: Store, options: PairOptions) -> ImageSource:
 def _load(store: Store, pictures: list[tuple[str, dict[int, str]]], index: int) -> tuple[Image.Image, Image.Image]:
     image, parts = pictures[index]
     masks = {}
-    for part, name in parts.items():
+    for part, name in sorted(parts.items()):
         with Image.open(io.BytesIO(store.read(name))) as opened:
             masks[part] = opened.convert("L")
     return load_image(store, image), merge_parts(masks)

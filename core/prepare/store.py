@@ -7,7 +7,6 @@ import io
 import os
 import re
 import zipfile
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".
 
 
 @dataclass
-class Store(ABC):
+class Store:
     """The files below a folder or inside a zip, without hidden ones.
 
     Attributes:
@@ -27,11 +26,13 @@ class Store(ABC):
         files: by path with `/`, the size of each file and a number that changes with its content. Not pickled: worker
             processes are told which files to read.
         folders: paths of folders, including empty ones; a zip need not list those that hold files.
+        zipped: whether `path` is a zip.
     """
 
     path: Path
     files: dict[str, tuple[int, int]]
     folders: frozenset[str] = frozenset()
+    zipped: bool = False
 
     @property
     def label(self) -> str:
@@ -43,71 +44,34 @@ class Store(ABC):
         """Paths of all image files, sorted."""
         return sorted(name for name in self.files if _is_image(name))
 
-    @abstractmethod
     def read(self, name: str) -> bytes:
-        """The content of one file."""
+        """The content of one file; the CRC of a zip's member is checked."""
+        if not self.zipped:
+            return Path(self.path, name).read_bytes()
+        archive, members = self._archive()
+        return archive.read(members[name])
 
     def open(self, name: str) -> IO[bytes]:
-        """Open one file; cheaper than `read` if only its beginning is needed and the store is a folder."""
-        return io.BytesIO(self.read(name))
-
-    @abstractmethod
-    def place(self, name: str) -> str:
-        """The location of a file in one line, for messages."""
-
-    @abstractmethod
-    def identity(self, names: Iterable[str]) -> dict[str, Any]:
-        """A JSON-ready value that changes whenever the content of these files may have changed."""
+        """Open one file; cheaper than `read` in a folder if only its beginning is needed."""
+        return io.BytesIO(self.read(name)) if self.zipped else Path(self.path, name).open("rb")
 
     def text(self, name: str) -> str:
         """The content of one text file; bytes that are not UTF-8 are replaced."""
         return self.read(name).decode("utf-8", "replace")
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"files": {}, "folders": frozenset()}
-
-
-@dataclass
-class FolderStore(Store):
-    """The files below a folder."""
-
-    def read(self, name: str) -> bytes:
-        """The content of one file."""
-        return Path(self.path, name).read_bytes()
-
-    def open(self, name: str) -> IO[bytes]:
-        """Open one file."""
-        return Path(self.path, name).open("rb")
-
     def place(self, name: str) -> str:
-        """The path of a file."""
-        return one_line(str(self.path / name))
+        """The location of a file in one line, for messages."""
+        return one_line(f"{self.path.name}:{name}" if self.zipped else str(self.path / name))
 
     def identity(self, names: Iterable[str]) -> dict[str, Any]:
-        """The folder, and a hash of the sizes and dates of the files."""
+        """A JSON-ready value that changes whenever the content of these files (or anything in a zip) may have."""
+        if self.zipped:
+            stat = self.path.stat()
+            return {"zip": str(self.path.resolve()), "size": stat.st_size, "mtime": stat.st_mtime_ns}
         digest = hashlib.sha256()
         for name in names:
             digest.update(ascii((name, *self.files[name])).encode())
         return {"folder": str(self.path.resolve()), "files": digest.hexdigest()}
-
-
-@dataclass
-class ZipStore(Store):
-    """The members of a zip."""
-
-    def read(self, name: str) -> bytes:
-        """The content of one member, whose CRC is checked."""
-        archive, members = self._archive()
-        return archive.read(members[name])
-
-    def place(self, name: str) -> str:
-        """The zip and the member."""
-        return one_line(f"{self.path.name}:{name}")
-
-    def identity(self, names: Iterable[str]) -> dict[str, Any]:
-        """Path, size and date of the whole zip."""
-        stat = self.path.stat()
-        return {"zip": str(self.path.resolve()), "size": stat.st_size, "mtime": stat.st_mtime_ns}
 
     def _archive(self) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
         """The archive opened by this process: processes that share a handle would move each other's file position."""
@@ -118,7 +82,9 @@ class ZipStore(Store):
         return opened[1:]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in super().__getstate__().items() if key != "_opened"}
+        state = self.__dict__ | {"files": {}, "folders": frozenset()}
+        state.pop("_opened", None)
+        return state
 
 
 def open_store(path: str | Path) -> Store:
@@ -134,7 +100,7 @@ def open_store(path: str | Path) -> Store:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _list_folder(folder: Path) -> FolderStore:
+def _list_folder(folder: Path) -> Store:
     files: dict[str, tuple[int, int]] = {}
     found: set[str] = set()
     real = folder.resolve()
@@ -157,14 +123,14 @@ def _list_folder(folder: Path) -> FolderStore:
                 files[file.relative_to(folder).as_posix()] = (stat.st_size, stat.st_mtime_ns)
     if not any(_is_image(name) for name in files):
         raise UserError(f"no images in {folder}: looked for {_suffixes()} at any depth")
-    return FolderStore(folder, files, frozenset(found))
+    return Store(folder, files, frozenset(found))
 
 
 def _raise(error: OSError) -> None:
     raise error
 
 
-def _list_zip(path: Path) -> ZipStore:
+def _list_zip(path: Path) -> Store:
     try:
         with zipfile.ZipFile(path) as archive:
             members = _members(archive)
@@ -181,7 +147,7 @@ def _list_zip(path: Path) -> ZipStore:
         raise UserError(f"{path} is encrypted ({locked}): unpack it with its password and give the folder")
     files = {name: (info.file_size, info.CRC) for name, info in entries.items() if _visible(name)}
     folders = frozenset(name.rstrip("/") for name in members.keys() - entries.keys() if _visible(name))
-    return ZipStore(path.resolve(), files, folders)
+    return Store(path.resolve(), files, folders, zipped=True)
 
 
 def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
