@@ -1,13 +1,14 @@
 """Rank generators by their scores: `python -m eval.compare runs/a runs/b`.
 
-Only results that were made alike are compared, and a difference counts only where it is more than the noise of
-sampling (`eval.metrics.significance`).
+Only results that were made alike are compared, and a difference counts only if it exceeds the noise of sampling
+(`eval.metrics.significance`).
 """
 
 from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,46 +23,50 @@ from core.cli.console import say, warn
 from core.cli.errors import UserError
 from core.cli.files import writable, write_json
 from core.nn.model_file import load_model
-from core.training.distributed import Ranks, set_up_cpu
-from eval.features.extractors import Features
-from eval.features.image_sets import open_source
+from core.training.distributed import Ranks
+from core.training.machine import set_up_cpu
+from eval.distances import plan_floor, spread
+from eval.features.extractors import Features, make_features
+from eval.features.image_sets import open_samples
 from eval.features.reference import Reference, open_reference
-from eval.fid import DISTANCE, FidConfig, FidSection, make_features, result_path, score
-from eval.metrics.significance import COVERS, ONE_SET, TEST, Judgement, judge
+from eval.features.settings import InceptionSection, metric_name, require_features
+from eval.metrics.significance import Difference, differences_from_best
 from eval.page.text import number, with_spread
 from eval.results import (
     ALIKE,
     Entry,
     content_of,
-    doubts,
     find_results,
     identities,
     pick,
+    ranking_warnings,
     read_result,
     require_comparable,
     require_distinct,
 )
-from eval.score import plan_floor, spread
+from eval.score import FidConfig, require_at_least, result_path, score_source, score_terms
 
 SCORING = ("n", "sets", "seed", "split", "reference_count", "reference_seed", "floor", "batch_size", "device")
-
-
-@dataclass
-class InceptionSection:
-    """The Inception network: weights file and block by its dimensions; conf/compare.yaml says what None means."""
-
-    weights: str | None = None
-    dims: int | None = None
+ALPHA = 0.05
+TEST = (
+    f"Verdicts: Welch's t-test between the sample sets at {ALPHA:.0%}, Holm's correction over all pairs, since "
+    "the best is chosen by the same scores. In them, sd is the root mean square of both spreads."
+)
+COVERS = (
+    "The spread is that of drawing other samples from the same model, against this one reference. How far a training "
+    "with another seed would come out is not in it."
+)
+ONE_SET = "One set has no spread: a run or model gives several, a folder or archive only that one."
 
 
 @dataclass
 class CompareConfig:
-    """Settings of `eval.compare`; conf/compare.yaml says what each means."""
+    """Settings of `eval.compare`; conf/compare.yaml explains each key."""
 
     sources: list[str] = field(default_factory=list)
     data: str | None = None
     features: str | None = None
-    fid: InceptionSection = field(default_factory=InceptionSection)
+    fid: InceptionSection = field(default_factory=lambda: InceptionSection(dims=None))
     n: int = 1000
     sets: int = 5
     seed: int = 0
@@ -76,12 +81,12 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the ranking; None stands for what is not known.
+    """A line of the ranking; None stands for unknown.
 
     Attributes:
         facts: what the result says about the source (hash, counts, seeds).
-        images_seen: in training; only where the model that was scored is still there.
-        doubt: what is wrong with it, in a line; empty when nothing is.
+        images_seen: in training; known only while the scored model is still there.
+        doubt: what is wrong with the result, in a line; empty when nothing is.
     """
 
     rank: int
@@ -93,21 +98,22 @@ class Row:
     sd: float | None
     values: list[float]
     excess: float | None
-    judgement: Judgement
     doubt: str
+    verdict: str
+    difference: float
+    sds: float | None
+    p: float | None
 
 
 def check(config: CompareConfig) -> None:
-    """Refuse settings that make no sense before any work.
+    """Refuse impossible settings before any work.
 
     Raises:
         UserError: naming the key.
     """
     if len(config.sources) < 2:
         raise UserError("give two or more runs, models, archives, folders or results to compare (see --help)")
-    for key, least in (("n", 2), ("sets", 1), ("batch_size", 1), ("seed", 0), ("reference_seed", 0)):
-        if getattr(config, key) < least:
-            raise UserError(f"{key}={getattr(config, key)}: must be at least {least}")
+    require_at_least(config, n=2, sets=1, batch_size=1, seed=0, reference_seed=0)
     wanted_metric(config)
     unused = [key for key in SCORING if getattr(config, key) != getattr(CompareConfig(), key)]
     unused += ["fid.weights"] if config.fid.weights is not None else []
@@ -121,25 +127,23 @@ def wanted_metric(config: CompareConfig) -> str | None:
     """The metric that `features` and `fid.dims` name; None when they leave it open.
 
     Raises:
-        UserError: unknown features.
+        UserError: there are no such features.
     """
-    if config.features not in (None, "inception", "random"):
-        raise UserError(f"features={config.features}: use inception, or random for the fd_random substitute")
-    if config.features == "random":
-        return "fd_random"
     if config.features is None and config.fid.dims is None:
         return None
-    return "FID" if config.fid.dims in (None, 2048) else f"FID-{config.fid.dims}"
+    features = config.features or "inception"
+    require_features(features, config.fid.dims)
+    return metric_name(features, config.fid.dims)
 
 
-# Results that are there
+# --- existing results ---------------------------------------------------------------------------------------------
 
 
 def stored(config: CompareConfig) -> list[Entry]:
-    """The results of all sources on one metric: that of the settings, else the only one that all of them have.
+    """Existing results of all sources on one metric: that of the settings, else the only one they all have.
 
     Raises:
-        UserError: a source has none, or it is not clear which to take.
+        UserError: a source has no such result, or they share several metrics.
     """
     found = {label: find_results(label) for label in config.sources}
     metric = wanted_metric(config)
@@ -170,7 +174,7 @@ def _setting(metric: str) -> str:
 
 
 def _fid_command(label: str, metric: str, example: dict[str, Any] | None) -> list[str]:
-    """The command that scores a source, like the result `example` of another one."""
+    """The command that scores a source in the way `example`, the result of another source, was made."""
     command = ["python", "-m", "eval.fid", f"source={'SOURCE' if label.endswith('.json') else label}"]
     if example is None:
         command.append("data=DATA")
@@ -184,13 +188,13 @@ def _fid_command(label: str, metric: str, example: dict[str, Any] | None) -> lis
     return [*command, _setting(metric)]
 
 
-# Results that are made
+# --- scoring ------------------------------------------------------------------------------------------------------
 
 
 def made(config: CompareConfig, ranks: Ranks) -> list[Entry]:
-    """The results of all sources on the settings: those that are there, the rest scored and written.
+    """The results of all sources on the settings: existing ones, and new ones for the rest, which are written.
 
-    Of several processes, only the first has them all.
+    With several processes, only the first has all of them.
 
     Raises:
         UserError: settings, a source or the data are not usable, or the results could not be compared.
@@ -199,12 +203,12 @@ def made(config: CompareConfig, ranks: Ranks) -> list[Entry]:
     settings = fid_settings(config, config.sources[0])
     features = make_features(settings.features, settings.fid, settings.device, ranks)
     entries = [_planned(config, label, reference, features, ranks) for label in config.sources]
-    # Before the work rather than after it
+    # Checked before the scoring, which may take hours
     require_distinct(entries, config.out)
     require_comparable(entries)
     for index, entry in enumerate(entries):
         if not entry.scored:
-            result = score(fid_settings(config, entry.label))
+            result = score_source(fid_settings(config, entry.label))
             if result is not None:
                 write_json(entry.file, result)
                 entries[index] = Entry(entry.label, entry.file, result)
@@ -213,54 +217,46 @@ def made(config: CompareConfig, ranks: Ranks) -> list[Entry]:
 
 def fid_settings(config: CompareConfig, label: str) -> FidConfig:
     """The settings of `eval.fid` for one source."""
-    section = FidSection(config.fid.weights, config.fid.dims or 2048)
     same = {key: getattr(config, key) for key in SCORING}
-    return FidConfig(label, str(config.data), config.features or "inception", section, **same)
+    return FidConfig(label, str(config.data), config.features or "inception", config.fid, **same)
 
 
 def _planned(config: CompareConfig, label: str, reference: Reference, features: Features, ranks: Ranks) -> Entry:
-    """A source with the result it has on these settings, else with what its result will say of how it was made."""
+    """A source with its result on these settings, or, before it is scored, with the terms of that result."""
     if label.endswith(".json"):
         return Entry(label, Path(label), read_result(Path(label)))
-    source = open_source(Path(label), config.n, config.sets, config.seed)
-    plan = {
-        "metric": features.metric,
-        "source": source.facts,
-        "reference": reference.facts,
-        "features": {"name": features.name, "dims": features.dims, "transform": features.transform},
-        "weights": {"sha256": features.weights_sha256},
-        "distance": DISTANCE,
-    }
+    samples = open_samples(Path(label), config.n, config.sets, config.seed)
+    terms = score_terms(samples, reference, features)
     file = result_path(fid_settings(config, label))
     if not file.is_file():
-        return Entry(label, file, plan)
+        return Entry(label, file, terms)
     try:
-        there = read_result(file)
-        floor = plan_floor(len(reference.every), reference.rows, source.count, int(config.floor), config.seed)
-        other = _differences(there, plan, config.seed if floor.subsets else None)
+        existing = read_result(file)
+        floor = plan_floor(len(reference.every), reference.rows, samples.count, int(config.floor), config.seed)
+        different = _differences(existing, terms, config.seed if floor.subsets else None)
     except UserError:
-        other = ["damaged"]
-    if not other:
-        return Entry(label, file, there)
+        different = ["damaged"]
+    if not different:
+        return Entry(label, file, existing)
     if ranks.first:
-        say(f"note: {file} is replaced, it is not on these settings ({', '.join(other)})")
-    return Entry(label, file, plan)
+        say(f"note: {file} is replaced, it is not on these settings ({', '.join(different)})")
+    return Entry(label, file, terms)
 
 
-def _differences(there: dict[str, Any], plan: dict[str, Any], floor_seed: int | None) -> list[str]:
-    """In what a result is not the one planned; more sets than planned will do."""
-    other = [name for name, place in ALIKE.items() if pick(there, place) != pick(plan, place)]
-    if content_of(there["source"]) != content_of(plan["source"]):
-        other.append("content")
-    seeds = plan["source"].get("first_seeds", [])
-    if there["source"].get("first_seeds", [])[: len(seeds)] != seeds:
-        other.append("sets or seed")
-    if floor_seed is not None and (there["floor"] or {}).get("seed") != floor_seed:
-        other.append("floor")
-    return other
+def _differences(existing: dict[str, Any], terms: dict[str, Any], floor_seed: int | None) -> list[str]:
+    """In what an existing result differs from the terms; it may have more sets than they ask for."""
+    different = [name for name, place in ALIKE.items() if pick(existing, place) != pick(terms, place)]
+    if content_of(existing["source"]) != content_of(terms["source"]):
+        different.append("content")
+    seeds = terms["source"].get("first_seeds", [])
+    if existing["source"].get("first_seeds", [])[: len(seeds)] != seeds:
+        different.append("sets or seed")
+    if floor_seed is not None and (existing["floor"] or {}).get("seed") != floor_seed:
+        different.append("floor")
+    return different
 
 
-# The ranking
+# --- the ranking --------------------------------------------------------------------------------------------------
 
 
 def rank(entries: list[Entry]) -> list[Row]:
@@ -271,39 +267,59 @@ def rank(entries: list[Entry]) -> list[Row]:
     """
     require_comparable(entries)
     ordered = sorted(entries, key=lambda entry: float(entry.result["mean"]))
-    judgements = judge([entry.result["values"] for entry in ordered], identities(ordered))
+    values, contents = [entry.result["values"] for entry in ordered], identities(ordered)
+    differences = differences_from_best(values, contents)
+    words = verdicts(differences, values, contents)
     rows = []
-    for index, (entry, judgement) in enumerate(zip(ordered, judgements, strict=True)):
+    for place, (entry, difference, verdict) in enumerate(zip(ordered, differences, words, strict=True), start=1):
         result, (images_seen, doubt) = entry.result, _look_up(entry)
-        values, named = result["values"], (index + 1, entry.label, str(entry.file), result["source"], images_seen)
-        rows.append(Row(*named, result["mean"], spread(values), values, result["excess"], judgement, doubt))
+        named = (place, entry.label, str(entry.file), result["source"], images_seen)
+        figures = (result["mean"], spread(result["values"]), result["values"], result["excess"])
+        rows.append(Row(*named, *figures, doubt, verdict, **asdict(difference)))
     return rows
 
 
+def verdicts(differences: list[Difference], values: Sequence[Sequence[float]], contents: Sequence[str]) -> list[str]:
+    """A verdict in words on each source, the best one first; arguments as for `differences_from_best`."""
+    words = ["best" if len(values[0]) > 1 else "lowest, one set"]
+    for index, found in enumerate(differences[1:], start=1):
+        if contents[index] == contents[0]:
+            words.append("the same as the best")
+        elif found.p is None:
+            single = "the best has one set" if len(values[0]) == 1 else "one set"
+            words.append(f"{single}: cannot be told from noise")
+        elif found.p > ALPHA:
+            words.append("within noise of the best")
+        else:
+            sds = "" if found.sds is None else f" ({found.sds:,.1f} sd)"
+            words.append(f"worse by {number(found.difference)}{sds}")
+    return words
+
+
 def _look_up(entry: Entry) -> tuple[int | None, str]:
-    """Images a model has seen in training, and whether the source is no longer what was scored."""
+    """How many images a model has seen in training, and whether the source has changed since it was scored."""
     facts, is_file = entry.result["source"], entry.label.endswith(".json")
     place = Path(str(facts.get("path")) if is_file else entry.label)
     try:
-        source = open_source(place, 2, 1, 0).facts
+        samples = open_samples(place, 2, 1, 0)
     except UserError:
         return None, "" if is_file else f"{entry.label} cannot be opened any more: its result is all that is known"
-    if content_of(source) != entry.content:
+    if content_of(samples.facts) != entry.content:
         stale = f"{entry.label} is no longer what {entry.file} is of: score it again, for example with data=... here"
         return None, "" if is_file else stale
-    seen = load_model(place)[1].get("images_seen") if source["kind"] == "model" else None
+    seen = load_model(place)[1].get("images_seen") if samples.facts["kind"] == "model" else None
     return (seen if isinstance(seen, int) else None), ""
 
 
 def print_ranking(rows: list[Row], result: dict[str, Any]) -> None:
-    """The ranking as a table on standard output, without lines where that is not a terminal.
+    """Print the ranking as a table, with lines only on a terminal.
 
     Args:
-        result: any of the results, for what they have in common.
+        result: any of the results, for what they all share.
     """
     console = Console()
     if not console.is_terminal:
-        console = Console(width=1000)  # a line a source, whatever the length of its name
+        console = Console(width=1000)  # one line per source, however long its name
     reference, metric = result["reference"], result["metric"]
     part = "" if reference["split"] == "all" else f", split {reference['split']}"
     against = f"{reference['path']} ({reference['count']:,} images{part})"
@@ -317,26 +333,23 @@ def print_ranking(rows: list[Row], result: dict[str, Any]) -> None:
         "sd": [with_spread(row.mean, row.sd)[1] or ("-" if row.sd is None else "0") for row in rows],
         "sets": [str(len(row.values)) for row in rows],
         "excess": ["-" if row.excess is None else number(row.excess) for row in rows],
-        "verdict": [row.judgement.verdict for row in rows],
+        "verdict": [row.verdict for row in rows],
     }
     shown = {name: cells for name, cells in columns.items() if set(cells) != {"-"} or name == "sd"}
     for name in shown:
         table.add_column(name, justify="left" if name in ("source", "verdict") else "right", overflow="fold")
     for cells in zip(*shown.values(), strict=True):
-        table.add_row(*map(Text, cells))  # as text: a name may hold brackets
+        table.add_row(*map(Text, cells))  # Text, because a name may hold brackets, which rich reads as markup
     console.print(table)
     notes = [TEST, COVERS] + ([ONE_SET] if any(len(row.values) == 1 for row in rows) else [])
     console.print(Text("\n".join(notes)), soft_wrap=not console.is_terminal)
 
 
 def as_json(rows: list[Row], entries: list[Entry], warnings: list[str]) -> dict[str, Any]:
-    """What the file `out` holds."""
-    common = {name: pick(entries[0].result, place) for name, place in ALIKE.items()}
-    ranking = []
-    for row in rows:
-        plain = asdict(row)
-        ranking.append(plain | plain.pop("judgement"))
-    return {"format": 1, "alike": common, "test": TEST, "spread": COVERS, "ranking": ranking, "warnings": warnings}
+    """The content of the file `out`."""
+    alike = {name: pick(entries[0].result, place) for name, place in ALIKE.items()}
+    ranking = [asdict(row) for row in rows]
+    return {"format": 1, "alike": alike, "test": TEST, "spread": COVERS, "ranking": ranking, "warnings": warnings}
 
 
 def sources_first(words: list[str]) -> list[str]:
@@ -357,7 +370,7 @@ def command(config: CompareConfig) -> None:
     if not ranks.first:
         return
     rows = rank(entries)
-    warnings = [row.doubt for row in rows if row.doubt] + doubts(entries)
+    warnings = [row.doubt for row in rows if row.doubt] + ranking_warnings(entries)
     for warning in warnings:
         warn(warning)
     print_ranking(rows, entries[0].result)

@@ -1,87 +1,135 @@
 """A score of the averaged generator while it trains, and the best weights by it.
 
-Nothing here draws from a random state or changes a network, so a run ends bit by bit the same with and without it.
-The modules of `eval` are imported only when a score is wanted: loading what they need takes seconds.
+Nothing here draws from a random state or changes a network: a run ends bit for bit the same with and without it.
 """
 
 from __future__ import annotations
 
-import copy
-import itertools
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
+from omegaconf import OmegaConf
 from torch import distributed, nn
 
+from core.cli.config import typed
 from core.cli.console import say
 from core.cli.errors import UserError
-from core.cli.files import digest_of, read_json, write_json
+from core.cli.files import digest_of
 from core.data.dataset import PreparedData
-from core.nn.model_file import load_model, save_model
-from core.training.curves import Panel
-from core.training.rundir import RunFolder
+from core.training.best import BestWeights
+from core.training.callbacks import Callback
+from core.training.loop import TrainingLoop
+from core.training.meter import is_due
+from eval.features.extractors import Features, make_features
+from eval.features.reference import open_reference, reference_sums
+from eval.features.settings import InceptionSection
+from eval.metrics.frechet import Statistics, frechet_distance
 from gen.latents import sample_latents
 from gen.sample import render
-
-if TYPE_CHECKING:
-    from eval.features.extractors import Features
-    from eval.metrics.frechet import Statistics
-
-LEAST_SAMPLES = 2_000
-BEST_NAME, BEST_FACTS = "best.safetensors", "best.json"
+from gen.trainer import Trainer
 
 Result = TypeVar("Result")
 
 
-@dataclass
-class InceptionSection:
-    """The fields of `eval.fid.FidSection`."""
+class OnlineScore(Callback):
+    """Scores samples of the averaged generator every so many images and after the last step; keeps the best weights.
 
-    weights: str | None
-    dims: int
-
-
-@dataclass
-class EvalSection:
-    """When and how samples are scored during training; conf/gen.yaml explains each key."""
-
-    every: int
-    n: int
-    features: str
-    fid: InceptionSection
-    batch_size: int
-
-
-def check_section(section: EvalSection) -> None:
-    """Refuse settings that cannot work.
+    Args:
+        every: images between scores.
+        n, batch_size: samples a score, and samples at a time on each process.
+        features: `random` or `inception`.
+        fid: `weights` and `dims` of the Inception network.
 
     Raises:
-        UserError: naming the key.
+        UserError: a setting of `fid` of the wrong type.
     """
-    if section.every < 0:
-        raise UserError(f"eval.every={section.every} must not be negative")
-    if section.batch_size < 1:
-        raise UserError(f"eval.batch_size={section.batch_size} must be at least 1")
-    if section.n < LEAST_SAMPLES:
-        raise UserError(
-            f"eval.n={section.n} must be at least {LEAST_SAMPLES:,}: with fewer samples, bias and noise of the score "
-            "choose the wrong weights"
-        )
+
+    def __init__(self, every: int, n: int, features: str, fid: dict[str, Any], batch_size: int) -> None:
+        self.every, self.n, self.batch_size, self.features = every, n, batch_size, features
+        self.fid = typed(OmegaConf.create({"eval": {"fid": fid}}), _Section).eval.fid
+        self.scorer: Scorer | None = None
+        self.best: BestWeights | None = None
+        self.text = ""
+
+    def start(self, loop: TrainingLoop) -> None:
+        """Make the features and the statistics of the real images, and look for the best weights so far."""
+        trainer = _trainer(loop)
+
+        def make() -> Features:
+            try:
+                return make_features(self.features, self.fid, str(trainer.accelerator.device))
+            except UserError as error:
+                raise UserError(f"eval: {error}") from error
+
+        folder, split = trainer.run.path / "features", trainer.config.split
+        self.scorer = Scorer(make, self.n, self.batch_size, trainer.data, split, trainer.accelerator, folder)
+        if trainer.accelerator.is_main_process:
+            self.best = BestWeights(trainer.run.path, self.scorer.terms, trainer.images_seen)
+
+    def after_step(self, loop: TrainingLoop, before: int, last: bool) -> None:
+        """Score where it is due."""
+        if last or is_due(before, loop.images_seen, self.every):
+            self.score(_trainer(loop))
+
+    def score(self, trainer: Trainer) -> None:
+        """Score the averaged weights, and keep them if they are the best so far."""
+        assert self.scorer is not None
+        trainer.fold()  # finds out whether training has diverged, before the time is spent
+        started = time.perf_counter()
+        score = self.scorer(trainer.ema.model)
+        if score is None or self.best is None:
+            return
+        if not self.text:
+            took = time.perf_counter() - started
+            every = f"every {self.every:,} images (eval.every)"
+            say(f"scoring {self.n:,} samples (eval.n) took {took:.1f} s; it is done {every}")
+        row = self.scorer.row(score)
+        trainer.record(row, {row["metric"]: score})
+        better = self.best.offer(score, trainer.ema.model, trainer.config.model["generator"], trainer.model_info())
+        self.text = f", {row['metric']} {score:.3g}" + (" (best)" if better else "")
+
+    def before_checkpoint(self, loop: TrainingLoop) -> None:
+        """Write the best weights."""
+        if self.best is not None:
+            self.best.write()
+
+    def status(self) -> str:
+        """The last score."""
+        return self.text
+
+
+@dataclass
+class _Fid:
+    fid: InceptionSection
+
+
+@dataclass
+class _Section:
+    """Gives the types of eval.fid.*, and their full names in errors."""
+
+    eval: _Fid
+
+
+def _trainer(loop: TrainingLoop) -> Trainer:
+    assert isinstance(loop, Trainer)
+    return loop
 
 
 class Scorer:
     """The Frechet distance of fixed samples of a generator to the real images of a training split.
 
     Args:
-        section: checked settings.
+        make: makes the features.
+        n, batch_size: samples a score, and samples at a time.
         data, split: the real images; their statistics are computed here unless they are kept beside the data.
         accelerator: each of its processes makes a share of the samples, and all must do everything together.
         spare: folder for the features of the real images when that of the data cannot be written to.
@@ -94,32 +142,28 @@ class Scorer:
     """
 
     def __init__(
-        self, section: EvalSection, data: PreparedData, split: str, accelerator: Accelerator, spare: Path
+        self,
+        make: Callable[[], Features],
+        n: int,
+        batch_size: int,
+        data: PreparedData,
+        split: str,
+        accelerator: Accelerator,
+        spare: Path,
     ) -> None:
-        from eval.features.reference import open_reference, reference_sums
-        from eval.fid import FidSection, make_features
-
-        inception = FidSection(section.fid.weights, section.fid.dims)
-
-        def make() -> Features:
-            try:
-                return make_features(section.features, inception, str(accelerator.device))
-            except UserError as error:
-                raise UserError(f"eval: {error}") from error
-
         def prepare() -> tuple[Features, Statistics | None]:
             features = make()
             reference = open_reference(data.path, split)
-            return features, reference_sums(reference, features, section.batch_size, spare).statistics()
+            return features, reference_sums(reference, features, batch_size, spare).statistics()
 
         prepared = alone_first(accelerator, prepare)
         # The others come later, so that missing weights are downloaded once.
         self.features, self.real = prepared or (make(), None)
-        self.accelerator, self.n, self.batch_size = accelerator, section.n, section.batch_size
+        self.accelerator, self.n, self.batch_size = accelerator, n, batch_size
         names = ("name", "dims", "weights_sha256", "transform")
         self.terms = {
             "metric": self.features.metric,
-            "n": section.n,
+            "n": n,
             "features": {name: getattr(self.features, name) for name in names},
             "reference": {"sha256": data.fingerprint, "split": split, "count": len(data.indices(split))},
         }
@@ -132,8 +176,6 @@ class Scorer:
         Returns:
             The distance on process 0, None on the others.
         """
-        from eval.metrics.frechet import Statistics, frechet_distance
-
         for buffer in model.buffers():
             broadcast(buffer)
         seeds = share(self.n, self.batch_size, self.accelerator.process_index, self.accelerator.num_processes)
@@ -194,109 +236,3 @@ def alone_first(accelerator: Accelerator, work: Callable[[], Result]) -> Result 
     if failure[0] is not None:
         raise UserError(failure[0])
     return result
-
-
-class Best:
-    """The weights with the lowest score so far: best.safetensors and, to read, best.json (on process 0).
-
-    They are held in memory and written with the next checkpoint, just before it. So a killed run, which continues from
-    its last checkpoint, seldom leaves weights of steps that are then done anew and, on a GPU, with another result: only
-    where it is killed between the two writes.
-
-    Files that do not fit any more are renamed to best-IMAGES.*, with a note, and the search starts again: those with a
-    score on other terms, and those of more images than the checkpoint has, which happens when the run is set back
-    by hand or by a damaged checkpoint.
-
-    Args:
-        folder: of the run.
-        terms: what the scores depend on; see `Scorer`.
-        images_seen: where training continues.
-
-    Raises:
-        UserError: the file that is there is damaged.
-    """
-
-    def __init__(self, folder: Path, terms: dict[str, Any], images_seen: int) -> None:
-        self.folder, self.terms = folder, terms
-        self.score = math.inf
-        self._waiting: tuple[nn.Module, dict[str, Any], dict[str, Any]] | None = None
-        if (folder / BEST_NAME).exists():
-            self._continue(images_seen)
-
-    def _continue(self, images_seen: int) -> None:
-        _, info = load_model(self.folder / BEST_NAME)
-        stored = dict(info.get("score", {}))
-        score = stored.pop("value", None)
-        differing = sorted(key for key in stored.keys() | self.terms.keys() if stored.get(key) != self.terms.get(key))
-        if info["images_seen"] > images_seen:
-            self._set_aside(info["images_seen"], f"training continues before it, at {images_seen:,}")
-        elif differing:
-            self._set_aside(info["images_seen"], f"scores no longer compare (other {', '.join(differing)})")
-        else:
-            self.score = float(score)
-
-    def _set_aside(self, images: int, reason: str) -> None:
-        stems = (f"best-{images:012d}" + (f"-{k}" if k > 1 else "") for k in itertools.count(1))
-        stem = next(stem for stem in stems if not (self.folder / f"{stem}.safetensors").exists())
-        for name in (BEST_FACTS, BEST_NAME):
-            old = self.folder / name
-            if old.exists():
-                old.rename(self.folder / f"{stem}{old.suffix}")
-        say(f"note: {BEST_NAME} of {images:,} images is set aside as {stem}.safetensors: {reason}")
-
-    def offer(self, score: float, model: nn.Module, recipe: dict[str, Any], info: dict[str, Any]) -> bool:
-        """Keep a copy of these weights if their score is the lowest so far, and say whether it is.
-
-        Args:
-            recipe, info: as for `core.nn.model_file.save_model`.
-        """
-        if not score < self.score:
-            return False
-        self.score = score
-        self._waiting = copy.deepcopy(model), recipe, info
-        return True
-
-    def write(self) -> None:
-        """Write what is held in memory, if anything.
-
-        Raises:
-            UserError: it cannot be written.
-        """
-        if self._waiting is None:
-            return
-        model, recipe, info = self._waiting
-        save_model(self.folder / BEST_NAME, model, recipe, info | {"score": {"value": self.score, **self.terms}})
-        facts = {"score": self.score, **self.terms, **info, "model": BEST_NAME, "terms": digest_of(self.terms)}
-        write_json(self.folder / BEST_FACTS, facts)
-        self._waiting = None
-
-
-def comparable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of stats.jsonl without the scores on other terms than the last one."""
-    last = next((row["terms"] for row in reversed(rows) if "score" in row), None)
-    return [row for row in rows if "score" not in row or row["terms"] == last]
-
-
-def score_panel(rows: list[dict[str, Any]]) -> list[Panel]:
-    """The plot of the scores among rows that are `comparable`; none without scores."""
-    scored = [row for row in rows if "score" in row]
-    if not scored:
-        return []
-    metric, n = scored[-1]["metric"], scored[-1]["n"]
-    return [Panel(f"{metric} of {n:,} samples", {"score": metric}, best="lowest", wide=True)]
-
-
-def best_so_far(run: RunFolder) -> str | None:
-    """Where the best weights are, their score and the last one, in a line; None where there are none.
-
-    Raises:
-        UserError: best.json is damaged.
-    """
-    if not (run.path / BEST_FACTS).exists():
-        return None
-    best = read_json(run.path / BEST_FACTS)
-    last = [row for row in run.read_stats() if row.get("terms") == best["terms"]][-1:]
-    return (
-        f"best: {run.path / BEST_NAME}, {best['metric']} {best['score']:.4g} of {best['n']:,} samples at "
-        f"{best['images_seen']:,} images"
-    ) + "".join(f"; last: {row['score']:.4g} at {row['images']:,}" for row in last)

@@ -1,54 +1,55 @@
-"""DiscriminatorWrapper generated images on one page: `python -m eval.report runs/faces data=data/celeba`.
+"""Judge generated images on one page: `python -m eval.report runs/faces data=data/celeba`.
 
-Score with its spread and floor against several references, KID, precision and recall, honesty checks, pictures.
+The page has the score with its spread and floor against several references, other measures, honesty checks and
+pictures.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from core.cli.config import config_command, quoted
-from core.cli.console import say
+from core.cli.console import progress_bar, say
 from core.cli.errors import UserError
 from core.cli.files import atomic_path, digest_of, writable, write_json
 from core.data.images import make_grid, png_bytes
-from core.training.distributed import Ranks, set_up_cpu
+from core.training.distributed import Ranks
+from core.training.machine import set_up_cpu
 from eval.checks.copies import duplicates, memorisation
 from eval.checks.evidence import Evidence
 from eval.checks.pixels import pixel_statistics
 from eval.checks.verdicts import Check, mode_collapse, sample_size
 from eval.features.cache import Extractor, features_key, remembered
-from eval.features.extractors import InceptionFeatures, require_dims
-from eval.features.image_sets import LOSSY, FileImages, ImageSet, is_run, open_source
-from eval.fid import FidSection, doubts, make_features, run_features, versions
+from eval.features.extractors import InceptionFeatures, make_features
+from eval.features.image_sets import is_run, open_samples
+from eval.features.settings import InceptionSection, require_features
+from eval.measures import MEASURES, prdc_and_floor
 from eval.metrics.fid_infinity import extrapolate
 from eval.metrics.frechet import frechet_distance
-from eval.metrics.kid import kernel_distance_subsets
-from eval.metrics.prdc import Manifold, manifold, nearest
+from eval.metrics.prdc import nearest
 from eval.page.page import render_page
+from eval.score import require_at_least, run_features, score_warnings, versions
 
-GRID = 64  # pictures of each kind on the page
-CHECKED = 5_000  # samples that the checks look at: they compare all with all
+GRID = 64  # samples and real images shown on the page
+CHECKED = 5_000  # samples that the checks look at, since they compare all with all
 HELD_OUT = 1000  # real images that show how near unseen faces come to the training images
-KID_IMAGES = 10_000  # of each side, that KID's subsets are drawn from
-KID_SIZE = 1000  # images of a subset (Binkowski et al. 2018)
-NEIGHBOURS = 5  # k of precision, recall, density and coverage
 
 
 @dataclass
 class ReportConfig:
-    """What conf/report.yaml holds; its help explains each key."""
+    """Settings of `eval.report`; conf/report.yaml explains each key."""
 
     source: str
     data: str
     real: str | None = None
     features: str = "inception"
-    fid: FidSection = field(default_factory=FidSection)
+    fid: InceptionSection = field(default_factory=InceptionSection)
     n: int = 1000
     sets: int = 5
     seed: int = 0
@@ -63,77 +64,70 @@ class ReportConfig:
 
 
 def build(config: ReportConfig, folder: Path) -> tuple[dict[str, Any], dict[str, bytes]] | None:
-    """The content of report.json, and the PNG files that go onto the page.
+    """The content of report.json, and the PNG files for the page.
 
-    Several processes share the work on features; all but the first then return None.
+    Several processes share the extraction of features; only the first one returns a result.
 
     Args:
-        folder: where features of samples and figures that take long are kept, unless the run that they come from can
-            keep them.
+        folder: keeps features of samples and figures that are slow to compute, unless the samples come from a run that
+            can keep them.
 
     Raises:
-        UserError: settings, source, data or weights that are not usable.
+        UserError: settings, source, data or weights are not usable.
     """
     check(config)
     ranks = Ranks.join()
-    source = open_source(Path(config.source), config.n, config.sets, config.seed, config.device)
-    if config.large and source.facts["kind"] != "model":
-        raise UserError(f"large={config.large} needs a run or model: {config.source} holds just what it holds")
-    evidence = Evidence(source, Path(config.data), config.seed, None if config.real is None else Path(config.real))
+    path = Path(config.source)
+    samples = open_samples(path, config.n, config.sets, config.seed, config.device)
+    if config.large and samples.facts["kind"] != "model":
+        raise UserError(f"large={config.large} needs a run or model: the number of images in {config.source} is fixed")
+    evidence = Evidence(samples, Path(config.data), config.seed, None if config.real is None else Path(config.real))
     extractor = Extractor(make_features(config.features, config.fid, config.device, ranks), config.batch_size, ranks)
-    folder = run_features(source) or folder
     many = None
-    if config.large:  # the sets are the first of these samples: no image is looked at twice
-        count = max(*config.large, config.n * config.sets)
-        many = open_source(Path(config.source), count, 1, config.seed, config.device)
-    evidence.extract(extractor, folder, many)
+    if config.large:  # these samples start with all the sets, so no image is extracted twice
+        many = open_samples(path, max(*config.large, config.n * config.sets), 1, config.seed, config.device)
+    evidence.extract(extractor, run_features(samples) or folder, many)
     if not ranks.first:
         return None
     evidence.read_samples(CHECKED)
     scores = evidence.scores(config.reference_count, config.floor_sets)
     larger, infinity = at_larger_numbers(config, evidence)
-    faithful, floor = faithfulness(evidence)
-    checks = honesty(evidence, faithful, floor)
+    measures = {measure.key: measure.compute(evidence, config.kid_subsets) for measure in MEASURES}
+    checks = honesty_checks(evidence)
     pictures = {check.name: png_bytes(check.pictures) for check in checks if check.pictures is not None}
     pictures["samples"] = png_bytes(make_grid(evidence.pixels[:GRID]))
     pictures["reals"] = png_bytes(make_grid(evidence.real_pixels(evidence.real_rows(GRID))))
-    facts = source.facts
     report = {
         "format": 1,
-        "subject": {name: facts[name] for name in ("path", "kind", "count", "sets")},
+        "subject": {name: samples.facts[name] for name in ("path", "kind", "count", "sets")},
         "metric": extractor.features.metric,
         "scores": scores,
         "larger": larger,
         "infinity": infinity,
-        "kid": kid(config, evidence),
-        "manifold": None if faithful is None else asdict(faithful),
+        **measures,
         "checks": [as_json(check) for check in checks],
-        "limits": limits(config, evidence, scores),
+        "limits": limits(evidence, scores),
         "provenance": provenance(config, evidence),
     }
     return report, pictures
 
 
 def check(config: ReportConfig) -> None:
-    """Refuse numbers that make no sense before any work.
+    """Refuse impossible settings before any work.
 
     Raises:
         UserError: naming the key.
     """
-    least = {"n": 2, "sets": 1, "floor_sets": 1, "batch_size": 1, "seed": 0, "reference_count": 2, "kid_subsets": 2}
-    for key, limit in least.items():
-        if getattr(config, key) < limit:
-            raise UserError(f"{key}={getattr(config, key)}: must be at least {limit}")
+    require_at_least(config, n=2, sets=1, floor_sets=1, batch_size=1, seed=0, reference_count=2, kid_subsets=2)
     if any(count < 2 for count in config.large):
         raise UserError(f"large={config.large}: each must be at least 2")
-    if config.features == "inception":
-        require_dims(config.fid.dims)
+    require_features(config.features, config.fid.dims)
     if config.infinity and max(config.large, default=0) < 10_000:
         raise UserError("infinity=true extrapolates from at least 10,000 samples: give large=[10000] or more")
 
 
 def at_larger_numbers(config: ReportConfig, evidence: Evidence) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-    """The score against all real images at the numbers in `large`, and extrapolated from the largest; kept.
+    """The score against all real images at the numbers in `large`, and extrapolated from the largest; kept on disk.
 
     The smaller sets are the first samples of the largest one.
     """
@@ -150,7 +144,9 @@ def at_larger_numbers(config: ReportConfig, evidence: Evidence) -> tuple[list[di
         ]
         if not config.infinity:
             return {"larger": larger, "infinity": None}
-        found = extrapolate(real, drawn, seed=config.seed)
+        with progress_bar("subsets") as bar:
+            track = partial(bar.track, description="FID at infinity")
+            found = extrapolate(real, drawn, seed=config.seed, track=track)
         infinity = {"value": found.value, "points": found.points, "from": found.start, "to": found.stop}
         return {"larger": larger, "infinity": infinity | {"residual": found.residual}}
 
@@ -158,54 +154,18 @@ def at_larger_numbers(config: ReportConfig, evidence: Evidence) -> tuple[list[di
     return kept["larger"], kept["infinity"]
 
 
-def kid(config: ReportConfig, evidence: Evidence) -> dict[str, Any]:
-    """KID over all sample sets, 10,000 images at most; kept, since it takes a while.
-
-    A subset holds at most half of the smaller side: subsets that are nearly the whole show no spread.
-    """
-    count, sets = evidence.n, evidence.source.sets
-    each = min(count, KID_IMAGES // sets + 1)
-    reals = evidence.real_rows(min(KID_IMAGES, len(evidence.real)))
-    size = max(2, min(KID_SIZE, each * sets // 2, len(reals) // 2))
-    key = evidence.key() | {"subsets": config.kid_subsets, "size": size, "reals": len(reals), "of a set": each}
-
-    def compute() -> dict[str, Any]:
-        generated = np.concatenate([drawn[:each] for drawn in evidence.sets])
-        real = evidence.features[reals]
-        return asdict(kernel_distance_subsets(real, generated, config.kid_subsets, size, config.seed))
-
-    return remembered(evidence.folder, "kid", key, compute) | {"subset_size": size}
-
-
-def faithfulness(evidence: Evidence) -> tuple[Manifold | None, Manifold | None]:
-    """Precision, recall, density and coverage of the first set, and of other real images in its place; kept.
-
-    Both at one number, at most half of the real images; None where these are too few.
-    """
-    count = min(evidence.n, len(evidence.real) // 2, CHECKED)
-    if count <= NEIGHBOURS:
-        return None, None
-
-    def compute() -> dict[str, Any]:
-        real, others = (evidence.features[evidence.real_rows(count, part)] for part in (0, 1))
-        drawn = evidence.sets[0][:count]
-        return {name: asdict(manifold(real, one, NEIGHBOURS)) for name, one in (("samples", drawn), ("reals", others))}
-
-    found = remembered(evidence.folder, "manifold", evidence.key() | {"count": count, "k": NEIGHBOURS}, compute)
-    return Manifold(**found["samples"]), Manifold(**found["reals"])
-
-
-def honesty(evidence: Evidence, faithful: Manifold | None, floor: Manifold | None) -> list[Check]:
-    """All checks of the first sample set, of its first 5,000 samples if there are more."""
+def honesty_checks(evidence: Evidence) -> list[Check]:
+    """All checks on the first sample set, or on its first 5,000 samples."""
     rows, pixels = evidence.real_rows(min(evidence.n, CHECKED)), evidence.pixels
     real, drawn = evidence.features[rows], evidence.sets[0][: len(pixels)]
     real_pixels = evidence.real_pixels(rows)
-    coverage, usual = (None if found is None else found.coverage for found in (faithful, floor))
+    found = prdc_and_floor(evidence)
+    coverage, floor_coverage = (None, None) if found is None else (found[0].coverage, found[1].coverage)
     digests = {name: digest_of({"rows": getattr(evidence, name).tolist()}) for name in ("trained_on", "held_out")}
     key = evidence.key() | digests | {"most": HELD_OUT}
     near = remembered(evidence.folder, "nearest", key, lambda: neighbours(evidence))
     train, unseen = ((np.array(part[0]), np.array(part[1], np.int64)) for part in (near["train"], near["held_out"]))
-    sizes = evidence.images.size, evidence.reference.every.size
+    every = evidence.reference.every
     return [
         pixel_statistics(pixels, real_pixels),
         duplicates(pixels, drawn, real),
@@ -215,24 +175,19 @@ def honesty(evidence: Evidence, faithful: Manifold | None, floor: Manifold | Non
             unseen if len(unseen[0]) else None,
             lambda index: evidence.real_pixels(evidence.trained_on[index]),
         ),
-        mode_collapse(drawn, real, pixels, real_pixels, coverage, usual),
+        mode_collapse(drawn, real, pixels, real_pixels, coverage, floor_coverage),
         sample_size(
             evidence.n,
             len(evidence.real),
             evidence.features.shape[1],
-            sizes,
-            lossy=(lossy_files(evidence.images), lossy_files(evidence.reference.every)),
+            sizes=(evidence.images.size, every.size),
+            lossy=(evidence.images.lossy, every.lossy),
         ),
     ]
 
 
-def lossy_files(images: ImageSet) -> int:
-    """How many of these are files of a lossy format."""
-    return sum(file.suffix[1:].lower() in LOSSY for file in images.files) if isinstance(images, FileImages) else 0
-
-
 def neighbours(evidence: Evidence) -> dict[str, Any]:
-    """Distance and index of the training image nearest to each sample, and to each of some held-out reals."""
+    """Distance and index of the training image nearest to each sample, and to each of up to 1,000 held-out reals."""
     chosen = np.random.default_rng(evidence.seed).permutation(evidence.held_out)[:HELD_OUT]
     queries = {"train": evidence.sets[0][:CHECKED], "held_out": evidence.features[np.sort(chosen)]}
     trained_on = evidence.features.take(evidence.trained_on)
@@ -244,18 +199,18 @@ def neighbours(evidence: Evidence) -> dict[str, Any]:
 
 
 def as_json(check: Check) -> dict[str, Any]:
-    """A check as report.json holds it; its pictures are on the page under its name."""
-    shown = {name: getattr(check, name) for name in ("name", "verdict", "headline", "details", "figures")}
-    return shown | {"pictures": None if check.pictures is None else check.name}
+    """A check as report.json states it; the page shows its pictures under its name."""
+    plain = {name: getattr(check, name) for name in ("name", "verdict", "headline", "details", "figures")}
+    return plain | {"pictures": None if check.pictures is None else check.name}
 
 
-def limits(config: ReportConfig, evidence: Evidence, scores: list[dict[str, Any]]) -> list[str]:
+def limits(evidence: Evidence, scores: list[dict[str, Any]]) -> list[str]:
     """What limits the meaning of the score, one sentence each."""
     lines = [
         f"The score is biased upward at {evidence.n:,} samples: compare it with scores at the same number and against "
         "the same reference only."
     ]
-    if evidence.source.sets == 1:
+    if evidence.samples.sets == 1:
         lines.append("There is one sample set, so nothing is known of the spread: a run or model can give several.")
     lines += [
         f"Against {score['against']} there is no floor: there are too few real images for it."
@@ -274,8 +229,8 @@ def limits(config: ReportConfig, evidence: Evidence, scores: list[dict[str, Any]
             "The generator was trained on all of the data, so copying is judged by pictures alone: a run with "
             "split=train leaves real images to compare with."
         )
-    warned = evidence.source.warnings + doubts(evidence.images.size, evidence.reference, evidence.extractor.features)
-    return lines + [f"{warning[0].upper()}{warning[1:]}." for warning in warned]
+    warnings = score_warnings(evidence.samples, evidence.images.size, evidence.reference, evidence.extractor.features)
+    return lines + [f"{warning[0].upper()}{warning[1:]}." for warning in warnings]
 
 
 def provenance(config: ReportConfig, evidence: Evidence) -> dict[str, Any]:
@@ -284,7 +239,7 @@ def provenance(config: ReportConfig, evidence: Evidence) -> dict[str, Any]:
     weights = {"weights": str(features.weights)} if isinstance(features, InceptionFeatures) else {}
     return {
         "features": features_key(features) | weights,
-        "samples": evidence.source.facts,
+        "samples": evidence.samples.facts,
         "real images": evidence.reference.facts,
         "course's real images": None if evidence.course is None else evidence.course.facts,
         "settings": {"seed": config.seed, "floor_sets": config.floor_sets, "reference_count": config.reference_count},
@@ -297,7 +252,7 @@ def target(config: ReportConfig) -> Path:
     """The folder of the report.
 
     Raises:
-        UserError: it is a file or cannot be written to.
+        UserError: the folder cannot be written to.
     """
     source = Path(config.source)
     default = source / "report" if is_run(source) else Path(f"{source.resolve()}.report")

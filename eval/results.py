@@ -1,4 +1,4 @@
-"""Results of `eval.fid`: where they are, what they say, and whether two of them were made alike."""
+"""Result files of `eval.fid`: finding and reading them, and whether two were made alike."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from core.cli.console import say
 from core.cli.errors import UserError
 from core.cli.files import read_json
 
-# What must agree before two scores may be compared: name for a reader -> place in a result of eval.fid.
+# What must agree before two scores may be compared: name in messages -> place in a result of eval.fid.
 ALIKE = {
     "metric": ("metric",),
     "features": ("features", "name"),
@@ -30,8 +30,8 @@ ALIKE = {
     "reference selection": ("reference", "selection_sha256"),
     "distance": ("distance",),
 }
-PACKAGES = ("torch", "torchvision", "pytorch-fid", "numpy", "pillow")  # whose versions may move a score a little
-NAMES = ("fid-", "fd_random")  # how the names of result files begin
+PACKAGES = ("torch", "torchvision", "pytorch-fid", "numpy", "pillow")  # their versions may move a score a little
+NAMES = ("fid-", "fd_random")  # prefixes of result files
 SHORT = 24  # characters shown of a long value
 
 
@@ -40,9 +40,9 @@ class Entry:
     """A source and its result.
 
     Attributes:
-        label: the source as it was given.
-        file: where its result is, or will be.
-        result: content of that file; before it is scored, only what it will say of how it was made.
+        label: the source as the user gave it.
+        file: where its result is or will be.
+        result: content of that file; before scoring, only the part that says how it is made.
     """
 
     label: str
@@ -51,17 +51,17 @@ class Entry:
 
     @property
     def scored(self) -> bool:
-        """Whether there is a score yet."""
+        """Whether the result has a score yet."""
         return "values" in self.result
 
     @property
     def content(self) -> str:
-        """SHA-256 of the model or images that the result is of."""
+        """SHA-256 of the scored model or images."""
         return content_of(self.result["source"])
 
 
 def content_of(facts: dict[str, Any]) -> str:
-    """What names the content of a source among its facts: the SHA-256 of the model or of the images."""
+    """The SHA-256 of the model or images among the facts of a source."""
     return str(facts["model_sha256"] if facts["kind"] == "model" else facts["sha256"])
 
 
@@ -69,7 +69,7 @@ def read_result(path: Path) -> dict[str, Any]:
     """A result of `eval.fid`.
 
     Raises:
-        UserError: the file cannot be read, is none, or contradicts itself.
+        UserError: the file cannot be read, is not a result, or contradicts itself.
     """
     result = read_json(path)
     try:
@@ -92,7 +92,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def pick(result: dict[str, Any], place: Iterable[str]) -> Any:
-    """The value at a place of nested dictionaries; None where there is none."""
+    """The value at a place in nested dictionaries; None if it does not exist."""
     value: Any = result
     for key in place:
         value = value.get(key) if isinstance(value, dict) else None
@@ -100,10 +100,10 @@ def pick(result: dict[str, Any], place: Iterable[str]) -> Any:
 
 
 def find_results(label: str) -> dict[str, Entry]:
-    """The results of a source by metric, the newest of each; a file that is one stands for itself.
+    """The newest result of a source for each metric. A result file counts as a source with that result.
 
     Raises:
-        UserError: there is no such source, or a result is damaged.
+        UserError: the source does not exist, or a result is damaged.
     """
     path = Path(label)
     if not path.exists():
@@ -116,7 +116,7 @@ def find_results(label: str) -> dict[str, Entry]:
     for file in files:
         entry = Entry(label, file, read_result(file))
         older = found.get(entry.result["metric"])
-        if older is not None and os.environ.get("RANK", "0") == "0":  # several processes may look, one tells
+        if older is not None and os.environ.get("RANK", "0") == "0":  # one of several processes tells
             say(f"note: {file} is taken, it is newer than {older.file}")
         found[entry.result["metric"]] = entry
     return found
@@ -135,11 +135,11 @@ def _result_files(path: Path) -> list[Path]:
     ]
 
 
-# May they be compared?
+# --- comparability ------------------------------------------------------------------------------------------------
 
 
 def require_distinct(entries: list[Entry], out: str | None) -> None:
-    """Refuse a result that is given twice, or that the file `out` would overwrite."""
+    """Refuse a result that was given twice or that writing `out` would replace."""
     files: dict[Path, str] = {}
     for entry in entries:
         file = entry.file.resolve()
@@ -154,7 +154,7 @@ def require_comparable(entries: list[Entry]) -> None:
     """Refuse results that were not made alike.
 
     Raises:
-        UserError: one line that names every difference with the values of all sides and their files.
+        UserError: one line that names every difference, with the values and the files that have them.
     """
     different = []
     for name, place in ALIKE.items():
@@ -166,8 +166,8 @@ def require_comparable(entries: list[Entry]) -> None:
         raise UserError(f"these results cannot be compared: {'; '.join(different)}")
 
 
-def doubts(entries: list[Entry]) -> list[str]:
-    """What makes a ranking less certain, one line each: warnings of the results, and where these differ a little."""
+def ranking_warnings(entries: list[Entry]) -> list[str]:
+    """What makes a ranking less certain, one line each: warnings of the results, and small differences between them."""
     said: dict[str, list[str]] = {}
     for entry in entries:
         for warning in entry.result.get("warnings", []):
@@ -188,13 +188,13 @@ def doubts(entries: list[Entry]) -> list[str]:
 
 
 def identities(entries: list[Entry]) -> list[str]:
-    """What names each source's content; an archive and its folder are told to be the same by equal values."""
+    """The identity of each source's content. Equal values identify an archive with the folder it was packed from."""
     first: dict[tuple[float, ...], str] = {}
     return [first.setdefault(tuple(entry.result["values"]), entry.content) for entry in entries]
 
 
 def _sides(entries: list[Entry], place: Iterable[str]) -> dict[str, str]:
-    """The different values that results have at a place, as text, with the files of each (or sources, before)."""
+    """The different values at a place in the results, as text, with the files (or unscored sources) that have each."""
     sides: dict[str, list[str]] = {}
     for entry in entries:
         sides.setdefault(str(pick(entry.result, place)), []).append(str(entry.file) if entry.scored else entry.label)
@@ -202,7 +202,7 @@ def _sides(entries: list[Entry], place: Iterable[str]) -> dict[str, str]:
 
 
 def _shortened(texts: list[str]) -> list[str]:
-    """The part of long texts in which they differ."""
+    """Long texts cut to the part in which they differ."""
     shared = len(list(itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))))
     start = shared - 8 if shared > 12 and max(map(len, texts)) > SHORT else 0
     stop = start + SHORT

@@ -1,127 +1,202 @@
-"""Distances of sample sets from real images, with what they mean: the spread over sets, the floor and the excess."""
+"""The score of one source against real images: what `eval.fid` computes, and `eval.compare` where a result is missing.
+
+The network and its input are those of pytorch-fid; the distance is computed here in float64. Only the distance on
+2048-dimensional Inception features is called FID. Every other choice is reported under another name.
+"""
 
 from __future__ import annotations
 
+import os
+import platform
+import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+from core.cli.errors import UserError
+from core.cli.files import writable
+from core.training.distributed import Ranks
+from eval.distances import plan_floor, score_against, spread
+from eval.features.cache import Extractor
+from eval.features.extractors import PUBLISHED_SHA256_PREFIX, Features, InceptionFeatures, make_features
+from eval.features.image_sets import Samples, is_run, open_samples
+from eval.features.reference import RealFeatures, Reference, open_reference
+from eval.features.settings import FID_DIMS, InceptionSection, require_features
 
-from eval.features.cache import features_key, remembered
-from eval.features.reference import RealFeatures
-from eval.metrics.frechet import RunningSums, Statistics, frechet_distance
+RUN_FEATURES = "features"  # folder in a run that keeps the features of its samples
+DISTANCE = "squared Frechet distance of Gaussians, float64, trace of the root by symmetric eigenvalues"
 
 
-@dataclass(frozen=True)
-class FloorPlan:
-    """Which real images stand in for samples, and whether they are taken out of the reference for it.
+@dataclass
+class FidConfig:
+    """Settings of `eval.fid`; conf/fid.yaml explains each key."""
 
-    Attributes:
-        subsets: positions of each set, ascending; disjoint, none when the real images do not suffice.
-        inside: they belong to the reference, so each is compared with the rest of it.
+    source: str
+    data: str
+    features: str = "inception"
+    fid: InceptionSection = field(default_factory=InceptionSection)
+    n: int = 1000
+    sets: int = 3
+    seed: int = 0
+    split: str = "all"
+    reference_count: int | None = None
+    reference_seed: int = 0
+    floor: bool = False
+    floor_sets: int = 3
+    out: str | None = None
+    batch_size: int = 16
+    device: str = "auto"
+
+
+def check(config: FidConfig) -> None:
+    """Refuse impossible settings before any work.
+
+    Raises:
+        UserError: naming the key.
     """
+    require_at_least(config, n=2, sets=1, floor_sets=1, batch_size=1, seed=0, reference_seed=0)
+    require_features(config.features, config.fid.dims)
 
-    subsets: list[np.ndarray]
-    inside: bool
 
+def require_at_least(config: object, **least: int) -> None:
+    """Check the lower limits of numeric settings.
 
-def plan_floor(total: int, rows: np.ndarray, count: int, sets: int, seed: int) -> FloorPlan:
-    """Choose up to `sets` disjoint random sets of `count` of the `total` real images, drawn without replacement.
-
-    They come from outside of the reference `rows` where that suffices, else from inside. There may be fewer sets when
-    the images do not last.
+    Raises:
+        UserError: naming the first key below its limit.
     """
-    outside = np.setdiff1d(np.arange(total), rows, assume_unique=True)
-    inside = len(outside) < count
-    pool = rows if inside else outside
-    possible = len(pool) // count
-    # Two halves of one set give the same number twice, so fewer than three sets' worth inside give one.
-    if inside and possible < 3:
-        possible = min(1, possible // 2)
-    # Another stream than that of the choice of a random reference.
-    order = np.random.default_rng(seed + 1).permutation(pool)
-    subsets = [np.sort(order[index * count : (index + 1) * count]) for index in range(min(sets, possible))]
-    return FloorPlan(subsets, inside)
+    for key, limit in least.items():
+        if getattr(config, key) < limit:
+            raise UserError(f"{key}={getattr(config, key)}: must be at least {limit}")
 
 
-@dataclass(frozen=True)
-class Score:
-    """The score of sample sets against one choice of real images.
+def score_source(config: FidConfig) -> dict[str, Any] | None:
+    """Compute a score without writing it.
 
-    Attributes:
-        values: one distance a set.
-        floor: distances of real images in the place of samples, one a set of them; empty when there are too few.
-        against: real images that the floor's are compared with.
-        excess: mean over the floor's sets of the samples' mean distance less the floor's, both from the same real
-            images; None without a floor.
+    Several processes share the extraction of features; only the first one returns a result.
+
+    Returns:
+        JSON-ready: metric, values (one per sample set), mean, sd (None for one set), floor, excess, and everything
+        needed to reproduce them.
+
+    Raises:
+        UserError: source, reference, weights or settings are not usable.
     """
-
-    values: list[float]
-    floor: list[float]
-    against: int
-    excess: float | None
-
-    @property
-    def mean(self) -> float:
-        """Of the values."""
-        return float(np.mean(self.values))
-
-    def floor_facts(self, count: int, seed: int) -> dict[str, Any] | None:
-        """The floor as results hold it, at `count` images a set."""
-        if not self.floor:
+    check(config)
+    ranks = Ranks.join()
+    samples = open_samples(Path(config.source), config.n, config.sets, config.seed, config.device)
+    reference = open_reference(Path(config.data), config.split, config.reference_count, config.reference_seed)
+    features = make_features(config.features, config.fid, config.device, ranks)
+    extractor = Extractor(features, config.batch_size, ranks)
+    with _sample_features(samples, result_path(config), ranks) as folder:
+        real = RealFeatures(reference, extractor, folder)
+        # The reference first: it takes longest, and its features survive a later failure.
+        real.of(reference.rows)
+        plan = plan_floor(len(real), reference.rows, samples.count, config.floor_sets, config.seed)
+        if config.floor:
+            for index, subset in enumerate(plan.subsets):
+                real.of(subset, f"floor {index + 1}/{len(plan.subsets)}")
+        sets = [extractor.samples(samples, index, folder) for index in range(samples.sets)]
+        if not ranks.first:
             return None
-        facts = {"mean": float(np.mean(self.floor)), "sd": spread(self.floor), "values": self.floor}
-        return facts | {"count": count, "against": self.against, "seed": seed}
+        statistics = [kept.statistics() for kept in sets]
+        floor_sets = config.floor_sets if config.floor else 0
+        found = score_against(real, reference.rows, statistics, samples.count, floor_sets, config.seed)
+    warnings = score_warnings(samples, samples.open_set(0).size, reference, features)
+    if config.floor and not plan.subsets:
+        warnings.append(
+            f"no floor at {samples.count:,} images: it needs {2 * samples.count:,} real images, there are {len(real):,}"
+        )
+    figures = {
+        "mean": found.mean,
+        "sd": spread(found.values),
+        "values": found.values,
+        "floor": found.floor_facts(samples.count, config.seed),
+        "excess": found.excess,
+    }
+    terms = score_terms(samples, reference, features)
+    weights = {"path": str(features.weights)} if isinstance(features, InceptionFeatures) else {}
+    terms["weights"] = weights | terms["weights"]
+    made = {"device": str(features.device), "versions": versions(), "warnings": warnings}
+    return {"metric": terms.pop("metric")} | figures | terms | made
 
 
-def score_against(
-    real: RealFeatures, rows: np.ndarray, drawn: list[Statistics], count: int, floor_sets: int, seed: int
-) -> Score:
-    """Score sample sets of `count` images against the real images `rows`.
-
-    Args:
-        floor_sets: sets of real images for the floor; 0 for none.
-    """
-    sums = real.sums(rows)
-    statistics = sums.statistics()
-    values = [frechet_distance(one, statistics) for one in drawn]
-    plan = plan_floor(len(real), rows, count, floor_sets, seed)
-    if not plan.subsets:
-        return Score(values, [], 0, None)
-    against = len(rows) - count if plan.inside else len(rows)
-    floor = _kept_floor(real, rows, sums, plan)
-    excesses = [
-        float(np.mean([frechet_distance(one, rest) for one in drawn] if plan.inside else values)) - low
-        # The floor's reals may have had to come out of the reference: samples then meet the same rest of it.
-        for low, (_, rest) in zip(floor, _rests(real, sums, plan), strict=True)
-    ]
-    return Score(values, floor, against, float(np.mean(excesses)))
-
-
-def _kept_floor(real: RealFeatures, rows: np.ndarray, sums: RunningSums, plan: FloorPlan) -> list[float]:
-    """The distance of each set of real images from those it is compared with."""
-    key = features_key(real.extractor.features) | {
-        "images": real.key(rows),
-        "sets": [real.key(subset)["rows"] for subset in plan.subsets],
+def score_terms(samples: Samples, reference: Reference, features: Features) -> dict[str, Any]:
+    """The part of a result that says how it was made; known before anything is computed."""
+    return {
+        "metric": features.metric,
+        "source": samples.facts,
+        "reference": reference.facts,
+        "features": {"name": features.name, "dims": features.dims, "transform": features.transform},
+        "weights": {"sha256": features.weights_sha256},
+        "distance": DISTANCE,
     }
 
-    def compute() -> dict[str, Any]:
-        return {"values": [frechet_distance(subset, rest) for subset, rest in _rests(real, sums, plan)]}
 
-    return [float(value) for value in remembered(real.cache, "floor", key, compute)["values"]]
-
-
-def _rests(real: RealFeatures, sums: RunningSums, plan: FloorPlan) -> Iterator[tuple[Statistics, Statistics]]:
-    """Each set of the floor and the real images it is compared with."""
-    for subset in plan.subsets:
-        features, rest = real.of(subset), sums
-        if plan.inside:
-            for block in features.blocks():
-                rest = rest.without(block)
-        yield features.statistics(), rest.statistics()
+def score_warnings(samples: Samples, size: tuple[int, int], reference: Reference, features: Features) -> list[str]:
+    """What makes a score of samples of this size (height, width) doubtful, one line each."""
+    warnings = list(samples.warnings)
+    if size != reference.every.size:
+        (height, width), (real_height, real_width) = size, reference.every.size
+        warnings.append(f"scored images are {width}x{height}, the reference is {real_width}x{real_height}")
+    if features.name == "inception" and not features.weights_sha256.startswith(PUBLISHED_SHA256_PREFIX):
+        warnings.append("the Inception weights are not pytorch-fid's published file (another sha256)")
+    return warnings
 
 
-def spread(values: list[float]) -> float | None:
-    """Standard deviation of independent values (n - 1); None for a single one."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+def result_path(config: FidConfig) -> Path:
+    """Where a result belongs: `out`, else in a run or beside anything else, under a name that says the metric.
+
+    Nothing is written into a folder of images, because it may be packed or scored again as it is.
+
+    Raises:
+        UserError: the file cannot be written there.
+    """
+    metric = "fd_random" if config.features == "random" else f"fid-{config.fid.dims or FID_DIMS}"
+    source = Path(config.source)
+    if config.out is not None:
+        path = Path(config.out)
+    elif is_run(source):
+        path = source / f"{metric}.json"
+    else:
+        path = Path(f"{source.absolute()}.{metric}.json")
+    if path.is_dir() or not writable(path.absolute().parent):
+        raise UserError(f"the result cannot be written to {path}: give out=PATH.json")
+    return path
+
+
+def run_features(samples: Samples) -> Path | None:
+    """The folder in a run that keeps features of samples of this model; None unless the samples come from a run."""
+    if samples.facts["kind"] != "model":
+        return None
+    model = Path(samples.facts["model"])
+    return model.parent / RUN_FEATURES / model.stem if is_run(model.parent) and writable(model.parent) else None
+
+
+@contextmanager
+def _sample_features(samples: Samples, result: Path, ranks: Ranks) -> Iterator[Path]:
+    """The folder for features of samples: kept in a run, else a temporary one beside the result."""
+    kept = run_features(samples)
+    if kept is not None:
+        yield kept
+        return
+    folder = result.with_name(f".{result.name}.{ranks.of_first(os.getpid())}.features")
+    try:
+        yield folder
+        ranks.wait()
+    finally:
+        if ranks.first:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the software that computed a result."""
+    found = {"python": platform.python_version()}
+    for package in ("facet-faces", "torch", "torchvision", "pytorch-fid", "numpy", "pillow"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"  # Facet itself, run from its folder
+    return found

@@ -1,8 +1,8 @@
 """Differentiable augmentation of what D sees, and the probability that holds D's overfitting at a target.
 
 The transformations are those of DiffAugment (Zhao et al. 2020): colour, translation and cutout. As in
-adaptive augmentation (Karras et al. 2020, section 2.3) each one is applied to each image with probability p, to reals
-and fakes alike, and G learns through it.
+adaptive augmentation (Karras et al. 2020, section 2.3), each is applied to each image with probability p, to reals
+and fakes alike, and G's gradient passes through it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from core.data.images import MEMORY_FORMAT
 
-# Second entry of the seed, see gen.latents: one stream for each batch that is augmented within a step.
-REAL_STREAM, FAKE_STREAM, GENERATOR_STREAM = 2, 3, 4
-# Uniform numbers of an image: whether each of the five changes is made, then how.
+# Second entry of the seed, see gen.latents: one stream for each of the three times a step shows images to D.
+STREAMS = {"real": 2, "fake": 3, "generator": 4}
+# Uniform numbers per image: whether each of the five changes is made, then how.
 GATES = ("brightness", "saturation", "contrast", "translation", "cutout")
 AMOUNTS = ("brightness", "saturation", "contrast", "down", "right", "top", "left")
 DRAWS = len(GATES) + len(AMOUNTS)
@@ -104,9 +104,9 @@ def cutout(images: Tensor, top: Tensor, left: Tensor) -> Tensor:
 class AdaptiveProbability:
     """The p that keeps the mean decision of D on reals at a target (Karras et al. 2020, section 3: heuristic r_t).
 
-    It is E[sign(D(real))], 0 for a D that cannot tell reals and 1 for one that knows every real by heart (or whose G is
-    poor); where only differences of logits mean anything, E[sign(D(real) - D(fake))] over pairs. Every `every` updates
-    p moves by the images seen meanwhile / `ada_images`: up when the mean was above `target`, else down.
+    r_t is E[sign(D(real))]: 0 for a D that cannot recognise reals, 1 for one that has memorised them (or whose G is
+    poor). Where only differences of logits mean anything it is E[sign(D(real) - D(fake))] over pairs. After every
+    `every` updates p moves by the images seen since / `ada_images`: up if the mean was above `target`, else down.
 
     Args:
         target: mean sign to hold, 0 to 1; see `gen.losses.GanLoss.overfitting_target`.
@@ -124,15 +124,15 @@ class AdaptiveProbability:
         """Note one step of D.
 
         Args:
-            mean_sign: scalar, the mean of `gen.losses.GanLoss.decisions` over the reals of the global batch, alike on
-                all processes; it is read, and the device waited for, only when p moves.
+            mean_sign: scalar, the mean of `gen.losses.GanLoss.decisions` over the reals of the global batch, the same
+                on all processes. It is read (which waits for the device) only when p moves.
             batch_size: images of the global batch.
         """
         self.pending.append(mean_sign.detach())
         self.images += batch_size
         if len(self.pending) < self.every:
             return
-        # Those of a checkpoint come back on the CPU.
+        # Values restored from a checkpoint are on the CPU.
         excess = torch.stack([value.to(mean_sign.device) for value in self.pending]).mean().item() - self.target
         self.p = float(np.clip(self.p + np.sign(excess) * self.images / self.ada_images, 0.0, 1.0))
         self.pending, self.images = [], 0

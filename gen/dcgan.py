@@ -12,7 +12,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from core.nn.blocks import ConvBlock, UpBlock, doublings, init_normal, norm_layer, require_positive, spectral
+from core.nn.blocks import ConvBlock, UpBlock, doublings, norm_layer, require_positive
+from core.nn.init import apply_spectral_norm, init_normal
 
 LeakyReLU = partial(nn.LeakyReLU, 0.2, inplace=True)
 ReLU = partial(nn.ReLU, inplace=True)
@@ -73,6 +74,8 @@ class Discriminator(nn.Module):
     Other arguments and errors as for `Generator`.
     """
 
+    judges_pixels = False
+
     def __init__(
         self,
         image_size: int = 64,
@@ -91,7 +94,7 @@ class Discriminator(nn.Module):
             ConvBlock(widths[-1], 1, kernel=4, bias=False, norm=None, activation=None),
         )
         if norm == "spectral":
-            spectral(self)
+            apply_spectral_norm(self)
 
     def initialise(self, seed: int) -> None:
         """Draw the weights as the paper does."""

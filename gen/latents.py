@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Second entry of the seed. Streams may coincide here and there with those of sampling ([seed]) and of the data order
-# ([seed, epoch]), which does no harm: what is read from them differs.
+# Second entry of the seed. A stream may coincide with one of sampling ([seed]) or of the batch order ([seed, epoch]);
+# this does no harm, since different things are drawn from them.
 TRAINING_STREAM = 1
 
 

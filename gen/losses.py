@@ -1,7 +1,7 @@
-"""Adversarial losses on logits, one function an equation, and the table of those that a configuration can name.
+"""Adversarial losses on logits, one function per equation, and the table from which a configuration chooses.
 
-Real and fake logits have one shape, (N,) or (N, H, W) where every pixel is judged. Every loss is a mean over all of
-them, so that the means of equal parts of a batch average to that of the whole.
+Real and fake logits have the same shape: (N,), or (N, H, W) where every pixel is judged. Every loss is a mean over all
+of them, so the means of equal parts of a batch average to that of the whole.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def hinge_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 def critic_generator(fake_logits: Tensor) -> Tensor:
     """-D(G(z)): G's side of the hinge and the Wasserstein loss (Miyato et al. 2018, equation 17; Arjovsky et al. 2017).
 
-    Its gradient never fades, however sure D is.
+    Its gradient does not vanish, however confident D is.
     """
     return -fake_logits.mean()
 
@@ -55,7 +55,7 @@ def least_squares_generator(fake_logits: Tensor) -> Tensor:
 def wasserstein_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """D(G(z)) - D(x) (Arjovsky et al. 2017, equation 2).
 
-    Estimates a distance only while D is 1-Lipschitz: use it with `gen.regularizers.gradient_penalty`.
+    Estimates a distance only while D is 1-Lipschitz: use it with `gen.penalties.gradient_penalty`.
     """
     return fake_logits.mean() - real_logits.mean()
 
@@ -83,7 +83,7 @@ class GanLoss:
         discriminator: (real logits, fake logits) -> scalar.
         of_generator: (fake logits) -> scalar, or (fake logits, real logits) -> scalar when `paired`.
         boundary: the logit at which D is undecided; None when only differences of logits mean anything.
-        paired: whether G's loss compares with real logits, which its step must then compute.
+        paired: whether G's loss compares with real logits, which its step must then compute as well.
         probabilistic: whether sigmoid(logit) is the probability of "real" that D is trained to give.
     """
 
@@ -94,7 +94,7 @@ class GanLoss:
     probabilistic: bool = False
 
     def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
-        """G's loss; `real_logits` of the images in the same places are read (and needed) only when `paired`."""
+        """G's loss; only a `paired` loss needs (and reads) `real_logits`, of the reals at the same indices."""
         if not self.paired:
             return self.of_generator(fake_logits)
         if real_logits is None:
@@ -105,18 +105,18 @@ class GanLoss:
     def overfitting_target(self) -> float:
         """The mean decision on reals to hold with adaptive augmentation: 0.6 (Karras et al. 2020, section 3.1).
 
-        Decisions on pairs are surer. With normal logits of equal spread s, those of reals and fakes 2m apart, the mean
-        decision is erf(m / (s sqrt 2)) on single logits and erf(m / s) on pairs: 0.77 for the D that has 0.6.
+        Decisions on pairs are more certain. With normal logits of equal spread s, those of reals and fakes 2m apart,
+        the mean decision is erf(m / (s sqrt 2)) on single logits and erf(m / s) on pairs: 0.77 for the D that has 0.6.
         """
         return 0.6 if self.boundary is not None else 0.77
 
     def answers(self, logits: Tensor) -> Tensor:
-        """What D says of each image: probabilities of "real" where the loss has them, else the logits themselves."""
+        """D's answer to each image: probabilities of "real" where the loss has them, else the logits themselves."""
         return logits.sigmoid() if self.probabilistic else logits
 
     @torch.no_grad()
     def decisions(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """What D says of the reals and of the fakes: 1 real, -1 fake, 0 undecided; shapes as given.
+        """D's decisions on the reals and on the fakes: 1 real, -1 fake, 0 undecided; shapes as given.
 
         Without a boundary each logit is compared with its partner. The mean over reals is r_t, the measure of
         overfitting that `gen.augment.AdaptiveProbability` holds at a target.

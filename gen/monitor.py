@@ -1,4 +1,4 @@
-"""Signs that a GAN has stopped learning, told while there is still time to act."""
+"""Signs that a GAN has stopped learning, reported while there is still time to act."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-PATIENCE = 20_000  # images a sign must last: early in a run D is often perfect for a while
+PATIENCE = 20_000  # images for which a sign must last: early in a run D is often perfect for a while
 CHANCE_LOSS = 2 * math.log(2)  # loss of a discriminator that answers 0.5 to everything
 
 ADVICE = {
@@ -20,8 +20,8 @@ class CollapseMonitor:
     """Watches interval statistics; each sign is reported once when it has lasted `PATIENCE` images.
 
     Args:
-        loss: name in `gen.losses.LOSSES`. Only the non-saturating one has a known value at chance, and a critic of the
-            Wasserstein loss is right to tell all images apart: its slope does not fade.
+        loss: name in `gen.losses.LOSSES`. Only the non-saturating one has a known value at chance. A Wasserstein critic
+            may tell all images apart: its gradient does not vanish.
     """
 
     def __init__(self, loss: str = "non_saturating") -> None:

@@ -1,11 +1,11 @@
 """Residual networks without normalisation, in the spirit of R3GAN (Huang et al. 2024, https://arxiv.org/abs/2501.05441).
 
-G and D mirror each other: at every size a number of inverted bottlenecks with grouped convolutions, between sizes a
-bilinear resampling and a 1x1 convolution. Every branch ends in a convolution that starts at zero (Fixup: Zhang et al.
-2019, https://arxiv.org/abs/1901.09321), so that G and D begin as linear maps of well-scaled output and need no
-normalisation (G's before its tanh). Meant for the relativistic loss with R1 and R2.
+G and D mirror each other: inverted bottlenecks with grouped convolutions at every size; resampling and a 1x1
+convolution between sizes. Every branch ends in a convolution that starts at zero (Fixup: Zhang et al. 2019,
+https://arxiv.org/abs/1901.09321), so G and D start as well-scaled linear maps and need no normalisation (G up to its
+tanh). Meant for the relativistic loss with R1 and R2.
 
-Unlike the paper's: G ends in tanh and projects latents to 4x4 by one dense layer; every resampling has a 1x1
+Differences from the paper: G ends in tanh and projects latents to 4x4 by one dense layer; every resampling has a 1x1
 convolution, also between equal widths; D halves by the mean of 2x2 pixels instead of a wider filter; and the networks
 are much narrower (64 channels at 64 pixels).
 """
@@ -23,7 +23,7 @@ from core.nn.blocks import ConvBlock, UpBlock, doublings, require_positive
 from gen.resnet import level_widths
 
 SLOPE = 0.2
-EXPANSION = 2  # channels inside a block, in those of its input
+EXPANSION = 2  # channels inside a block for each channel of its input
 GROUP = 16  # channels that a 3x3 convolution reads together
 LeakyReLU = partial(nn.LeakyReLU, SLOPE, inplace=True)
 
@@ -31,7 +31,7 @@ LeakyReLU = partial(nn.LeakyReLU, SLOPE, inplace=True)
 class Bottleneck(nn.Module):
     """x + branch(x), (N, C, H, W) -> (N, C, H, W): to 2C channels, a grouped 3x3 convolution, back to C.
 
-    Leaky ReLU inside the branch alone: nothing changes what goes past it.
+    Leaky ReLU acts inside the branch only; the shortcut stays linear.
     """
 
     def __init__(self, channels: int) -> None:
@@ -44,7 +44,7 @@ class Bottleneck(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """The sum of both ways."""
+        """The sum of branch and shortcut."""
         return x + self.branch(x)
 
 
@@ -57,8 +57,8 @@ def init_residual(network: nn.Module, seed: int) -> None:
     """Fixup-like initialisation (Zhang et al. 2019, section 3), drawn from a generator of its own.
 
     With L blocks whose branches have m = 3 convolutions, the last of a branch is 0 and the others are He's (for the
-    slope of the leaky ReLU) times L^(-1/(2m - 2)). Layers outside of branches, which are linear, keep the second moment
-    of what they read: N(0, 1/inputs). Biases are 0.
+    slope of the leaky ReLU) times L^(-1/(2m - 2)). Layers outside the branches are linear and preserve the second
+    moment of their input: N(0, 1/inputs). Biases are 0.
     """
     generator = torch.Generator().manual_seed(seed)
     blocks = [block for block in network.modules() if isinstance(block, Bottleneck)]
@@ -101,7 +101,7 @@ class Generator(nn.Module):
         ]
         layers += [Bottleneck(widths[0]) for _ in range(blocks)]
         for wide, narrow in pairwise(widths):
-            # Interpolation and a 1x1 convolution may change places: the convolution then sees a quarter of the pixels.
+            # Interpolation and a 1x1 convolution commute: convolving first costs a quarter.
             layers += [_linear(wide, narrow), nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)]
             layers += [Bottleneck(narrow) for _ in range(blocks)]
         self.layers = nn.Sequential(*layers, _linear(width, 3), nn.Tanh())
@@ -118,9 +118,11 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Images (N, 3, image_size, image_size) in [-1, 1] -> logits (N,), positive for "real".
 
-    G turned round; at 4x4 every channel becomes one number by weights of its own, and a linear layer reads these.
+    The mirror image of G. At 4x4 a depthwise convolution reduces every channel to one number, for a linear layer.
     Nothing is normalised, so each image is judged by itself. Arguments and errors as for `Generator`.
     """
+
+    judges_pixels = False
 
     def __init__(self, image_size: int = 64, width: int = 64, blocks: int = 2) -> None:
         super().__init__()

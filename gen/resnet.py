@@ -1,8 +1,8 @@
 """Residual networks with spectral normalisation (SNGAN: Miyato et al. 2018, appendix B.4, https://arxiv.org/abs/1802.05957),
-with the self-attention of SAGAN (Zhang et al. 2019, https://arxiv.org/abs/1805.08318) if wished.
+and optionally the self-attention of SAGAN (Zhang et al. 2019, https://arxiv.org/abs/1805.08318).
 
-As in the 64-pixel networks of Gulrajani et al. 2017 no map has more than 8 times the finest width. The
-initialisation is He's instead of Glorot's: in D spectral norm takes its scale away, in G the two are close.
+As in the 64-pixel networks of Gulrajani et al. 2017, no map is wider than 8 times the finest one. Weights start with
+He's initialisation instead of Glorot's: in D spectral norm removes the scale anyway, in G the two are close.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from core.cli.errors import UserError
-from core.nn.blocks import ConvBlock, UpBlock, doublings, init_he, require_positive, spectral
+from core.nn.blocks import ConvBlock, UpBlock, doublings, require_positive
+from core.nn.init import apply_spectral_norm, init_he
 
 WIDEST = 8  # channels of the coarsest maps, in finest widths
 KEY_SHARE = 8  # channels of a map for each channel of its attention (SAGAN, section 3: k = 8)
@@ -25,10 +26,10 @@ def level_widths(width: int, levels: int) -> list[int]:
 
 
 class SelfAttention(nn.Module):
-    """Every pixel reads from all others: (N, C, H, W) -> (N, C, H, W) (SAGAN, section 3, equations 1 to 3).
+    """Every pixel attends to all others: (N, C, H, W) -> (N, C, H, W) (SAGAN, section 3, equations 1 to 3).
 
-    The result is added with a factor that starts at 0, so that the network begins as if it were not there. Written out
-    with a softmax, as the fused kernels have no second derivative, which R1 needs.
+    The result is added with a learnt factor that starts at 0, so the network starts as if the layer were not there.
+    The softmax is written out because fused attention kernels have no second derivative, which R1 needs.
     """
 
     def __init__(self, channels: int) -> None:
@@ -41,14 +42,14 @@ class SelfAttention(nn.Module):
         self.strength = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The map plus what its pixels have read."""
+        """The map plus what its pixels attended to."""
         scores = self.query(x).flatten(2).transpose(1, 2) @ self.key(x).flatten(2)  # (N, readers HW, read HW)
         read = self.value(x).flatten(2) @ scores.softmax(-1).transpose(1, 2)  # (N, C', HW)
         return x + self.strength * self.out(read.unflatten(2, x.shape[2:]))
 
 
 class UpResBlock(nn.Module):
-    """Residual block that doubles: (N, in, H, W) -> (N, out, 2H, 2W), batch norm and ReLU ahead of each convolution."""
+    """Residual block with upsampling, (N, in, H, W) -> (N, out, 2H, 2W); norm and ReLU come before convolutions."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -59,20 +60,20 @@ class UpResBlock(nn.Module):
             ConvBlock(in_channels, out_channels, padding=1),
             ConvBlock(out_channels, out_channels, padding=1, norm=None, activation=None),
         )
-        # Enlarging copies pixels, so that the 1x1 convolution may come first, on a quarter of them.
+        # Nearest-neighbour upsampling and a 1x1 convolution commute: convolving first costs a quarter.
         self.shortcut = nn.Sequential(
             ConvBlock(in_channels, out_channels, kernel=1, norm=None, activation=None), nn.Upsample(scale_factor=2)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """The sum of both ways."""
+        """The sum of branch and shortcut."""
         return self.body(x) + self.shortcut(x)
 
 
 class DownResBlock(nn.Module):
     """Residual block without normalisation: (N, in, H, W) -> (N, out, H/2, W/2), or the same size without `halve`.
 
-    ReLU ahead of each convolution, but not ahead of the first of the network (`first`), which sees the image.
+    ReLU precedes each convolution except the first one of the network (`first`), which sees the image.
     """
 
     def __init__(self, in_channels: int, out_channels: int, halve: bool = True, first: bool = False) -> None:
@@ -84,11 +85,11 @@ class DownResBlock(nn.Module):
             ConvBlock(out_channels, out_channels, padding=1, norm=None, activation=None),
             pool,
         )
-        # A mean of pixels and a 1x1 convolution may change places: the convolution then sees a quarter of them.
+        # Average pooling and a 1x1 convolution commute: pooling first costs a quarter.
         self.shortcut = nn.Sequential(pool, ConvBlock(in_channels, out_channels, kernel=1, norm=None, activation=None))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The sum of both ways."""
+        """The sum of branch and shortcut."""
         return self.body(x) + self.shortcut(x)
 
 
@@ -102,7 +103,7 @@ def _check_attention(attention: int | None, sizes: list[int]) -> None:
 class Generator(nn.Module):
     """Latents (N, latent_dim) from N(0, 1) -> images (N, 3, image_size, image_size) in [-1, 1].
 
-    A projection to 4x4, residual blocks that double by repeating pixels, batch norm, ReLU and a last convolution.
+    A projection to 4x4, residual blocks with nearest-neighbour upsampling, batch norm, ReLU and a last convolution.
 
     Args:
         image_size: power of two from 32 up.
@@ -144,14 +145,16 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Images (N, 3, image_size, image_size) in [-1, 1] -> logits (N,), positive for "real".
 
-    Residual blocks that halve by averaging down to 4x4, one that does not, ReLU, the sum over the pixels and a linear
-    layer; every weight has spectral norm 1 and nothing else is normalised, so each image is judged by itself.
+    Residual blocks with average pooling down to 4x4, one without, ReLU, the sum over the pixels and a linear layer.
+    Every weight has spectral norm 1. Nothing else is normalised, so each image is judged by itself.
 
     Args:
         attention: as for `Generator`, 4 to image_size / 2.
 
     Other arguments and errors as for `Generator`.
     """
+
+    judges_pixels = False
 
     def __init__(self, image_size: int = 64, width: int = 64, attention: int | None = None) -> None:
         super().__init__()
@@ -167,7 +170,7 @@ class Discriminator(nn.Module):
         layers += [DownResBlock(widths[-1], widths[-1], halve=False), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
         self.head = ConvBlock(widths[-1], 1, kernel=1, norm=None, activation=None)
-        spectral(self)
+        apply_spectral_norm(self)
 
     def initialise(self, seed: int) -> None:
         """Draw the weights (He et al. 2015)."""

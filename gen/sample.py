@@ -17,8 +17,9 @@ from core.cli.console import progress_bar
 from core.cli.errors import CommandParser, UserError, reports_errors
 from core.data.images import MEMORY_FORMAT, make_grid, png_bytes, to_uint8, write_png
 from core.nn.model_file import load_model
-from core.training.distributed import full_precision, pick_device, set_up_cpu
+from core.training.machine import full_precision, pick_device, set_up_cpu
 from gen.latents import sample_latents
+from gen.networks import Generator
 
 BATCH_SIZE = 64
 GRID_SAMPLES = 64
@@ -28,17 +29,16 @@ INTERPOLATION_ROWS, INTERPOLATION_STEPS = 8, 10
 def load_generator(run_or_file: str | Path, device: str) -> tuple[nn.Module, int]:
     """The generator of a run folder or model file on `device`, and its latent dimension."""
     model, _ = load_model(run_or_file)
-    latent_dim = getattr(model, "latent_dim", None)
-    if not isinstance(latent_dim, int):
+    if not isinstance(model, Generator):
         raise UserError(f"{run_or_file} holds a {type(model).__name__}, not a generator")
-    return model.to(pick_device(device)).to(memory_format=MEMORY_FORMAT), latent_dim
+    return model.to(pick_device(device)).to(memory_format=MEMORY_FORMAT), model.latent_dim
 
 
 @torch.inference_mode()
 def render(model: nn.Module, z: Tensor) -> np.ndarray:
     """Latents (N, latent_dim) -> uint8 pixels (N, H, W, 3), from a model in eval mode."""
     device = next(model.parameters()).device
-    # Full float32, also on GPUs that would round to TF32: a seed gives the same picture on every machine.
+    # Full float32 even on GPUs with TF32, so that a seed gives the same picture on every machine.
     with full_precision(device):
         return to_uint8(model(z.to(device))).cpu().numpy()
 
@@ -66,8 +66,8 @@ def generate(
 ) -> np.ndarray:
     """Samples of a run folder or model file: the i-th picture depends on the i-th seed alone.
 
-    The averaged weights are used, in eval mode. Another batch size or machine changes a picture by at most 1 grey
-    level (floating point sums in another order).
+    Uses the averaged weights in eval mode. Another batch size or machine changes a picture by at most 1 grey level
+    (floating-point sums in another order).
 
     Args:
         truncation: see `gen.latents.sample_latents`; scores are always taken without.
@@ -82,9 +82,9 @@ def generate(
 
 
 def interpolation_grid(run_or_file: str | Path, seed: int, truncation: float | None, device: str) -> np.ndarray:
-    """Rows of pictures on the way from one latent to another, along the great circle between them (White 2016).
+    """Rows of pictures that lead from one latent to another along the great circle between them (White 2016).
 
-    The straight line would pass through latents much shorter than any seen in training.
+    A straight line would pass through latents much shorter than any seen in training.
     """
     model, latent_dim = load_generator(run_or_file, device)
     ends = sample_latents(range(seed, seed + 2 * INTERPOLATION_ROWS), latent_dim, truncation)

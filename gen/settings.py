@@ -13,46 +13,27 @@ from torch.nn.utils.parametrize import is_parametrized
 from core.cli.errors import UserError
 from core.data.dataset import PreparedData
 from core.training.loop import LoopConfig, check_common, check_least
-from eval.online import EvalSection, check_section
 from gen.losses import gan_loss
-from gen.schedule import cosine
-from gen.steps import PENALTIES, STATISTICS
+from gen.networks import Discriminator, Generator
+from gen.penalties import PENALTIES
+from gen.steps import STATISTICS, Objective
 
-BN_BATCH = 64  # samples normalised together when batch statistics are estimated anew
+LEAST_SAMPLES = 2_000  # of a score that chooses weights
 
 
 @dataclass
 class Schedule:
-    """Factor that goes from 1 to `end` over so many images; see `gen.schedule.cosine`."""
+    """A factor that goes from 1 to `end` over the first `over` images seen; 0 for a factor of 1 throughout."""
 
     end: float
     over: int
 
-
-@dataclass
-class RegularizeSection:
-    """Weights of what is added to D's loss, and the schedule of those of R1 and R2."""
-
-    r1: float
-    r2: float
-    gradient_penalty: float
-    cutmix: float
-    schedule: Schedule
-
-    @property
-    def used(self) -> tuple[str, ...]:
-        """Names of those in use."""
-        return tuple(name for name in PENALTIES if getattr(self, name) > 0)
-
-    @property
-    def of_gradients(self) -> tuple[str, ...]:
-        """Those that need D's gradient at single images, and second derivatives."""
-        return tuple(name for name in self.used if name != "cutmix")
-
-    def weights(self, images_seen: int) -> dict[str, float]:
-        """Factors in the step that begins at `images_seen`; gamma / 2 for R1 and R2."""
-        half = cosine(self.schedule.end, self.schedule.over, images_seen) / 2
-        return {name: getattr(self, name) * (half if name in ("r1", "r2") else 1.0) for name in self.used}
+    def factor(self, images_seen: int) -> float:
+        """The factor in the step that begins at `images_seen`: half a cosine (Loshchilov & Hutter 2017), then `end`."""
+        if not self.over:
+            return 1.0
+        progress = min(1.0, images_seen / self.over)
+        return self.end + (1.0 - self.end) * (1.0 + math.cos(math.pi * progress)) / 2
 
 
 @dataclass
@@ -70,46 +51,52 @@ class DiffaugSection:
 
 
 @dataclass
+class EvalSection:
+    """When and how samples are scored during training, by the callback that `_target_` names."""
+
+    _target_: str
+    every: int
+    n: int
+    features: str
+    fid: dict[str, Any]
+    batch_size: int
+
+
+@dataclass
 class TrainConfig(LoopConfig):
     """What conf/gen.yaml holds; it explains each key."""
 
     flip: bool
     grid_every: int
     loss: str
-    regularize: RegularizeSection
+    regularize: dict[str, Any]
     diffaug: DiffaugSection
     d_lr_factor: float
     n_critic: int
     lr_schedule: Schedule
     accumulate: int
-    ema_bn_images: int
     eval: EvalSection
+
+    @property
+    def penalties(self) -> tuple[str, ...]:
+        """Names of the penalties in use."""
+        return tuple(name for name in PENALTIES if self.regularize[name] > 0)
+
+    @property
+    def second_order(self) -> tuple[str, ...]:
+        """Names of those that need D's gradient at single images."""
+        return tuple(name for name in self.penalties if PENALTIES[name].second_order)
 
     @property
     def statistics(self) -> tuple[str, ...]:
         """What the steps of this run report."""
-        return (*STATISTICS, *self.regularize.used, *(["augment_p"] if self.diffaug.adaptive else []))
+        return (*STATISTICS, *self.penalties, *(["augment_p"] if self.diffaug.adaptive else []))
 
-
-# Keys that the configuration of older runs lacks, with the values that do what those runs did.
-ADDED: dict[str, Any] = {
-    "loss": "non_saturating",
-    "regularize.r1": 0.0,
-    "regularize.r2": 0.0,
-    "regularize.gradient_penalty": 0.0,
-    "regularize.cutmix": 0.0,
-    "regularize.schedule.end": 1.0,
-    "regularize.schedule.over": 0,
-    "diffaug.p": 0.0,
-    "diffaug.ada_target": None,
-    "diffaug.ada_images": 500_000,
-    "d_lr_factor": 1.0,
-    "n_critic": 1,
-    "lr_schedule.end": 1.0,
-    "lr_schedule.over": 0,
-    "accumulate": 1,
-    "ema_bn_images": 0,
-}
+    def objective(self, images_seen: int, augment_p: float) -> Objective:
+        """What the step that begins at `images_seen` minimises."""
+        half = Schedule(**self.regularize["schedule"]).factor(images_seen) / 2
+        factors = {name: self.regularize[name] * (half if PENALTIES[name].halved else 1.0) for name in self.penalties}
+        return Objective(gan_loss(self.loss), factors, augment_p)
 
 
 def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
@@ -119,7 +106,7 @@ def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
         UserError: naming the key.
     """
     check_common(config, processes)
-    check_least(config, 0, "grid_every", "ema_bn_images")
+    check_least(config, 0, "grid_every")
     check_least(config, 1, "n_critic", "accumulate")
     share = config.batch_size // processes
     if share % config.accumulate or share // config.accumulate < 2:
@@ -127,9 +114,7 @@ def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
             f"accumulate={config.accumulate} must divide the {share} images of each process into equal parts of at "
             "least 2 (batch norm needs them)"
         )
-    if config.ema_bn_images % BN_BATCH:
-        raise UserError(f"ema_bn_images={config.ema_bn_images} must be a multiple of {BN_BATCH}, or 0")
-    check_section(config.eval)
+    _check_eval(config.eval)
     _check_game(config)
     for key in ("generator", "discriminator"):
         if not isinstance(config.model.get(key), dict):
@@ -142,20 +127,34 @@ def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
         )
 
 
+def _check_eval(section: EvalSection) -> None:
+    if section.every < 0:
+        raise UserError(f"eval.every={section.every} must not be negative")
+    if section.batch_size < 1:
+        raise UserError(f"eval.batch_size={section.batch_size} must be at least 1")
+    if section.n < LEAST_SAMPLES:
+        raise UserError(
+            f"eval.n={section.n} must be at least {LEAST_SAMPLES:,}: with fewer samples, bias and noise of the score "
+            "choose the wrong weights"
+        )
+
+
 def _check_game(config: TrainConfig) -> None:
     gan_loss(config.loss)
     regularize, diffaug = config.regularize, config.diffaug
     for name in PENALTIES:
-        _check_number(f"regularize.{name}", getattr(regularize, name))
+        _check_number(f"regularize.{name}", regularize[name])
     _check_number("d_lr_factor", config.d_lr_factor)
     if not config.d_lr_factor:
         raise UserError("d_lr_factor=0 would keep D from learning: give a factor above 0")
-    for key, schedule in (("regularize.schedule", regularize.schedule), ("lr_schedule", config.lr_schedule)):
+    of_penalties = Schedule(**regularize["schedule"])
+    for key, schedule in (("regularize.schedule", of_penalties), ("lr_schedule", config.lr_schedule)):
         _check_number(f"{key}.end", schedule.end)
-        if schedule.over < 0 or (schedule.over == 0) != (schedule.end == 1):
+        _check_number(f"{key}.over", schedule.over)
+        if (schedule.over == 0) != (schedule.end == 1):
             given = f"end={schedule.end:g} over={schedule.over}"
             raise UserError(f"{key}: {given} does nothing or has no duration: change both, or neither (end=1 over=0)")
-    if regularize.schedule.over and not (regularize.r1 or regularize.r2):
+    if of_penalties.over and not any(PENALTIES[name].halved for name in config.penalties):
         raise UserError("regularize.schedule changes r1 and r2, but both are 0: set one of them, or leave it out")
     if not diffaug.adaptive:
         _check_number("diffaug.p", diffaug.p, most=1, words=" or adaptive")
@@ -176,19 +175,22 @@ def check_networks(config: TrainConfig, generator: nn.Module, discriminator: nn.
     Raises:
         UserError: naming the key.
     """
-    if not isinstance(getattr(generator, "latent_dim", None), int):
+    if not isinstance(generator, Generator):
         raise UserError(f"model.generator is a {type(generator).__name__}, not a generator")
-    if not hasattr(discriminator, "initialise") or hasattr(discriminator, "latent_dim"):
+    if not isinstance(discriminator, Discriminator):
         raise UserError(f"model.discriminator is a {type(discriminator).__name__}, not a discriminator")
     normalised = any(isinstance(layer, nn.BatchNorm2d) for layer in discriminator.modules())
-    if normalised and (penalties := config.regularize.of_gradients):
+    if normalised and config.second_order:
         raise UserError(
-            f"regularize.{penalties[0]} needs a D that judges each image by itself, but this one has batch norm: use "
-            "another model, or model.norm=none"
+            f"regularize.{config.second_order[0]} needs a D that judges each image by itself, but this one has batch "
+            "norm: use another model, or model.norm=none"
         )
-    if config.regularize.cutmix and not hasattr(discriminator, "forward_all"):
-        raise UserError("regularize.cutmix needs a D that judges pixels: use model=unetgan, or regularize.cutmix=0")
-    bounded = config.regularize.of_gradients or any(map(is_parametrized, discriminator.modules()))  # spectral norm
+    for name in config.penalties:
+        if PENALTIES[name].needs_pixels and not discriminator.judges_pixels:
+            raise UserError(
+                f"regularize.{name} needs a D that judges pixels: use model=unetgan, or regularize.{name}=0"
+            )
+    bounded = config.second_order or any(map(is_parametrized, discriminator.modules()))  # spectral norm
     if config.loss == "wasserstein" and not bounded:
         raise UserError("loss=wasserstein needs regularize.gradient_penalty (10 in the paper), else its D is unbounded")
     _check_shapes(generator, discriminator, config.model["generator"]["image_size"])
@@ -198,11 +200,11 @@ def check_networks(config: TrainConfig, generator: nn.Module, discriminator: nn.
 def _check_shapes(generator: nn.Module, discriminator: nn.Module, size: int) -> None:
     """Refuse networks that do not make images, or not one logit an image."""
     for name, network, given, wanted in (
-        ("generator", generator, (2, generator.latent_dim), (2, 3, size, size)),
+        ("generator", generator, (2, int(generator.latent_dim)), (2, 3, size, size)),  # type: ignore[arg-type]
         ("discriminator", discriminator, (2, 3, size, size), (2,)),
     ):
         try:
-            shape = tuple(network.eval()(torch.zeros(given)).shape)  # type: ignore[arg-type]
+            shape = tuple(network.eval()(torch.zeros(given)).shape)
         except RuntimeError as error:
             raise UserError(f"model.{name} cannot read {given}: {str(error).splitlines()[0]}") from error
         network.train()

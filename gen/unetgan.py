@@ -1,7 +1,7 @@
 """A U-Net as discriminator: one logit for the image and one for every pixel (Schoenfeld, Schiele & Khoreva 2020,
-https://arxiv.org/abs/2002.12655), and the CutMix images on which its pixel decisions are held consistent. The paper
-also trains D to call mixed images fake and to tell their parts apart, more and more often over the first epochs; that
-is not done here.
+https://arxiv.org/abs/2002.12655), and the CutMix images on which its pixel decisions are kept consistent. The paper
+also trains D to call mixed images fake and to tell their parts apart, more and more often over the first epochs. This
+is left out here.
 
 The U-Net is made of the segmenter's blocks, with spectral norm instead of batch norm. Its generator is `gen.resnet`'s.
 """
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core.nn.blocks import ConvBlock, ResBlock, doubling_block, doublings, init_he, require_positive, spectral
+from core.nn.blocks import ConvBlock, ResBlock, doubling_block, doublings, require_positive
+from core.nn.init import apply_spectral_norm, init_he
 from gen.resnet import level_widths
 
 CUTMIX_STREAM = 5  # second entry of the seed, see gen.latents
@@ -23,9 +24,9 @@ CUTMIX_STREAM = 5  # second entry of the seed, see gen.latents
 class Discriminator(nn.Module):
     """Images (N, 3, H, W) in [-1, 1] -> logits (N,), positive for "real"; `forward_all` gives those of the pixels too.
 
-    Residual levels lead down to 4x4 by averaging, where the sum over the pixels is read by a linear layer: the image
-    logit. A decoder leads up again, with the map of the same level put beside what comes up: the pixel logits
-    (section 3.1 of the paper). Each image is judged by itself.
+    Residual blocks with average pooling lead down to 4x4, where a linear layer reads the sum over the pixels: the image
+    logit. A decoder leads up again with skip connections: the pixel logits (section 3.1 of the paper). Each image is
+    judged by itself.
 
     Args:
         image_size: H = W, power of two from 32 up.
@@ -34,6 +35,8 @@ class Discriminator(nn.Module):
     Raises:
         UserError: an argument out of range.
     """
+
+    judges_pixels = True
 
     def __init__(self, image_size: int = 64, width: int = 64) -> None:
         super().__init__()
@@ -46,7 +49,7 @@ class Discriminator(nn.Module):
         self.pool = nn.AvgPool2d(2)
         self.image_head = ConvBlock(widths[-1], 1, kernel=1, norm=None, activation=None)
         self.pixel_head = ConvBlock(width, 1, kernel=1, norm=None, activation=None)
-        spectral(self)
+        apply_spectral_norm(self)
 
     def initialise(self, seed: int) -> None:
         """Draw the weights (He et al. 2015)."""
@@ -79,8 +82,8 @@ class Discriminator(nn.Module):
 def cutmix_masks(seed: int, images_seen: int, count: int, size: int) -> Tensor:
     """Masks (count, 1, size, size) of 1 (real) and 0 (generated) for the batch that begins at `images_seen`.
 
-    A box with a uniform share of the area about a uniform centre, cut at the border (Yun et al. 2019, section 3.1),
-    holds one kind and the rest the other; which one is decided by a coin. Drawn on the CPU.
+    A box around a uniform centre, with a uniform share of the area and cut off at the border (Yun et al. 2019, section
+    3.1), holds one kind and the rest the other; a coin decides which. Drawn on the CPU.
     """
     rng = np.random.default_rng([seed, CUTMIX_STREAM, images_seen])
     half = size * np.sqrt(rng.random((count, 1, 1))) / 2
@@ -97,7 +100,7 @@ def cutmix(real: Tensor, fake: Tensor, masks: Tensor) -> Tensor:
 
 
 def consistency(mixed: Tensor, real: Tensor, fake: Tensor, masks: Tensor) -> Tensor:
-    """Mean squared distance of the pixel logits of mixed images to the mixture of the logits (section 3.2).
+    """Mean squared difference between the pixel logits of mixed images and the mixture of the logits (section 3.2).
 
     Args:
         mixed, real, fake: pixel logits (N, H, W) of `cutmix` images and of what they were mixed from.

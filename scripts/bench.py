@@ -26,8 +26,8 @@ from rich.table import Table
 from core.cli.console import console
 from core.cli.errors import CommandParser, UserError, reports_errors
 from core.cli.files import write_json
-from core.training.distributed import PRECISIONS, cpu_cores, pick_device, process_count, start_accelerator, wait_for_all
-from core.training.machine import choose_precision, cpuinfo, native_bf16
+from core.training.distributed import PRECISIONS, process_count, start_accelerator, wait_for_all
+from core.training.machine import choose_precision, cpu_cores, cpuinfo, native_bf16, pick_device
 from scripts import bench_parts as parts
 from scripts.bench_measure import Result
 from scripts.bench_parts import Bench, Settings

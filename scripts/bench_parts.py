@@ -26,22 +26,26 @@ from core.cli.files import write_json
 from core.data.dataset import FORMAT, PreparedData
 from core.data.images import write_png
 from core.drawn.face import draw_face
-from core.nn.blocks import init_he
+from core.nn.init import init_he
 from core.nn.model_file import FILE_NAME, build_model, save_model
 from core.prepare import pipeline
-from core.prepare.sources import drawn_source, open_source
-from core.training.distributed import Ranks, StopRequest, cpu_cores, is_due, start_accelerator
+from core.prepare.sources import drawn_source, open_image_source
+from core.training.distributed import Ranks, start_accelerator
+from core.training.machine import cpu_cores
+from core.training.meter import is_due
 from core.training.rundir import RunFolder
+from core.training.stopping import StopRequest
 from eval.features.cache import Extractor
 from eval.features.extractors import InceptionFeatures
 from eval.features.image_sets import list_images
 from eval.metrics.frechet import Statistics, frechet_distance
 from gen.sample import generate_batches, write_samples
-from gen.train import TrainConfig, Trainer
+from gen.settings import TrainConfig
+from gen.trainer import Trainer
 from scripts import bench_reference as reference
 from scripts.bench_measure import Result, Side, interleave, neighbour_ratios, spread
 from seg.settings import TrainConfig as SegConfig
-from seg.train import Trainer as SegTrainer
+from seg.trainer import Trainer as SegTrainer
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ def make_data(settings: Settings, folder: Path) -> None:
             draw_face(0, index)[0].save(file, quality=90)  # about 11 KB, as in CelebA
         else:
             file.write_bytes(files[index % settings.faces].read_bytes())
-    pipeline.prepare(open_source(jpegs.parent), folder / "faces", size=settings.size, workers=cpu_cores())
+    pipeline.prepare(open_image_source(jpegs.parent), folder / "faces", size=settings.size, workers=cpu_cores())
     pipeline.prepare(drawn_source(settings.faces, 0), folder / "masks", size=settings.unet_size)
     for count in settings.counts:
         black, shape = folder / f"black{count}", (count, settings.size, settings.size, 3)
@@ -304,7 +308,7 @@ def prepare(bench: Bench) -> Result:
     jpegs = bench.folder / "jpegs"
 
     def ours() -> None:
-        pipeline.prepare(open_source(jpegs), bench.folder / "again", size=size, workers=workers, force=True)
+        pipeline.prepare(open_image_source(jpegs), bench.folder / "again", size=size, workers=workers, force=True)
 
     def theirs() -> None:
         reference.prepare_one_by_one(jpegs, size, bench.folder / "loop.npy")

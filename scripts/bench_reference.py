@@ -24,7 +24,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.utils import save_image
 
-from core.nn.blocks import init_normal
+from core.nn.init import init_normal
 from core.nn.model_file import build_model
 
 LATENT_DIM = 100

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from rich.table import Table
 
 from core.cli.console import say
 from core.cli.errors import EXIT_INTERRUPTED, CommandParser, UserError, reports_errors
+from core.cli.files import read_json
 from core.data.dataset import PreparedData
 from core.data.images import make_grid, write_png
 from core.nn.model_file import load_model
@@ -24,19 +24,19 @@ from eval.features.extractors import find_weights
 from seg.predict import overlay
 
 STUDENT_NUMBER = "20231234"
-GRID = 64  # pictures of each kind on the result page
-SEGMENTED = 10  # faces on the page of masks
+GRID = 64  # drawn and generated faces shown in demo.png
+SEGMENTED = 10  # faces shown in masks.png
 
 EXAMPLES = """
 examples:
-  python -m scripts.demo                     about six minutes on two quiet cores
-  python -m scripts.demo --images 100000     train longer; what is already there is continued
+  facet demo                     about six minutes on two quiet cores
+  facet demo --images 100000     train longer; what is already there is continued
 """
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line (default: sys.argv)."""
-    parser = CommandParser(prog="python -m scripts.demo", description=__doc__, epilog=EXAMPLES)
+    parser = CommandParser(prog="facet demo", description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything (default demo)")
     parser.add_argument("--faces", type=int, default=2000, help="faces to draw (default 2000)")
     parser.add_argument("--images", type=int, default=20_000, help="images to train for (default 20000)")
@@ -50,134 +50,112 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def step(title: str, module: str, *words: object) -> float:
-    """Run one command of the pipeline as a user would, and return its seconds.
+def step(title: str, *words: object) -> float:
+    """Run one `facet` command as a user would, and return its seconds.
 
     Raises:
-        UserError: it failed (it has said why).
+        UserError: it failed; it has said why.
     """
-    command = ["-m", module, *map(str, words)]
-    say(f"\n{title}\n$ python {' '.join(command)}", style="bold")
+    command = ["facet", *map(str, words)]
+    say(f"\n{title}\n$ {' '.join(command)}", style="bold")
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *command])
+    process = subprocess.Popen([sys.executable, "-m", "scripts.facet", *command[1:]])
     try:
         code = process.wait()
     except KeyboardInterrupt:
-        process.wait()  # it has had the Ctrl-C as well, and saves what it has
+        process.wait()  # it has received the Ctrl-C as well, and is saving its work
         raise
     if code == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
     if code:
-        raise UserError(f"the step `python {' '.join(command)}` failed (exit code {code}), see above")
+        raise UserError(f"the step `{' '.join(command)}` failed (exit code {code}), see above")
     return time.perf_counter() - start
 
 
 def choose_features(wanted: str) -> list[str]:
-    """Settings of eval.fid: Inception when its weights can be had, else the stated substitute, saying why."""
-    if wanted == "random":
-        return ["features=random", "floor=true"]
-    socket.setdefaulttimeout(10)  # behind some firewalls a connection is neither made nor refused
-    try:
-        weights = find_weights(None)
-    except UserError as error:
-        if wanted == "inception":
-            raise
-        say(f"reporting fd_random instead of FID: {error}", style="yellow")
-        return ["features=random", "floor=true"]
-    # Against 1,000 of the faces: the network is the slowest part of the demo on a CPU.
-    return [f"fid.weights={weights}", "reference_count=1000"]
+    """Settings of `facet score`: Inception if its weights can be obtained, else the stated substitute, saying why."""
+    if wanted != "random":
+        socket.setdefaulttimeout(10)  # some firewalls neither accept nor refuse a connection
+        try:
+            # Against 1,000 of the faces: on a CPU, this network is the slowest part of the demo.
+            return [f"fid.weights={find_weights(None)}", "reference_count=1000"]
+        except UserError as error:
+            if wanted == "inception":
+                raise
+            say(f"reporting fd_random instead of FID: {error}", style="yellow")
+    return ["features=random", "floor=true"]
 
 
 def pipeline(options: argparse.Namespace) -> dict[str, float]:
     """Run all steps and return the seconds of each."""
     out: Path = options.out
-    data, samples = out / "data", out / "samples"
-    archive = f"{STUDENT_NUMBER}.tar.gz"
+    data, samples, unet = out / "data", out / "samples", out / "unet"
+    to_data = [f"data={data}", f"runs={out}"]
     seconds = {}
-    seconds["draw"] = step("Draw faces", "scripts.prepare", "drawn", "--count", options.faces, "--out", data)
-    train = ["experiment=demo", f"data={data}", f"runs={out}", "name=run", f"total_images={options.images}"]
-    seconds["train"] = step("Train a DCGAN", "gen.train", *train)
+    seconds["draw"] = step("Draw faces", "prepare", "drawn", "--count", options.faces, "--out", data)
+    train = ["experiment=demo", *to_data, "name=run", f"total_images={options.images}"]
+    seconds["train"] = step("Train a DCGAN", "train", *train)
     sample = [out / "run", "--n", 1000, "--out", samples, "--overwrite", "--interpolate"]
-    seconds["sample"] = step("Draw 1,000 samples", "gen.sample", *sample)
-    result = out / "score.json"
-    score = [f"source={samples}", f"data={data}", f"out={result}", *choose_features(options.features)]
-    seconds["score"] = step("Score them", "eval.fid", *score)
+    seconds["sample"] = step("Draw 1,000 samples", "sample", *sample)
+    score = [f"source={samples}", f"data={data}", f"out={out / 'score.json'}", *choose_features(options.features)]
+    seconds["score"] = step("Score them", "score", *score)
     pack = [samples, "--student-number", STUDENT_NUMBER, "--out", out, "--force"]
-    seconds["pack"] = step("Pack the submission", "scripts.package", *pack)
-    seconds["check"] = step("Check it as a grader would", "scripts.package", "--check", out / archive)
-    segment = ["experiment=unet_demo", f"data={data}", f"runs={out}", "name=unet"]
-    seconds["segment"] = step("Train a U-Net", "seg.train", *segment)
-    test = ["--data", data, "--split", "test", "--out", out / "unet" / "test.json"]
-    seconds["test"] = step("Score it on faces it has not seen", "seg.evaluate", out / "unet", *test)
-    faces = write_faces(out)
-    predict = [out / "unet", faces, "--out", out / "masks", "--overwrite"]
-    seconds["predict"] = step("Segment some of them", "seg.predict", *predict)
+    seconds["pack"] = step("Pack the submission", "package", *pack)
+    seconds["check"] = step("Check it as a grader would", "check", out / f"{STUDENT_NUMBER}.tar.gz")
+    seconds["segment"] = step("Train a U-Net", "seg-train", "experiment=unet_demo", *to_data, "name=unet")
+    test = [unet, "--data", data, "--split", "test", "--out", unet / "test.json"]
+    seconds["test"] = step("Score it on faces it has not seen", "seg-evaluate", *test)
+    prepared = PreparedData.open(data)
+    for row in unseen(prepared):  # as PNG files, as a user would have them
+        write_png(out / "faces" / f"{row:04d}.png", np.asarray(prepared.images[row]))
+    predict = [unet, out / "faces", "--out", out / "masks", "--overwrite"]
+    seconds["predict"] = step("Segment some of them", "predict", *predict)
     return seconds
 
 
 def unseen(data: PreparedData) -> np.ndarray:
-    """Rows of the faces on the page of masks: neither trained on nor used to choose the weights."""
+    """Rows of faces that were used neither to train the U-Net nor to choose its weights."""
     return data.indices("test")[:SEGMENTED]
 
 
-def write_faces(out: Path) -> Path:
-    """Write the unseen faces as PNG files, as a user would have them."""
-    data = PreparedData.open(out / "data")
-    for row in unseen(data):
-        write_png(out / "faces" / f"{row:04d}.png", np.asarray(data.images[row]))
-    return out / "faces"
-
-
-def picture(out: Path) -> Path:
-    """One PNG: drawn faces on the left, generated ones on the right."""
-    drawn = PreparedData.open(out / "data").images[:GRID]
-    files = sorted((out / "samples").glob("*.png"))[:GRID]
-    generated = np.stack([np.asarray(Image.open(path)) for path in files])
-    grids = [make_grid(np.asarray(drawn)), make_grid(generated)]
-    space = np.full((len(grids[0]), 16, 3), 255, np.uint8)
-    write_png(out / "demo.png", np.concatenate([grids[0], space, grids[1]], axis=1))
-    return out / "demo.png"
-
-
-def mask_picture(out: Path) -> Path:
-    """One PNG: unseen faces, their true masks over them, and the masks that the U-Net gives them."""
+def draw_pictures(out: Path) -> None:
+    """Write demo.png (drawn faces, generated faces) and masks.png (unseen faces, true masks, predicted masks)."""
     data = PreparedData.open(out / "data")
     assert data.masks is not None
+    generated = [np.asarray(Image.open(path)) for path in sorted((out / "samples").glob("*.png"))[:GRID]]
+    left, right = make_grid(np.asarray(data.images[:GRID])), make_grid(np.stack(generated))
+    write_png(out / "demo.png", np.hstack([left, np.full((len(left), 16, 3), 255, np.uint8), right]))
     rows = unseen(data)
     faces, masks = np.asarray(data.images[rows]), data.masks[rows]
     true = [overlay(face, mask, data.palette) for face, mask in zip(faces, masks, strict=True)]
     predicted = [np.asarray(Image.open(out / "masks" / f"{row:04d}.overlay.png")) for row in rows]
-    grid = make_grid(np.concatenate([faces, np.stack(true), np.stack(predicted)]), columns=len(rows))
+    grid = make_grid(np.concatenate([faces, true, predicted]), columns=len(rows))
     write_png(out / "masks.png", grid.repeat(2, axis=0).repeat(2, axis=1))
-    return out / "masks.png"
 
 
 def summary(out: Path, seconds: dict[str, float]) -> Table:
-    """What lies where, and what it took."""
-    score = json.loads((out / "score.json").read_text(encoding="utf-8"))
-    _, model = load_model(out / "run")
-    scored = f"{score['metric']} {score['mean']:.3g}"
-    if score["floor"] is not None:
-        scored += f" (drawn faces themselves: {score['floor']['mean']:.2g})"
-    test = json.loads((out / "unet" / "test.json").read_text(encoding="utf-8"))
-    table = Table(title="Facet demo", title_justify="left")
-    for name in ("step", "seconds", "result", "where"):
-        table.add_column(name, justify="right" if name == "seconds" else "left", overflow="fold")
-    rows = [
-        ("draw", "faces with masks, 64x64", out / "data"),
-        ("train", f"DCGAN, {model['images_seen']:,} images", out / "run"),
-        ("sample", "1,000 PNGs", out / "samples"),
-        ("score", scored, out / "score.json"),
-        ("pack", "submission", out / f"{STUDENT_NUMBER}.tar.gz"),
-        ("check", "nothing wrong", out / f"{STUDENT_NUMBER}.tar.gz"),
-        ("segment", "U-Net", out / "unet"),
-        ("test", f"mIoU {test['dataset']['miou']:.3f} over 8 classes", out / "unet" / "test.json"),
-        ("predict", f"masks of {SEGMENTED} unseen faces", out / "masks"),
-    ]
-    for name, result, where in rows:
-        table.add_row(name, f"{seconds[name]:.0f}", result, str(where))
-    table.add_row("look", "", "drawn faces | generated faces", str(picture(out)))
-    table.add_row("", "", "faces, true masks, predicted masks", str(mask_picture(out)))
+    """What each step gave, where it is and how long it took."""
+    score, test = read_json(out / "score.json"), read_json(out / "unet" / "test.json")
+    floor = score["floor"] and f" (drawn faces themselves: {score['floor']['mean']:.2g})"
+    archive = f"{STUDENT_NUMBER}.tar.gz"
+    table = Table("step", "seconds", "result", "where", title="Facet demo", title_justify="left")
+    table.columns[1].justify = "right"
+    for column in table.columns:
+        column.overflow = "fold"
+    for name, result, where in (
+        ("draw", "faces with masks, 64x64", "data"),
+        ("train", f"DCGAN, {load_model(out / 'run')[1]['images_seen']:,} images", "run"),
+        ("sample", "1,000 PNGs", "samples"),
+        ("score", f"{score['metric']} {score['mean']:.3g}{floor or ''}", "score.json"),
+        ("pack", "submission", archive),
+        ("check", "nothing wrong", archive),
+        ("segment", "U-Net", "unet"),
+        ("test", f"mIoU {test['dataset']['miou']:.3f} over 8 classes", "unet/test.json"),
+        ("predict", f"masks of {SEGMENTED} unseen faces", "masks"),
+        ("look", "drawn faces | generated faces", "demo.png"),
+        ("", "faces, true masks, predicted masks", "masks.png"),
+    ):
+        table.add_row(name, f"{seconds[name]:.0f}" if name in seconds else "", result, str(out / where))
     return table
 
 
@@ -186,6 +164,7 @@ def main() -> None:
     """Command line entry."""
     options = parse()
     seconds = pipeline(options)
+    draw_pictures(options.out)
     Console().print(summary(options.out, seconds))
 
 

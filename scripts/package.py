@@ -1,4 +1,4 @@
-"""Pack 1,000 images as a submission, or check a packed one; every problem found is told, not only the first."""
+"""Pack 1,000 images as a submission, or check a packed one; all problems are listed, not only the first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from core.cli.console import progress_bar
 from core.cli.errors import CommandParser, UserError, reports_errors
 from core.cli.files import sha256_of
-from core.submission.archive import listed, shown
+from core.cli.text import listed, shown
 from core.submission.rules import (
     EXPECTED_COUNT,
     check_archive,
@@ -28,8 +28,8 @@ examples:
 
 A submission is <student number>.tar.gz with a folder <student number>/ of exactly 1,000 different 64x64 8-bit RGB PNGs.
 A student number is 5 to 12 digits, with at most one letter before. The same input gives the same bytes. Files that
-operating systems leave behind (.DS_Store, Thumbs.db, desktop.ini, __MACOSX, ._*) are left out of what is packed, and
-are a problem in what is checked. Exit code 0: packed, or nothing wrong; 1: problems, all listed, and nothing written.
+operating systems leave behind (.DS_Store, Thumbs.db, desktop.ini, __MACOSX, ._*) are not packed; in an archive they are
+a problem. Exit code 0: packed, or nothing wrong; 1: problems, all listed, and nothing written.
 """
 
 
@@ -49,7 +49,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.seed is not None and options.seed < 0:
         parser.error("--seed must not be negative")
     if options.check is not None and (options.force or any(value is not None for value in packing)):
-        parser.error("--check ARCHIVE goes with no other argument")
+        parser.error("--check ARCHIVE cannot be combined with other arguments")
     return options
 
 
@@ -57,9 +57,9 @@ def sampled(source: Path, first_seed: int) -> list[tuple[str, bytes]]:
     """The images of a model for `EXPECTED_COUNT` seeds, as PNG files.
 
     Raises:
-        UserError: there is no usable generator at `source`.
+        UserError: `source` holds no usable generator.
     """
-    # Here, because they load torch, which checking an archive does not need.
+    # Imported here because they load torch, which checking an archive does not need
     from core.data.images import png_bytes
     from core.nn.model_file import model_file
     from gen.sample import generate_batches
@@ -75,10 +75,10 @@ def sampled(source: Path, first_seed: int) -> list[tuple[str, bytes]]:
 
 
 def gathered(source: Path) -> tuple[list[tuple[str, bytes]], list[str]]:
-    """The files of a folder, and the problems found while reading it; tells what is left out.
+    """The files of a folder and the problems found while reading it; prints the names left out.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the folder cannot be read.
     """
     with progress_bar("files") as bar:
         task = bar.add_task("reading", total=None)
@@ -101,10 +101,10 @@ def stop_on(problems: list[str], what: Path) -> None:
 
 
 def pack(source: Path, student_number: str, out: Path, seed: int | None, force: bool) -> Path:
-    """Gather the images of `source`, check them and write the archive.
+    """Check the images of a folder or model and write the archive.
 
     Raises:
-        UserError: problems (listed before), or the archive cannot be written.
+        UserError: there are problems, which were listed, or the archive cannot be written.
     """
     require_student_number(student_number)
     if not source.exists():

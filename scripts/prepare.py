@@ -13,11 +13,12 @@ import numpy as np
 from core.cli.errors import CommandParser, UserError, reports_errors
 from core.data.dataset import SPLITS
 from core.data.mask_classes import read_classes
-from core.prepare.geometry import FITS, Source
+from core.prepare.geometry import FITS
+from core.prepare.image_source import ImageSource
 from core.prepare.pairs import PairOptions
 from core.prepare.pets import download_pets
 from core.prepare.pipeline import Prepared, prepare
-from core.prepare.sources import download_celeba, drawn_source, open_source
+from core.prepare.sources import download_celeba, drawn_source, open_image_source
 
 DRAWN_COUNT = 10_000
 
@@ -103,7 +104,7 @@ def cpu_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def source_of(options: argparse.Namespace) -> Source:
+def source_of(options: argparse.Namespace) -> ImageSource:
     """The source the command line names.
 
     Raises:
@@ -120,7 +121,7 @@ def source_of(options: argparse.Namespace) -> Source:
         pairs.refuse("drawn", classes="has classes of its own", valid="has a split of its own")
         return drawn_source(options.count or DRAWN_COUNT, options.seed or 0)
     if not download:
-        return open_source(options.source, pairs)
+        return open_image_source(options.source, pairs)
     root = options.root or Path("data/raw")
     if options.source == "pet":
         return download_pets(root, pairs)

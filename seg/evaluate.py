@@ -13,7 +13,7 @@ from core.cli.files import sha256_of
 from core.data.dataset import PreparedData
 from core.data.images import write_png
 from core.nn.model_file import model_file
-from core.training.distributed import pick_device, set_up_cpu
+from core.training.machine import pick_device, set_up_cpu
 from seg.loading import load_unet
 from seg.metrics import SegmentationMetrics, table
 from seg.scoring import comparison, data_identity, predictions, scored, write_scores

@@ -18,12 +18,12 @@ from torch.nn import functional as F
 from core.cli.console import progress_bar, say, warn
 from core.cli.errors import CommandParser, UserError, reports_errors
 from core.cli.files import atomic_path
+from core.data.decode import decode, reason_of
 from core.data.images import write_png
 from core.data.mask_classes import mirrored_classes
-from core.prepare.geometry import decode, reason_of
 from core.prepare.store import natural, open_store
 from core.submission.archive import listed, shown
-from core.training.distributed import pick_device, set_up_cpu
+from core.training.machine import pick_device, set_up_cpu
 from seg.loading import load_unet
 from seg.tiling import segment
 from seg.unet import UNet

@@ -14,7 +14,7 @@ from core.cli.errors import UserError
 from core.cli.files import write_json
 from core.data.dataset import PreparedData
 from core.data.images import make_grid, to_float
-from core.training.distributed import full_precision
+from core.training.machine import full_precision
 from seg.metrics import SegmentationMetrics, plot_confusion
 from seg.tiling import mirror
 from seg.unet import UNet

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from core.data.images import to_float
-from core.training.distributed import full_precision
+from core.training.machine import full_precision
 from seg.unet import UNet
 
 

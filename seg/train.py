@@ -1,240 +1,21 @@
 """Train a U-Net on pictures with masks: `accelerate launch --quiet -m seg.train data=data/faces name=first`.
 
-validate, build, load, then: step / statistics / evaluation / checkpoint, until `images` have been seen.
+validate, build, load, then: step / statistics / evaluation / checkpoint, until `total_images` have been seen.
 """
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterator
-from typing import Any
-
-import numpy as np
-import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast
-from torch import nn
 
 from core.cli.config import config_command
-from core.cli.errors import UserError
 from core.data.dataset import PreparedData
-from core.data.images import MEMORY_FORMAT, write_png
-from core.data.mask_classes import IGNORE
-from core.nn.blocks import init_he
-from core.nn.ema import ExponentialAverage
-from core.nn.model_file import FILE_NAME, build_model, save_model
-from core.training.curves import FILE_NAME as CURVES_NAME
-from core.training.curves import Panel, draw_curves
-from core.training.distributed import is_due, process_count
-from core.training.loop import CHANGEABLE, TrainingLoop, describe_machine, make_optimizer, run_loop
+from core.nn.model_file import FILE_NAME
+from core.training.callbacks import Curves
+from core.training.distributed import process_count
+from core.training.loop import CHANGEABLE, run_loop
 from core.training.rundir import RunFolder
-from seg.borders import border_map
-from seg.data import Batch, Examples, training_batches
-from seg.losses import loss_terms, total_loss
-from seg.metrics import SegmentationMetrics
-from seg.scoring import comparison, data_identity, predictions, scored, write_scores
-from seg.settings import TrainConfig, class_weights, learning_rate_factor, training_window, validate
-from seg.unet import UNet
-
-LAST_NAME = "last.safetensors"
-PANELS = (
-    Panel("loss", {"loss": "sum", "cross_entropy": "cross-entropy", "dice": "Dice", "focal": "focal"}, wide=True),
-    Panel("validation", {"valid_miou": "mIoU", "valid_mdice": "mean Dice"}, best="highest"),
-    Panel("pixel accuracy", {"accuracy": "training", "valid_pixel_accuracy": "validation"}),
-)
-
-
-class Best:
-    """The best evaluation so far, and how many have followed it."""
-
-    def __init__(self) -> None:
-        self.miou, self.images_seen, self.since = -1.0, 0, 0
-
-    def improved(self, miou: float, images_seen: int) -> bool:
-        """Note an evaluation; whether it is better than all before."""
-        if miou > self.miou:
-            self.miou, self.images_seen, self.since = miou, images_seen, 0
-            return True
-        self.since += 1
-        return False
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs."""
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
-        vars(self).update(state)
-
-
-class Trainer(TrainingLoop):
-    """One segmentation training run: its network, its examples and its evaluations."""
-
-    def __init__(self, config: TrainConfig, accelerator: Accelerator, data: PreparedData, run: RunFolder) -> None:
-        statistics = ("loss", *config.loss.factors, "accuracy", "gradient_norm", "learning_rate")
-        super().__init__(config, accelerator, run, statistics)
-        self.config, self.data = config, data
-        self.recipe = config.model["network"] | {"classes": len(data.classes)}
-        self.model = self._network()
-        self.ema = ExponentialAverage(self.model, config.ema_half_life)
-        self.optimizer = make_optimizer(config.optim, self.model)
-        self.base_rate = float(self.optimizer.param_groups[0]["lr"])
-        weights = class_weights(config, data)
-        self.class_weights = None if weights is None else weights.to(accelerator.device)
-        self.best = Best()
-        self.load()
-        self.examples = self._examples()
-        self.batches = self._batches()
-        # Wrapped only now: the average and the optimiser hold the bare network.
-        if config.compile:  # in place: what the average, the optimiser and the files hold stays as it is
-            self.model.compile()
-        self.wrapped = accelerator.prepare(self.model)
-
-    def _network(self) -> UNet:
-        model = build_model(self.recipe)
-        if not isinstance(model, UNet):
-            raise UserError(f"model.network is a {type(model).__name__}, not a segmenter")
-        if model.channels != 3:
-            raise UserError(f"model.network.channels={model.channels}: pictures are RGB, so it must be 3")
-        init_he(model, self.config.seed)
-        return model.to(self.accelerator.device).to(memory_format=MEMORY_FORMAT)
-
-    def _examples(self) -> Examples:
-        config, data = self.config, self.data
-        window, margin = training_window(self.model, config.crop, data.image_size)
-        borders = None
-        if config.border.classes:
-            assert data.masks is not None
-            cells = [data.classes.index(name) for name in config.border.classes]
-            rows = data.indices(config.split)
-            quiet = not self.accelerator.is_main_process
-            borders = border_map(data.masks[rows], cells, config.border.w0, config.border.sigma, quiet=quiet)
-            borders = borders.astype(np.float16)  # half the memory; a weight of 10 keeps three digits
-        return Examples(data, config.split, config.seed, config.augment, window, margin, borders)
-
-    def _batches(self) -> Iterator[Batch]:
-        device, workers = self.accelerator.device, self.config.workers
-        if workers is None:
-            workers = 0 if device.type == "cpu" else 4
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        return training_batches(self.examples, self.images_seen, self.config.batch_size, rank, ranks, device, workers)
-
-    def parts(self) -> dict[str, Any]:
-        """Network, average, optimiser and the best evaluation."""
-        return {"model": self.model, "ema": self.ema.model, "optimizer": self.optimizer, "best": self.best}
-
-    def export(self) -> None:
-        """Write the weights as they are now, and the curves; the weights of the best evaluation have their own file."""
-        self.write_model(LAST_NAME)
-        draw_curves(self.run.read_stats(), PANELS, self.run.path / CURVES_NAME)
-
-    def write_model(self, name: str) -> None:
-        """Write the averaged weights into the run folder."""
-        data = self.data
-        info = {
-            "images_seen": self.images_seen,
-            "classes": data.classes,
-            "palette": data.palette,
-            "image_size": data.image_size,
-            "resized": data.resized,
-            "fit": data.fit,
-            "seed": self.config.seed,
-            "weights": "ema",
-            **data_identity(data),
-        }
-        save_model(self.run.path / name, self.ema.model, self.recipe, info)
-
-    @property
-    def finished(self) -> bool:
-        """Whether all images have been seen, or evaluations have not improved for too long."""
-        return super().finished or 0 < self.config.patience <= self.best.since
-
-    def step(self) -> None:
-        """One step on the next global batch."""
-        config, ranks = self.config, self.accelerator.num_processes
-        batch = next(self.batches)
-        rate = self.base_rate * learning_rate_factor(config, self.images_seen)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self._seed_dropout()
-        logits = self.wrapped(batch.images)
-        factors = config.loss.factors
-        terms = loss_terms(logits, batch.masks, factors, self.class_weights, batch.borders, config.loss.focal_gamma)
-        # Divided by what all ranks have together, the sum over ranks is the loss of the whole batch; the gradients are
-        # averaged over ranks, hence the factor.
-        sums = torch.stack([denominator for _, denominator in terms.values()])
-        denominators = dict(zip(terms, self.accelerator.reduce(sums, reduction="sum"), strict=True))
-        loss = ranks * total_loss(terms, factors, denominators)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_gradient or math.inf)
-        self.optimizer.step()
-        self.ema.update(self.model, self.images_seen, config.batch_size)
-        parts = {name: ranks * total_loss({name: terms[name]}, {name: 1.0}, denominators).detach() for name in terms}
-        known = batch.masks != IGNORE
-        right = ((logits.argmax(1) == batch.masks) & known).sum() / known.sum().clamp(min=1)
-        self.meter.add(
-            {
-                "loss": loss.detach(),
-                **parts,
-                "accuracy": right,
-                "gradient_norm": norm,
-                "learning_rate": torch.full((), rate, device=loss.device),
-            }
-        )
-        self.images_seen += config.batch_size
-
-    def _seed_dropout(self) -> None:
-        """Make dropout a function of the place in the run, so that resuming needs no random state."""
-        if self.model.dropout.p:
-            words = [self.config.seed, 2, self.images_seen, self.accelerator.process_index]
-            torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
-
-    def status(self, means: dict[str, float]) -> str:
-        """Loss, accuracy on the training pictures and the best evaluation."""
-        best = f", best valid mIoU {self.best.miou:.3f}" if self.best.images_seen else ""
-        return f"loss {means['loss']:.3f}, pixel accuracy {means['accuracy']:.3f}{best}"
-
-    def after_step(self, before: int, last: bool) -> None:
-        """An evaluation where one is due."""
-        if last or is_due(before, self.images_seen, self.config.valid_every):
-            self.evaluate()
-
-    def evaluate(self) -> None:
-        """Score the averaged weights on the validation split, every rank its share; keep them if they are the best."""
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        for buffer in self.ema.model.buffers():
-            broadcast(buffer)  # every rank has its own batch statistics: all are to score the model of process 0
-        rows = self.data.indices(self.config.valid_split)
-        metrics = SegmentationMetrics(self.data.classes)
-        for predicted, true in predictions(self.ema.model, self.data, rows[rank::ranks]):
-            metrics.update(predicted, true)
-        metrics = metrics.reduce(self.accelerator)
-        results = scored(metrics, self.data, self.config.valid_split)
-        scores = results["dataset"]
-        improved = self.best.improved(scores["miou"], self.images_seen)
-        if not self.accelerator.is_main_process:
-            return
-        short = {f"valid_{name}": scores[name] for name in ("miou", "mdice", "pixel_accuracy")}
-        self.run.append_stats({"images": self.images_seen, **short})
-        self.accelerator.log(short, step=self.images_seen)
-        write_png(self.run.samples / f"{self.images_seen:012d}.png", comparison(self.ema.model, self.data, rows))
-        if improved:
-            self.write_model(FILE_NAME)
-            identity = {"images_seen": self.images_seen, "split": self.config.valid_split, **data_identity(self.data)}
-            write_scores(results, metrics, self.run.path / f"{self.config.valid_split}.json", identity)
-
-    def describe(self) -> str:
-        """Model, parameters, data and machine."""
-        parameters = sum(p.numel() for p in self.model.parameters())
-        valid = len(self.data.indices(self.config.valid_split))
-        window = f"{self.examples.window}x{self.examples.window}"
-        return (
-            f"{self.config.model['name']}: {parameters:,} parameters, {len(self.data.classes)} classes, "
-            f"{len(self.examples.order):,} images in windows of {window}, {valid:,} to validate, "
-            f"{describe_machine(self.accelerator, self.config.mixed_precision)}"
-        )
+from seg.settings import TrainConfig, validate
+from seg.trainer import LAST_NAME, PANELS, Trainer, Validation
 
 
 def run_training(config: TrainConfig) -> RunFolder:
@@ -250,7 +31,7 @@ def run_training(config: TrainConfig) -> RunFolder:
     fixed = () if config.schedule == "constant" else ("total_images",)
     return run_loop(
         config,
-        lambda accelerator, run: Trainer(config, accelerator, data, run),
+        lambda accelerator, run: Trainer(config, accelerator, data, run, [Validation(), Curves(PANELS)]),
         {"data_sha256": data.meta["sha256"], "classes": data.classes},
         [key for key in (*CHANGEABLE, "patience", "workers") if key not in fixed],
     )

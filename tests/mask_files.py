@@ -12,7 +12,7 @@ from PIL import Image
 from core.data.dataset import PreparedData
 from core.prepare.pairs import PairOptions
 from core.prepare.pipeline import prepare
-from core.prepare.sources import open_source
+from core.prepare.sources import open_image_source
 
 
 def png(values: np.ndarray | Image.Image, mode: str | None = None, palette: list[int] | None = None) -> bytes:
@@ -48,5 +48,5 @@ def prepared_pairs(
     at: Path, files: dict[str, bytes | str], options: PairOptions | None = None, size: int = 32, fit: str = "crop"
 ) -> PreparedData:
     """Write the files to the folder `at`/in and prepare them in `at`/out."""
-    source = open_source(write_folder(at / "in", files), options or PairOptions(quiet=True))
+    source = open_image_source(write_folder(at / "in", files), options or PairOptions(quiet=True))
     return prepare(source, at / "out", size=size, fit=fit, quiet=True).data

@@ -18,7 +18,7 @@ from core.data.dataset import PreparedData
 from core.data.images import write_png
 from core.nn.model_file import build_model
 from core.prepare.pipeline import prepare
-from core.prepare.sources import open_source
+from core.prepare.sources import open_image_source
 from eval.features.extractors import InceptionFeatures
 from eval.features.image_sets import list_images
 from eval.metrics.frechet import Statistics, frechet_distance
@@ -290,7 +290,7 @@ def test_the_folder_loader_gives_what_was_asked_for(data):
 
 
 def test_both_prepare_the_same_pictures(data, tmp_path):
-    ours = prepare(open_source(data / "jpegs"), tmp_path / "ours", size=32, quiet=True).data
+    ours = prepare(open_image_source(data / "jpegs"), tmp_path / "ours", size=32, quiet=True).data
     assert bench_reference.prepare_one_by_one(data / "jpegs", 32, tmp_path / "loop.npy") == 20 == len(ours)
     assert np.array_equal(np.load(tmp_path / "loop.npy"), ours.images)
 

@@ -19,11 +19,10 @@ from core.nn.blocks import (
     conv_output_size,
     doubling_block,
     doublings,
-    init_he,
-    init_normal,
     norm_layer,
     transposed_output_size,
 )
+from core.nn.init import init_he, init_normal
 
 geometry = {
     "size": st.integers(1, 20),

@@ -17,7 +17,7 @@ from core.prepare.celebamask import CLASSES, merge_parts
 from core.prepare.pairs import PairOptions
 from core.prepare.pets import download_pets
 from core.prepare.pipeline import prepare
-from core.prepare.sources import open_source
+from core.prepare.sources import open_image_source
 
 QUIET = PairOptions(quiet=True)
 NAMED = PairOptions(ClassTable(["a", "b"]), quiet=True)
@@ -42,7 +42,7 @@ def download(masks: dict[int, np.ndarray]) -> dict[str, bytes | str]:
 
 def opened(tmp_path: Path, files: dict[str, bytes | str], size: int, zipped: bool = False) -> PreparedData:
     path = write_zip(tmp_path / "hq.zip", files) if zipped else write_folder(tmp_path / "hq", files)
-    return prepare(open_source(path, QUIET), tmp_path / "out", size=size, quiet=True).data
+    return prepare(open_image_source(path, QUIET), tmp_path / "out", size=size, quiet=True).data
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -81,10 +81,10 @@ def test_the_mapping_file_gives_celebas_split(tmp_path: Path) -> None:
     data = opened(tmp_path, files, 32)
     assert data.split is not None and data.split.tolist() == [0, 1, 1, 2, 0]
     with pytest.raises(UserError, match="split of its own"):
-        open_source(tmp_path / "hq", PairOptions(valid=1, quiet=True))
+        open_image_source(tmp_path / "hq", PairOptions(valid=1, quiet=True))
     files["CelebAMask-HQ/CelebA-HQ-to-CelebA-mapping.txt"] = "\n".join(lines[:4])
     with pytest.raises(UserError, match=r"mapping.txt has no line for picture 3"):
-        open_source(write_zip(tmp_path / "hq.zip", files), QUIET)
+        open_image_source(write_zip(tmp_path / "hq.zip", files), QUIET)
 
 
 MISTAKES = {
@@ -102,13 +102,13 @@ MISTAKES = {
 def test_odd_files_in_the_download_are_named(tmp_path: Path, name: str, message: str) -> None:
     files = download({number: blobs(number, 19, 32) for number in (1, 2)}) | {f"CelebAMask-HQ/{name}": photo(1)}
     with pytest.raises(UserError, match=message):
-        open_source(write_folder(tmp_path / "hq", files), QUIET)
+        open_image_source(write_folder(tmp_path / "hq", files), QUIET)
 
 
 def test_a_class_table_for_celebamask_is_refused(tmp_path: Path) -> None:
     files = download({number: blobs(number, 19, 32) for number in (1, 2)})
     with pytest.raises(UserError, match="classes of its own: leave out --classes"):
-        open_source(write_folder(tmp_path / "hq", files), NAMED)
+        open_image_source(write_folder(tmp_path / "hq", files), NAMED)
 
 
 # --- Oxford-IIIT Pet --------------------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def pets(top: str = "") -> dict[str, bytes | str]:
 @pytest.mark.parametrize("top", ["", "oxford-iiit-pet/"])
 def test_pets_are_read_by_their_lists(tmp_path: Path, top: str) -> None:
     data = prepare(
-        open_source(write_folder(tmp_path / "x", pets(top)), QUIET), tmp_path / "out", size=32, quiet=True
+        open_image_source(write_folder(tmp_path / "x", pets(top)), QUIET), tmp_path / "out", size=32, quiet=True
     ).data
     assert data.classes == ["background", "pet", "border"] and data.masks is not None and data.split is not None
     trimaps = np.stack([blobs(number) + 1 for number in range(12)])
@@ -142,13 +142,13 @@ def test_pets_are_read_by_their_lists(tmp_path: Path, top: str) -> None:
 def test_incomplete_pets_are_refused(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "x", pets())
     with pytest.raises(UserError, match="classes of its own"):
-        open_source(folder, NAMED)
+        open_image_source(folder, NAMED)
     (folder / "images" / "cat_3.jpg").unlink()
     with pytest.raises(UserError, match=r"no .*images/cat_3.jpg, though it is listed"):
-        open_source(folder, QUIET)
+        open_image_source(folder, QUIET)
     (folder / "annotations" / "test.txt").unlink()
     with pytest.raises(UserError, match=r"no .*annotations/test.txt"):
-        open_source(folder, QUIET)
+        open_image_source(folder, QUIET)
 
 
 def test_a_wrong_trimap_is_not_taken(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_wrong_trimap_is_not_taken(tmp_path: Path) -> None:
         "annotations/trimaps/cat_0.png": png(blobs(0)),
         "annotations/trimaps/cat_1.png": png(blobs(1, size=16) + 1),
     }
-    source = open_source(write_folder(tmp_path / "x", files), QUIET)
+    source = open_image_source(write_folder(tmp_path / "x", files), QUIET)
     for index in range(2):
         with pytest.raises(ValueError, match="the trimap holds more than 1, 2 and 3, or is not 32x32"):
             source.load(index)

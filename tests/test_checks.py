@@ -13,7 +13,7 @@ from scipy.spatial.distance import cdist
 
 from core.drawn.face import draw_face
 from core.prepare.geometry import resize_crop
-from core.prepare.sources import open_source
+from core.prepare.sources import open_image_source
 from eval.checks.copies import duplicates, memorisation
 from eval.checks.pixels import FEWEST_IMAGES, on_grid_detail, pixel_statistics
 from eval.checks.verdicts import Check, mode_collapse
@@ -48,7 +48,7 @@ def extract(pixels: np.ndarray) -> np.ndarray:
 def faces(request: pytest.FixtureRequest) -> Faces:
     """600 real faces for training, 300 held out, 300 as samples of a perfect generator; drawn ones, fewer, without."""
     try:
-        source = open_source(request.getfixturevalue("real_data") / "faces" / "celeba10k.zip")
+        source = open_image_source(request.getfixturevalue("real_data") / "faces" / "celeba10k.zip")
     except pytest.skip.Exception:
         pictures, ends = [draw_face(3, index)[0] for index in range(100)], (40, 65)
     else:

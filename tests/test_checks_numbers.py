@@ -12,7 +12,16 @@ from scipy.stats import mannwhitneyu, norm
 from eval.checks import verdicts as checks
 from eval.checks.copies import _close_share, duplicates, memorisation, pairs_grid, pixel_distance, rank_sum
 from eval.checks.pixels import on_grid_detail
-from eval.checks.verdicts import Finding, as_many, judge, mode_collapse, nearest_among, percent, sample_size, thumbnails
+from eval.checks.verdicts import (
+    Finding,
+    as_many,
+    conclude,
+    mode_collapse,
+    nearest_among,
+    percent,
+    sample_size,
+    thumbnails,
+)
 
 BIG = (64, 64)
 
@@ -179,9 +188,9 @@ def test_terms_that_change_the_meaning_of_a_score_are_named(change, verdict, wor
 
 def test_the_gravest_finding_is_the_headline_and_all_are_told():
     findings = [Finding("doubt", "A.", "Do a."), Finding("bad", "B.", "Do b."), Finding("doubt", "C.", "Do c.")]
-    check = judge("name", findings, ("fine", "fine"), {})
+    check = conclude("name", findings, ("fine", "fine"), {})
     assert (check.verdict, check.headline, check.details) == ("bad", "B.", "Do b. A. Do a. C. Do c.")
-    assert judge("name", [], ("fine", "all"), {}).verdict == "ok"
+    assert conclude("name", [], ("fine", "all"), {}).verdict == "ok"
 
 
 @pytest.mark.parametrize(("share", "text"), [(0, "0%"), (0.0004, "0.04%"), (0.015, "1.5%"), (0.1, "10%"), (1, "100%")])

@@ -13,12 +13,12 @@ from scoring import pictures, write_folder, write_prepared
 
 from core.cli.errors import UserError
 from core.cli.files import sha256_of, write_json
-from core.nn.blocks import init_normal
+from core.nn.init import init_normal
 from core.nn.model_file import build_model, save_model
-from eval import compare, fid
-from eval.fid import FidConfig
-from eval.metrics.significance import holm, judge, welch
-from eval.results import ALIKE, Entry, doubts, find_results, require_comparable
+from eval import compare
+from eval.metrics.significance import differences_from_best, holm, welch
+from eval.results import ALIKE, Entry, find_results, ranking_warnings, require_comparable
+from eval.score import FidConfig, score_source
 
 RECIPE = {"_target_": "gen.dcgan.Generator", "image_size": 32, "latent_dim": 6, "width": 4}
 
@@ -42,7 +42,7 @@ def make_run(folder, seed, images_seen=0):
 def template(data, tmp_path_factory):
     """A result as `eval.fid` makes it, of a model that is gone."""
     folder = make_run(tmp_path_factory.mktemp("scored") / "gone", 0)
-    result = fid.score(FidConfig(str(folder), str(data), features="random", n=20, sets=2))
+    result = score_source(FidConfig(str(folder), str(data), features="random", n=20, sets=2))
     (folder / "model.safetensors").unlink()
     return result
 
@@ -112,9 +112,10 @@ def test_holm_by_hand():
     assert holm([0.5, 0.7]) == [1.0, 1.0] and holm([]) == []
 
 
-def judged(groups):
-    ordered = sorted(groups, key=np.mean)
-    return [judgement.verdict for judgement in judge(ordered, [str(index) for index in range(len(groups))])]
+def judged(groups, contents=None):
+    """Verdicts in words; without `contents`, all are different."""
+    ordered, contents = sorted(groups, key=np.mean), contents or [str(index) for index in range(len(groups))]
+    return compare.verdicts(differences_from_best(ordered, contents), ordered, contents)
 
 
 @pytest.mark.parametrize(("sources", "sets"), [(2, 3), (2, 5), (6, 10)])
@@ -129,19 +130,20 @@ def test_models_far_apart_are_never_within_noise_and_the_distance_is_said():
     rng = np.random.default_rng(1)
     for _ in range(100):
         near, far = rng.normal(20, 0.3, 5), rng.normal(25, 0.3, 5)
-        found = judge([near, far], ["a", "b"])[1]
-        assert found.verdict.startswith("worse by ") and found.p < 0.05
+        found = differences_from_best([near, far], ["a", "b"])[1]
+        assert judged([near, far])[1].startswith("worse by ") and found.p < 0.05
         assert found.difference == pytest.approx(far.mean() - near.mean())
         assert found.sds == pytest.approx(found.difference / np.sqrt((near.var(ddof=1) + far.var(ddof=1)) / 2))
-    assert judge([[1.0, 2.0, 3.0], [5.0, 6.0, 7.0]], ["a", "b"])[1].verdict == "worse by 4 (4.0 sd)"
+    assert judged([[1.0, 2.0, 3.0], [5.0, 6.0, 7.0]])[1] == "worse by 4 (4.0 sd)"
 
 
 def test_more_sources_need_a_larger_difference():
     rng = np.random.default_rng(5)
     pair = [[1.0, 1.1, 1.2], [1.4, 1.5, 1.6]]
     many = pair + [list(rng.normal(1.3, 0.3, 3)) for _ in range(6)]
-    assert judge(pair, ["0", "1"])[1].p == pytest.approx(ttest_ind(*pair, equal_var=False).pvalue)
-    assert judge(many, [str(index) for index in range(8)])[1].verdict == "within noise of the best"
+    assert differences_from_best(pair, ["0", "1"])[1].p == pytest.approx(ttest_ind(*pair, equal_var=False).pvalue)
+    words = compare.verdicts(differences_from_best(many, "abcdefgh"), many, "abcdefgh")
+    assert words[1] == "within noise of the best"
 
 
 def test_a_single_set_is_never_judged():
@@ -149,7 +151,8 @@ def test_a_single_set_is_never_judged():
     assert judged([[1.0, 1.1], [50.0]]) == ["best", "one set: cannot be told from noise"]
     # It is no comparison either, so the correction is not for it.
     alone, beside = (
-        judge(groups, "abc")[1].p for groups in ([[1.0, 2.0], [3.0, 5.0]], [[1.0, 2.0], [3.0, 5.0], [9.0]])
+        differences_from_best(groups, "abc")[1].p
+        for groups in ([[1.0, 2.0], [3.0, 5.0]], [[1.0, 2.0], [3.0, 5.0], [9.0]])
     )
     assert alone == beside
 
@@ -157,11 +160,11 @@ def test_a_single_set_is_never_judged():
 def test_sets_without_spread_and_equal_content():
     assert judged([[1.0, 1.0], [1.0, 1.0]])[1] == "within noise of the best"
     assert judged([[1.0, 1.0], [1.5, 1.5]])[1] == "worse by 0.500", "no spread to express it in"
-    assert judge([[1.0, 1.1], [9.0, 9.1]], ["same", "same"])[1].verdict == "the same as the best"
+    assert judged([[1.0, 1.1], [9.0, 9.1]], ["same", "same"])[1] == "the same as the best"
     # The same model twice is no comparison: two pairs are left of three, so the smaller p counts twice.
     groups = [[1.0, 2.0], [3.0, 5.0], [3.5, 5.5]]
     least = min(ttest_ind(groups[0], group, equal_var=False).pvalue for group in groups[1:])
-    assert judge(groups, ["a", "b", "b"])[2].p == pytest.approx(2 * least)
+    assert differences_from_best(groups, ["a", "b", "b"])[2].p == pytest.approx(2 * least)
 
 
 # Results that are there
@@ -222,11 +225,11 @@ def test_sets_devices_and_versions_may_differ_but_are_told(template, tmp_path):
         Entry("c", tmp_path / "c", result_of(template, [2.0, 3.0], "b", **changed)),
     ]
     require_comparable(entries)
-    lines = "\n".join(doubts(entries))
+    lines = "\n".join(ranking_warnings(entries))
     assert "device differs" in lines and "pillow differs" in lines and "torch differs" not in lines
     assert "b, c: 1 of 20 images are JPEG" in lines
     assert "b and c are the same model or images" in lines
-    assert not [line for line in doubts(entries[:1] * 2) if "differs" in line]
+    assert not [line for line in ranking_warnings(entries[:1] * 2) if "differs" in line]
 
 
 @pytest.mark.parametrize(
@@ -320,13 +323,13 @@ def test_what_has_no_result_is_scored_as_eval_fid_does(data, tmp_path, monkeypat
     for name, file in {"one": "one/fd_random.json", "two": "two/model.safetensors.fd_random.json"}.items():
         found = json.loads((tmp_path / file).read_text())
         source = "two/model.safetensors" if name == "two" else "one"
-        alone = fid.score(FidConfig(source, str(data), features="random", n=20, sets=3, floor=True, split="train"))
+        alone = score_source(FidConfig(source, str(data), features="random", n=20, sets=3, floor=True, split="train"))
         assert found["values"] == pytest.approx(alone["values"], rel=1e-9)
         assert found["excess"] == pytest.approx(alone["excess"])
     first = json.loads((tmp_path / "first.json").read_text())
     assert {row["source"]: row["images_seen"] for row in first["ranking"]} == {"one": 640, "two/model.safetensors": 0}
     # A second time nothing is scored; neither are fewer sets, nor results without data.
-    monkeypatch.setattr(compare, "score", None)
+    monkeypatch.setattr(compare, "score_source", None)
     assert run(monkeypatch, *words, "floor=true", "split=train", "out=second.json") == 0
     assert (tmp_path / "second.json").read_text() == (tmp_path / "first.json").read_text()
     assert run(monkeypatch, *words, "split=train", "sets=2") == 0
@@ -339,8 +342,7 @@ def test_results_of_other_settings_or_models_are_made_again(data, tmp_path, monk
     words = [make_run(tmp_path / name, seed) for seed, name in enumerate(("one", "two"))]
     words += [f"data={data}", "features=random", "n=20", "sets=2"]
     scored = []
-    score = fid.score
-    monkeypatch.setattr(compare, "score", lambda config: scored.append(config.source) or score(config))
+    monkeypatch.setattr(compare, "score_source", lambda config: scored.append(config.source) or score_source(config))
     for more, reason in (
         ([], ""),
         (["sets=3"], "sets or seed"),
@@ -366,7 +368,7 @@ def test_results_of_other_settings_or_models_are_made_again(data, tmp_path, monk
 def test_sources_that_could_not_be_compared_are_not_scored(data, tmp_path, monkeypatch, capsys):
     make_run(tmp_path / "run", 1)
     write_folder(tmp_path / "few", pictures(3, 12))
-    monkeypatch.setattr(compare, "score", None)
+    monkeypatch.setattr(compare, "score_source", None)
     words = [tmp_path / "run", tmp_path / "few", f"data={data}", "features=random"]
     line = refused(monkeypatch, capsys, *words, "n=20")
     assert f"images in a set 20 ({tmp_path / 'run'}) or 12 ({tmp_path / 'few'})" in line

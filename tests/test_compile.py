@@ -3,12 +3,10 @@
 import pytest
 import torch
 from mask_data import run as run_seg
-from test_gan_settings import without
 from test_train import assert_equal, no_plots, outcome, run  # noqa: F401 (a fixture)
 
 from core.cli.errors import UserError
 from core.nn.model_file import load_model
-from core.training.loop import ADDED
 
 
 @pytest.fixture(autouse=True)
@@ -79,10 +77,3 @@ def test_without_a_compiler_there_is_one_line(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda network: usual(network, backend=broken))
     with pytest.raises(UserError, match=r"compile=true failed \(.*no compiler here.*compile=false"):
         run(prepared, tmp_path, total_images=8, compile="true")
-
-
-def test_a_segmentation_run_of_before_these_settings_continues(discs, tmp_path):
-    folder = run_seg(discs, tmp_path, "total_images=4", "schedule=constant")
-    without(folder.config, ADDED)
-    assert "compile" not in folder.config.read_text() and "fused" not in folder.config.read_text()
-    assert run_seg(discs, tmp_path, "total_images=8", "schedule=constant").read_stats()[-1]["images"] == 8

@@ -1,6 +1,5 @@
 """The shared parts: bank, averages, checkpoints, model files, pixels, configuration, errors."""
 
-import argparse
 import json
 import math
 import os
@@ -18,7 +17,6 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import transforms
 
-from core.cli.config import _lazy_help_allowed
 from core.cli.errors import UserError
 from core.cli.files import atomic_path, read_json, sha256_of, write_json
 from core.data.dataset import PreparedData
@@ -27,7 +25,8 @@ from core.data.loader import ImageBank, copy_in_pieces
 from core.nn.ema import ExponentialAverage
 from core.nn.model_file import build_model, load_model, model_file, save_model
 from core.training.checkpoint import Checkpoints
-from core.training.distributed import MeanMeter, NonFiniteError, is_due, several_on_cpu, start_accelerator
+from core.training.distributed import several_on_cpu, start_accelerator
+from core.training.meter import MeanMeter, NonFiniteError, is_due
 from core.training.rundir import RunFolder
 from gen.dcgan import Generator
 
@@ -343,20 +342,6 @@ def test_prepared_data_is_checked_when_opened(prepared, tmp_path):
 
 
 # -- commands: exit codes and one line
-
-
-def test_only_help_that_is_no_text_escapes_argparses_check(monkeypatch):
-    """Python 3.14 checks every help text and stumbles over hydra's lazy one; here that check is played."""
-    checked = []
-    monkeypatch.setattr(argparse.ArgumentParser, "_check_help", lambda _, action: checked.append(action), raising=False)
-    parser = argparse.ArgumentParser()
-    lazy, text = (argparse.Action([], "x", help=words) for words in (object(), "some words"))
-    with _lazy_help_allowed():
-        for action in (lazy, text):
-            parser._check_help(action)
-    assert checked == [text]
-    parser._check_help(lazy)
-    assert checked == [text, lazy]
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from mask_data import run
 from PIL import Image
 
 from core.cli.errors import UserError
+from core.training.best import comparable, score_panel
 from core.training.curves import CROWDED, Panel, draw_curves, make_figure, running_mean, series
-from eval.online import comparable, score_panel
 
 LOSS = Panel("loss", {"loss": "sum", "dice": "Dice"}, wide=True)
 SCORE = Panel("score", {"score": "score"}, best="lowest")

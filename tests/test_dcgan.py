@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy
 
 from core.cli.errors import UserError
-from core.nn.blocks import init_normal
+from core.nn.init import init_normal
 from gen.dcgan import Discriminator, Generator
 from gen.losses import discriminator_loss, generator_loss
-from gen.steps import STATISTICS, discriminator_step, generator_step
+from gen.steps import STATISTICS, Batch, DiscriminatorWrapper, discriminator_step, generator_step
 
 
 def parameters(model):
@@ -104,10 +104,11 @@ def test_each_step_moves_its_own_network_only():
     def moved(network, old):
         return [name for name, p in network.named_parameters() if not torch.equal(p, old[name])]
 
-    statistics = discriminator_step(discriminator, d_optimizer, real, fake)
+    wrapped, batch = DiscriminatorWrapper(discriminator, bf16=False), Batch(real, torch.randn(4, 5))
+    statistics = discriminator_step(wrapped, d_optimizer, [batch], [fake])
     assert not moved(generator, before[0]) and len(moved(discriminator, before[1])) == parameters_count(discriminator)
     middle = copy.deepcopy(discriminator.state_dict())
-    statistics |= generator_step(discriminator, g_optimizer, fake)
+    statistics |= generator_step(generator, wrapped, g_optimizer, [batch], [fake])
     assert not moved(discriminator, middle) and len(moved(generator, before[0])) == parameters_count(generator)
     assert set(statistics) == {*STATISTICS, "d_sign"}
     assert all(value.ndim == 0 and not value.requires_grad for value in statistics.values())
@@ -121,6 +122,8 @@ def parameters_count(network):
 class Fixed(nn.Module):
     """A discriminator whose logit is the mean pixel times a weight."""
 
+    judges_pixels = False
+
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor(2.0))
@@ -133,7 +136,8 @@ def test_statistics_and_updates_by_hand():
     network = Fixed()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
     real, fake = torch.full((2, 3, 4, 4), 0.5), torch.full((2, 3, 4, 4), 0.25)
-    result = discriminator_step(network, optimizer, real, fake)
+    wrapped = DiscriminatorWrapper(network, bf16=False)
+    result = discriminator_step(wrapped, optimizer, [Batch(real, torch.empty(0))], [fake])
     sigmoid = torch.tensor([1.0, 0.5]).sigmoid()  # logits 2 * 0.5 and 2 * 0.25
     assert result["d_real"].item() == pytest.approx(sigmoid[0].item())
     assert result["d_fake"].item() == pytest.approx(sigmoid[1].item())

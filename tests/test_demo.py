@@ -1,9 +1,7 @@
 """The demo: every command it would run is a valid one, it reports what they left, and stops where they fail."""
 
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from core.cli.errors import UserError
 from core.cli.files import sha256_of, write_json
 from core.data.images import write_png
 from core.nn.model_file import build_model, save_model
-from eval.fid import FidConfig
+from eval.score import FidConfig
 from gen import sample
 from gen.train import TrainConfig
 from scripts import demo, package, prepare
@@ -23,14 +21,15 @@ from seg.settings import TrainConfig as SegTrainConfig
 
 RECIPE = {"_target_": "gen.dcgan.Generator", "image_size": 32, "latent_dim": 6, "width": 4}
 READERS = {
-    "scripts.prepare": prepare.parse,
-    "gen.train": lambda words: typed(compose("gen", words), TrainConfig),
-    "gen.sample": sample.parse,
-    "eval.fid": lambda words: typed(compose("fid", words), FidConfig),
-    "scripts.package": package.parse,
-    "seg.train": lambda words: typed(compose("seg", words), SegTrainConfig),
-    "seg.evaluate": evaluate.parse,
-    "seg.predict": predict.parse,
+    "prepare": prepare.parse,
+    "train": lambda words: typed(compose("gen", words), TrainConfig),
+    "sample": sample.parse,
+    "score": lambda words: typed(compose("fid", words), FidConfig),
+    "package": package.parse,
+    "check": lambda words: package.parse(["--check", *words]),
+    "seg-train": lambda words: typed(compose("seg", words), SegTrainConfig),
+    "seg-evaluate": evaluate.parse,
+    "predict": predict.parse,
 }
 
 
@@ -40,21 +39,21 @@ class Pipeline:
     def __init__(self, out):
         self.out, self.read = out, []
 
-    def __call__(self, title, module, *words):
-        self.read.append((module, READERS[module]([str(word) for word in words])))
-        if module == "scripts.prepare":
+    def __call__(self, title, command, *words):
+        self.read.append((command, READERS[command]([str(word) for word in words])))
+        if command == "prepare":
             self.draw(1000)
-        elif module == "gen.train":
+        elif command == "train":
             save_model(self.out / "run" / "model.safetensors", build_model(RECIPE), RECIPE, {"images_seen": 77})
-        elif module == "gen.sample":
+        elif command == "sample":
             for index in range(70):
                 write_png(self.out / "samples" / f"image_{index:04d}.png", np.full((32, 32, 3), index, np.uint8))
-        elif module == "eval.fid":
+        elif command == "score":
             score = {"metric": "fd_random", "mean": 1.25, "reference": {"count": 1000}, "floor": {"mean": 0.01}}
             write_json(self.out / "score.json", score)
-        elif module == "seg.evaluate":
+        elif command == "seg-evaluate":
             write_json(self.out / "unet" / "test.json", {"dataset": {"miou": 0.625}})
-        elif module == "seg.predict":
+        elif command == "predict":
             for face in (self.out / "faces").iterdir():
                 write_png(self.out / "masks" / f"{face.stem}.overlay.png", np.full((32, 32, 3), 9, np.uint8))
         return 1.0
@@ -145,17 +144,8 @@ def test_a_failed_or_interrupted_step_ends_the_demo(monkeypatch, code, expected)
     started = []
     monkeypatch.setattr(subprocess, "Popen", lambda command: started.append(command) or Finished(code))
     if expected is None:
-        assert demo.step("Draw", "scripts.prepare", "drawn", "--count", 5) >= 0
+        assert demo.step("Draw", "prepare", "drawn", "--count", 5) >= 0
     else:
         with pytest.raises(expected):
-            demo.step("Draw", "scripts.prepare", "drawn", "--count", 5)
-    assert started == [[sys.executable, "-m", "scripts.prepare", "drawn", "--count", "5"]]
-
-
-def test_readme_links_and_commands_exist():
-    root = Path(__file__).resolve().parent.parent
-    text = (root / "README.md").read_text(encoding="utf-8")
-    for link in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (root / link).exists(), link
-    for module in set(re.findall(r"-m ((?:scripts|gen|eval|seg)\.\w+)", text)):
-        assert (root / f"{module.replace('.', '/')}.py").exists(), module
+            demo.step("Draw", "prepare", "drawn", "--count", 5)
+    assert started == [[sys.executable, "-m", "scripts.facet", "prepare", "drawn", "--count", "5"]]

@@ -14,9 +14,10 @@ from core.cli.config import compose, typed
 from core.data.dataset import PreparedData
 from core.training.loop import TrainingLoop
 from core.training.rundir import RunFolder
-from gen.train import TrainConfig, Trainer
+from gen.settings import TrainConfig
+from gen.trainer import Trainer
 from seg.settings import TrainConfig as SegConfig
-from seg.train import Trainer as SegTrainer
+from seg.trainer import Trainer as SegTrainer
 
 META = torch.device("meta")
 

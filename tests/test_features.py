@@ -20,8 +20,9 @@ from scoring import WEIGHTS_NAME, fill_hub, pictures, random_state, write_short_
 
 from core.cli.errors import UserError
 from eval.features.extractors import InceptionFeatures, RandomFeatures, find_weights
-from eval.fid import FidConfig, FidSection, score
+from eval.features.settings import InceptionSection
 from eval.metrics.frechet import Statistics, frechet_distance
+from eval.score import FidConfig, score_source
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -71,7 +72,7 @@ def test_equals_pytorch_fid_with_the_same_weights(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(hub))
     fake, real = two_folders
-    result = score(FidConfig(source=str(fake), data=str(real), fid=FidSection(dims=dims)))
+    result = score_source(FidConfig(source=str(fake), data=str(real), fid=InceptionSection(dims=dims)))
     assert result["mean"] == pytest.approx(by_pytorch_fid(fake, real, dims), rel=1e-3)
     assert result["metric"] == ("FID" if dims == 2048 else f"FID-{dims}")
 
@@ -101,8 +102,8 @@ def test_equals_pytorch_fid_with_genuine_weights(
     # pytorch-fid loads complete files only; the layers after the block do not matter for dims=768.
     monkeypatch.setenv("TORCH_HOME", str(fill_hub(tmp_path / "torch", random_state() | genuine)))
     fake, real = two_folders
-    section = FidSection(weights=str(real_data / UP_TO_768), dims=768)
-    result = score(FidConfig(source=str(fake), data=str(real), fid=section))
+    section = InceptionSection(weights=str(real_data / UP_TO_768), dims=768)
+    result = score_source(FidConfig(source=str(fake), data=str(real), fid=section))
     assert result["mean"] == pytest.approx(by_pytorch_fid(fake, real, 768), rel=1e-3)
 
 

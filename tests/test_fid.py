@@ -16,7 +16,8 @@ from scoring import pictures, write_folder, write_prepared, write_short_weights,
 
 from core.cli.files import sha256_of
 from eval.features.image_sets import list_images
-from eval.fid import FidConfig, main, report, score
+from eval.fid import describe, main
+from eval.score import FidConfig, score_source
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def test_an_archive_scores_as_its_folder(two_folders: tuple[Path, Path], tmp_pat
     archive = tmp_path / "1234567.tar.gz"
     with tarfile.open(archive, "w:gz") as stream:
         stream.add(fake, "1234567")
-    packed, loose = (score(FidConfig(str(path), str(real), features="random")) for path in (archive, fake))
+    packed, loose = (score_source(FidConfig(str(path), str(real), features="random")) for path in (archive, fake))
     assert packed["mean"] == loose["mean"]
     assert packed["source"]["kind"] == "archive" and packed["source"]["sha256"] == sha256_of(archive)
 
@@ -122,15 +123,15 @@ def test_a_run_is_scored_on_disjoint_sample_sets(
     assert len(set(result["values"])) == 3
     assert result["mean"] == pytest.approx(np.mean(result["values"]))
     assert result["sd"] == pytest.approx(np.std(result["values"], ddof=1))
-    second = score(FidConfig(str(model), str(two_folders[1]), features="random", n=30, sets=1, seed=35))
+    second = score_source(FidConfig(str(model), str(two_folders[1]), features="random", n=30, sets=1, seed=35))
     assert second["values"] == [pytest.approx(result["values"][1], rel=1e-6)], "a set is a function of its seeds"
 
 
 def test_report_names_everything_that_was_compared(tmp_path: Path) -> None:
     data = write_prepared(tmp_path / "data", pictures(1, 90), np.repeat([0, 1], [80, 10]).astype(np.uint8))
     fake = write_folder(tmp_path / "fake", pictures(2, 20))
-    result = score(FidConfig(str(fake), str(data), features="random", split="train", floor=True))
-    text = report(result)
+    result = score_source(FidConfig(str(fake), str(data), features="random", split="train", floor=True))
+    text = describe(result)
     for part in ("fd_random", "20 images", "80 images, split train", "floor", "20 reals against 60 others", "excess"):
         assert part in text
     # The samples meet the same 60 reals as the floor's do, so it is nearly, but not exactly, the difference.
@@ -205,7 +206,7 @@ def test_jpegs_and_other_sizes_are_warned_of(tmp_path: Path) -> None:
     fake = write_folder(tmp_path / "fake", pictures(2, 10, side=48))
     (fake / "0000.png").unlink()
     Image.fromarray(pictures(3, 1, side=48)[0]).save(fake / "0000.jpg")
-    warnings = " ".join(score(FidConfig(str(fake), str(real), features="random"))["warnings"])
+    warnings = " ".join(score_source(FidConfig(str(fake), str(real), features="random"))["warnings"])
     assert "1 of 10 images are JPEG" in warnings
     assert "scored images are 48x48, the reference is 32x32" in warnings
 
@@ -244,6 +245,6 @@ def test_unusable_weights_are_refused_in_one_line(
 
 def test_a_floor_that_cannot_be_had_is_said(two_folders: tuple[Path, Path]) -> None:
     fake, real = two_folders
-    result = score(FidConfig(str(fake), str(real), features="random", floor=True))
+    result = score_source(FidConfig(str(fake), str(real), features="random", floor=True))
     assert result["floor"] is None and result["excess"] is None
     assert any("no floor" in warning for warning in result["warnings"])

@@ -1,21 +1,18 @@
 """Settings of the game: what cannot work is refused, and runs that were started before a setting existed continue."""
 
 import shutil
-from pathlib import Path
 
 import pytest
-import yaml
 from test_train import assert_equal, no_plots, outcome, run  # noqa: F401 (a fixture)
 
-from core.cli.config import as_dict, compose, typed
+from core.cli.config import compose, typed
 from core.cli.errors import UserError
 from core.training.checkpoint import Checkpoints
-from core.training.rundir import flatten
 from gen import train
 from gen.augment import AdaptiveProbability
 from gen.dcgan import Discriminator, Generator
-from gen.settings import ADDED, TrainConfig, check_networks
-from gen.train import Trainer
+from gen.settings import TrainConfig, check_networks
+from gen.trainer import Trainer
 
 
 @pytest.mark.parametrize(
@@ -25,7 +22,7 @@ from gen.train import Trainer
         ({"loss": "wasserstein", "model": "r3gan"}, r"wasserstein needs regularize\.gradient_penalty"),
         ({"regularize.r1": 1}, r"regularize\.r1 needs a D .* batch norm: use another model, or model\.norm=none"),
         ({"regularize.gradient_penalty": 1}, r"regularize\.gradient_penalty needs a D"),
-        ({"regularize.r2": -1}, r"regularize\.r2=-1\.0 must be a number from 0 up"),
+        ({"regularize.r2": -1}, r"regularize\.r2=-1 must be a number from 0 up"),
         ({"regularize.cutmix": 1, "model": "resnet"}, r"regularize\.cutmix needs a D that judges pixels"),
         ({"regularize.schedule.end": 0.1}, r"regularize\.schedule: end=0\.1 over=0"),
         ({"lr_schedule.over": 100}, r"lr_schedule: end=1 over=100"),
@@ -38,9 +35,8 @@ from gen.train import Trainer
         ({"d_lr_factor": "inf"}, "d_lr_factor=inf"),
         ({"diffaug.p": 1.5}, r"diffaug\.p=1\.5 must be a number from 0 to 1 or adaptive"),
         ({"diffaug.p": "adaptiv"}, r"diffaug\.p=adaptiv must be"),
-        ({"diffaug.ada_target": 2}, r"diffaug\.target=2"),
+        ({"diffaug.ada_target": 2}, r"diffaug\.ada_target=2"),
         ({"diffaug.ada_images": 0}, r"diffaug\.ada_images=0"),
-        ({"ema_bn_images": 100}, "ema_bn_images=100 must be a multiple of 64, or 0"),
         ({"regularize.schedule.end": 0.1, "regularize.schedule.over": 9}, r"regularize\.schedule changes r1 and r2"),
         ({"model.discriminator.image_size": 64}, r"model\.discriminator cannot read \(2, 3, 32, 32\)"),
         ({"+model.generator.channels": 1}, r"model\.generator makes \(2, 1, 32, 32\)"),
@@ -90,36 +86,6 @@ def test_a_run_that_failed_before_its_first_checkpoint_may_start_anew(prepared, 
         run(prepared, tmp_path, total_images=8, loss="least_squares")
 
 
-def test_keys_added_later_have_the_defaults_of_the_configuration():
-    config = flatten(as_dict(typed(compose("gen", ["data=x", "name=y"]), TrainConfig)))
-    assert {key: config[key] for key in ADDED} == ADDED
-
-
-def without(config: Path, keys):
-    """Rewrite a stored configuration as an older version would have written it."""
-    stored = yaml.safe_load(config.read_text())
-    for key in keys:
-        *sections, last = key.split(".")
-        place = stored
-        for section in sections:
-            place = place[section]
-        del place[last]
-    kept = {key: value for key, value in stored.items() if value != {} and value != {"schedule": {}}}
-    config.write_text(yaml.safe_dump(kept))
-
-
-def test_runs_of_before_these_settings_continue(prepared, tmp_path):
-    straight = outcome(run(prepared, tmp_path / "straight", total_images=40))
-    folder = run(prepared, tmp_path, total_images=16)
-    without(folder.config, ADDED)
-    assert "loss" not in folder.config.read_text() and "diffaug" not in folder.config.read_text()
-    with pytest.raises(UserError, match="started with other settings: loss "):
-        run(prepared, tmp_path, total_images=40, loss="hinge")
-    assert_equal(outcome(run(prepared, tmp_path, total_images=40)), straight)
-    with pytest.raises(UserError, match=r"loss \('non_saturating' -> 'hinge'\)"):
-        run(prepared, tmp_path, total_images=40, loss="hinge")
-
-
 @pytest.mark.parametrize(("loss", "target"), [("non_saturating", 0.6), ("relativistic", 0.77)])
 def test_augmentation_is_held_at_what_suits_the_loss(prepared, tmp_path, loss, target, monkeypatch):
     seen = []
@@ -140,7 +106,7 @@ def test_what_has_no_effect_without_adaptive_augmentation_may_differ(prepared, t
     run(prepared, tmp_path, total_images=16)
     adaptive = {"diffaug.p": "adaptive"}
     run(prepared, tmp_path / "a", total_images=8, **adaptive, **settings)
-    with pytest.raises(UserError, match=r"diffaug\.ada_images \(100 -> 500000\), diffaug\.target \(0\.6 -> None\)"):
+    with pytest.raises(UserError, match=r"diffaug\.ada_images \(100 -> 500000\), diffaug\.ada_target \(0\.6 -> None\)"):
         run(prepared, tmp_path / "a", total_images=16, **adaptive)
 
 

@@ -10,19 +10,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from core.cli.config import compose, typed
-from core.nn.ema import with_fresh_statistics
 from core.nn.model_file import build_model, load_model
 from core.training.checkpoint import Checkpoints
 from core.training.rundir import RunFolder
-from gen import dcgan, train, unetgan
-from gen.augment import DRAWS, FAKE_STREAM, GATES, GENERATOR_STREAM, REAL_STREAM, AdaptiveProbability
+from gen import dcgan, train, trainer, unetgan
+from gen.augment import DRAWS, GATES, AdaptiveProbability
 from gen.latents import training_latents
 from gen.losses import LOSSES
 from gen.monitor import PATIENCE, CollapseMonitor
 from gen.sample import generate
-from gen.schedule import cosine
-from gen.settings import TrainConfig
-from gen.steps import DiscriminatorWrapper, Terms, discriminator_step, generator_step
+from gen.settings import Schedule, TrainConfig
+from gen.steps import Batch, DiscriminatorWrapper, Objective, discriminator_loss, discriminator_step, generator_loss
 
 R3 = {
     "model": "r3gan",
@@ -32,7 +30,7 @@ R3 = {
     "optim.betas": "[0.0,0.99]",
 }
 PRESETS = {
-    "dcgan": {"loss": "least_squares", "accumulate": 2, "ema_bn_images": 64},
+    "dcgan": {"loss": "least_squares", "accumulate": 2},
     "dcgan_plus": {"loss": "hinge", "n_critic": 2, "diffaug.p": 0.5},
     "resnet": {"loss": "hinge", "d_lr_factor": 2.0, "model.attention": 16},
     "r3gan": R3 | {"diffaug.p": "adaptive", "diffaug.ada_images": 100, "diffaug.ada_target": 0.0},
@@ -58,7 +56,7 @@ def test_presets_step_resume_bit_by_bit_and_sample_from_their_file(prepared, tmp
     settings = preset(name, mixed_precision=precision)
     straight = run(prepared, tmp_path / "straight", total_images=40, **settings)
     for images in (16, 40):
-        stopped = run(prepared, tmp_path / "stopped", images=images, **settings)
+        stopped = run(prepared, tmp_path / "stopped", total_images=images, **settings)
     assert_equal(outcome(stopped), outcome(straight))
     start = networks(configured(prepared, tmp_path, **settings))
     for part, net in zip(("generator", "discriminator"), start, strict=True):
@@ -177,8 +175,13 @@ def test_parts_of_a_batch_add_up_to_it(prepared, tmp_path):
 # -- steps
 
 
+NO_LATENTS = torch.empty(0)
+
+
 class Linear(nn.Module):
     """Logits <weight, x>."""
+
+    judges_pixels = False
 
     def __init__(self, size=8):
         super().__init__()
@@ -194,9 +197,11 @@ def test_penalties_are_of_the_images_before_their_augmentation():
     draws = torch.full((2, DRAWS), 0.9)
     draws[:, GATES.index("cutout")] = 0.1
     draws[:, -2:] = 0.5  # the corner of the square: rows and columns 2 to 5
-    terms = Terms(weights={"r1": 0.5, "r2": 2.0}, p=0.5, draws={REAL_STREAM: draws, FAKE_STREAM: draws[:, [0] * DRAWS]})
+    objective = Objective(penalties={"r1": 0.5, "r2": 2.0}, augment_p=0.5)
     real, fake = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)
-    result = discriminator_step(network, torch.optim.SGD(network.parameters(), 0.0), real, fake, terms)
+    batch = Batch(real, NO_LATENTS, {"real": draws, "fake": draws[:, [0] * DRAWS]})
+    optimizer = torch.optim.SGD(network.parameters(), 0.0)
+    result = discriminator_step(DiscriminatorWrapper(network, False), optimizer, [batch], [fake], objective)
     seen = weight.clone()
     seen[:, 2:6, 2:6] = 0
     assert result["r1"].item() == pytest.approx(seen.square().sum().item(), rel=1e-5)
@@ -208,7 +213,9 @@ def test_d_is_told_the_right_images_and_penalties_change_its_step():
     gradients = []
     for weights in ({}, {"r1": 0.3}):
         network = Linear()
-        discriminator_step(network, torch.optim.SGD(network.parameters(), 1.0), real, fake, Terms(weights=weights))
+        optimizer = torch.optim.SGD(network.parameters(), 1.0)
+        wrapped = DiscriminatorWrapper(network, False)
+        discriminator_step(wrapped, optimizer, [Batch(real, NO_LATENTS)], [fake], Objective(penalties=weights))
         gradients.append(Linear().weight - network.weight)
     # The gradient of ||w||^2 is 2 w.
     assert torch.allclose(gradients[1] - gradients[0], 0.3 * 2 * Linear().weight, atol=1e-5)
@@ -219,8 +226,9 @@ def test_g_learns_through_the_augmentation_of_its_own_draws():
     draws = torch.full((2, DRAWS), 0.9)
     draws[:, GATES.index("cutout")] = 0.1
     draws[:, -2:] = 0.5
-    terms = Terms(LOSSES["hinge"], p=0.5, draws={GENERATOR_STREAM: draws}, last=False)
-    generator_step(network, torch.optim.SGD([leaf], 0.1), leaf, terms)
+    objective, batch = Objective(LOSSES["hinge"], augment_p=0.5), Batch(leaf, NO_LATENTS, {"generator": draws})
+    # D is linear, so that the gradient that this loss leaves in the images is their place in its weights.
+    generator_loss(DiscriminatorWrapper(network.requires_grad_(False), False), batch, leaf, objective).backward()
     assert not leaf.grad[:, :, 2:6, 2:6].any() and leaf.grad[:, :, :2].all()
     assert network.weight.grad is None
 
@@ -232,18 +240,18 @@ def test_the_u_net_is_trained_on_images_pixels_and_cutmix():
     masks = unetgan.cutmix_masks(0, 0, 2, 32)
     judge = DiscriminatorWrapper(network.eval(), bf16=False)  # in eval mode spectral norm stays as it is
     optimizer = torch.optim.SGD(network.parameters(), 0.0)
-    result = discriminator_step(
-        judge, optimizer, real, fake, Terms(LOSSES["hinge"], {"cutmix": 1.0}, masks=masks, last=False)
-    )
+    batch, objective = Batch(real, NO_LATENTS, draws={"cutmix": masks}), Objective(LOSSES["hinge"], {"cutmix": 1.0})
+    discriminator_loss(judge, batch, fake, objective)[0].backward()
+    # Biases of the heads shift real and fake alike, and within the margins of the hinge that cancels.
+    assert all(p.grad.any() for p in network.parameters() if p.ndim > 1)
+    result = discriminator_step(judge, optimizer, [batch], [fake], objective)
     (a, pixels_a), (b, pixels_b) = network.forward_all(real), network.forward_all(fake)
     hinge = [F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in ((a, b), (pixels_a, pixels_b))]
     assert result["d_loss"].item() == pytest.approx(sum(hinge).item(), rel=1e-5)
     mixed = network.forward_all(torch.where(masks > 0, real, fake))[1]
     expected = F.mse_loss(mixed, torch.where(masks[:, 0] > 0, pixels_a, pixels_b))
     assert result["cutmix"].item() == pytest.approx(expected.item(), rel=1e-4)
-    # Biases of the heads shift real and fake alike, and within the margins of the hinge that cancels.
-    assert all(p.grad.any() for p in network.parameters() if p.ndim > 1)
-    loss = generator_step(judge, optimizer, fake.requires_grad_(), Terms(LOSSES["hinge"]))["g_loss"]
+    loss = generator_loss(judge, batch, fake, Objective(LOSSES["hinge"]))
     assert loss.item() == pytest.approx(-(b.mean() + pixels_b.mean()).item(), rel=1e-5)
 
 
@@ -257,8 +265,8 @@ def test_a_penalised_d_steps_in_float32_and_judges_for_g_in_bf16(prepared, tmp_p
             network.layers[0][0].register_forward_hook(lambda _, __, output: seen.append(output.dtype))
         return network
 
-    original = train.build_model
-    monkeypatch.setattr(train, "build_model", build)
+    original = trainer.build_model
+    monkeypatch.setattr(trainer, "build_model", build)
     settings = {"loss": "relativistic", "model": "r3gan", "regularize.r2": 1.0 if penalised else 0.0}
     run(prepared, tmp_path, mixed_precision="bf16", total_images=8, **settings)
     own = torch.float32 if penalised else torch.bfloat16
@@ -267,14 +275,14 @@ def test_a_penalised_d_steps_in_float32_and_judges_for_g_in_bf16(prepared, tmp_p
 
 
 def test_the_probability_of_augmentation_follows_ds_answers_to_reals(prepared, tmp_path, monkeypatch):
-    seen, real_step = [], train.discriminator_step
+    seen, real_step = [], trainer.discriminator_step
 
-    def watched(network, optimizer, real, fake, terms):
-        result = real_step(network, optimizer, real, fake, terms)
-        seen.append((terms.p, result["d_sign"]))
+    def watched(network, optimizer, batches, fakes, objective, *rest):
+        result = real_step(network, optimizer, batches, fakes, objective, *rest)
+        seen.append((objective.augment_p, result["d_sign"]))
         return result
 
-    monkeypatch.setattr(train, "discriminator_step", watched)
+    monkeypatch.setattr(trainer, "discriminator_step", watched)
     settings = {"diffaug.p": "adaptive", "diffaug.ada_images": 400, "diffaug.ada_target": 0.1}
     folder = run(prepared, tmp_path, total_images=120, **settings)
     controller = AdaptiveProbability(0.1, 400)
@@ -286,52 +294,13 @@ def test_the_probability_of_augmentation_follows_ds_answers_to_reals(prepared, t
     assert rows == pytest.approx([np.mean([p for p, _ in seen[k : k + 3]]) for k in range(0, 15, 3)])
 
 
-# -- averaged weights
-
-
-def test_fresh_statistics_are_those_of_the_inputs_and_the_model_stays():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2))
-    model.train()(torch.randn(8, 3, 6, 6))
-    model.eval().requires_grad_(False)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    inputs = [torch.randn(5, 3, 6, 6) + k for k in range(3)]
-    fresh = with_fresh_statistics(model, iter(inputs))
-    assert_equal(dict(model.state_dict()), before)
-    assert not fresh.training and not any(layer.training for layer in fresh.modules())
-    assert fresh[1].momentum == model[1].momentum == 0.1
-    maps = [model[0](x) for x in inputs]
-    expected = torch.stack([m.mean((0, 2, 3)) for m in maps]).mean(0)
-    assert torch.allclose(fresh[1].running_mean, expected, atol=1e-6)
-    spread = torch.stack([m.transpose(0, 1).flatten(1).var(1) for m in maps]).mean(0)
-    assert torch.allclose(fresh[1].running_var, spread, atol=1e-6)
-    inner = [F.conv2d(F.relu(F.batch_norm(m, None, None, model[1].weight, model[1].bias, True)), model[3].weight) for m in maps]  # noqa: E501  # fmt: skip
-    bias = model[3].bias
-    assert torch.allclose(
-        fresh[4].running_mean, torch.stack([m.mean((0, 2, 3)) for m in inner]).mean(0) + bias, atol=1e-5
-    )
-
-
-def test_exported_weights_have_fresh_statistics_and_training_does_not_notice(prepared, tmp_path):
-    plain, fresh = (run(prepared, tmp_path / str(n), total_images=40, grid_every=16, ema_bn_images=n) for n in (0, 192))
-    assert_equal(outcome(fresh), outcome(plain))
-    (a, info), (b, _) = load_model(plain.path), load_model(fresh.path)
-    assert info["images_seen"] == 40
-    ema = state_of(plain)["ema"]
-    changed = {name for name, value in a.state_dict().items() if not torch.equal(value, b.state_dict()[name])}
-    assert changed == {name for name in ema if "running" in name or "num_batches" in name}
-    again = with_fresh_statistics(a, [training_latents(0, start, 64, 100) for start in (0, 64, 128)])
-    for name, value in again.state_dict().items():
-        assert torch.allclose(value, b.state_dict()[name], atol=1e-6)
-
-
 # -- schedules, monitor
 
 
 def test_half_a_cosine():
-    assert cosine(0.25, 0, 10**9) == 1
-    assert [cosine(0.2, 100, n) for n in (0, 50, 100, 10**6)] == pytest.approx([1, 0.6, 0.2, 0.2])
-    assert cosine(3.0, 100, 25) == pytest.approx(1 + 2 * (1 - math.cos(math.pi / 4)) / 2)
+    assert Schedule(0.25, 0).factor(10**9) == 1
+    assert [Schedule(0.2, 100).factor(n) for n in (0, 50, 100, 10**6)] == pytest.approx([1, 0.6, 0.2, 0.2])
+    assert Schedule(3.0, 100).factor(25) == pytest.approx(1 + 2 * (1 - math.cos(math.pi / 4)) / 2)
 
 
 @pytest.mark.parametrize("loss, wins, chance", [("hinge", 1, 0), ("wasserstein", 0, 0), ("non_saturating", 1, 1)])

@@ -7,9 +7,8 @@ import torch
 from gen.augment import (
     AMOUNTS,
     DRAWS,
-    FAKE_STREAM,
     GATES,
-    REAL_STREAM,
+    STREAMS,
     AdaptiveProbability,
     augment,
     augmentation_draws,
@@ -44,7 +43,7 @@ def shifted(picture, down, right):
 
 
 def test_probability_zero_is_the_identity_and_one_changes_all():
-    x, draws = images(50), augmentation_draws(0, 0, REAL_STREAM, 50)
+    x, draws = images(50), augmentation_draws(0, 0, STREAMS["real"], 50)
     assert torch.equal(augment(x, 0.0, draws), x)
     assert torch.equal(augment(x, 0.0, torch.zeros_like(draws)), x)
     assert torch.equal(augment(x, 0.5, draws_of(50, [])), x)
@@ -75,7 +74,7 @@ def test_cutout_hides_a_square_of_half_the_side():
     assert corner.sum() == 64 - 2 * 2 and corner[:2, 6:].sum() == 0
     # Along one axis the corner takes 9 places, -2 to 6, which hide 2 3 4 4 4 4 4 3 2 pixels.
     count = 20_000
-    draws = augmentation_draws(0, 0, REAL_STREAM, count)
+    draws = augmentation_draws(0, 0, STREAMS["real"], count)
     draws[:, : len(GATES)] = draws_of(1, ["cutout"])[:, : len(GATES)]
     hidden = 1 - augment(torch.ones(count, 3, 8, 8), 0.5, draws).mean().item()
     along = np.array([2, 3, 4, 4, 4, 4, 4, 3, 2]) / 8
@@ -98,7 +97,7 @@ def test_colour_changes_by_known_amounts():
 @pytest.mark.parametrize("gate", GATES)
 def test_each_change_is_made_with_its_probability(gate):
     count, p = 4000, 0.3
-    draws = augmentation_draws(7, 640, REAL_STREAM, count)
+    draws = augmentation_draws(7, 640, STREAMS["real"], count)
     others = [place for place, name in enumerate(GATES) if name != gate]
     draws[:, others] = 0.95
     x = images(1, 8).expand(count, -1, -1, -1)
@@ -109,7 +108,7 @@ def test_each_change_is_made_with_its_probability(gate):
 
 
 def test_gradients_pass_through_every_change():
-    draws = augmentation_draws(1, 0, FAKE_STREAM, 2)
+    draws = augmentation_draws(1, 0, STREAMS["fake"], 2)
     x = images(2, 8).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: augment(x, 1.0, draws), (x,), fast_mode=True)
     (gradient,) = torch.autograd.grad(augment(x, 0.5, draws_of(2, ["cutout"], top=0.5, left=0.5)).sum(), x)
@@ -119,11 +118,11 @@ def test_gradients_pass_through_every_change():
 
 
 def test_ranks_make_the_changes_of_one_process():
-    x, draws = images(8), augmentation_draws(0, 256, FAKE_STREAM, 8)
+    x, draws = images(8), augmentation_draws(0, 256, STREAMS["fake"], 8)
     parts = [augment(part, 0.6, rows) for part, rows in zip(x.chunk(2), draws.chunk(2), strict=True)]
     assert torch.equal(torch.cat(parts), augment(x, 0.6, draws))
-    assert torch.equal(draws, augmentation_draws(0, 256, FAKE_STREAM, 8))
-    others = [(1, 256, FAKE_STREAM), (0, 264, FAKE_STREAM), (0, 256, REAL_STREAM)]
+    assert torch.equal(draws, augmentation_draws(0, 256, STREAMS["fake"], 8))
+    others = [(1, 256, STREAMS["fake"]), (0, 264, STREAMS["fake"]), (0, 256, STREAMS["real"])]
     assert all(not torch.equal(draws, augmentation_draws(*other, 8)) for other in others)
     assert draws.min() >= 0 and draws.max() < 1 and draws.shape == (8, 12)
 

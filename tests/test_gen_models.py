@@ -13,7 +13,7 @@ from core.cli.errors import UserError
 from core.nn.model_file import build_model, load_model, save_model
 from core.training.checkpoint import Checkpoints
 from gen import dcgan, r3gan, resnet, unetgan
-from gen.regularizers import float32_logits, r1
+from gen.penalties import float32_logits, r1
 from gen.resnet import SelfAttention, level_widths
 from gen.unetgan import consistency, cutmix, cutmix_masks
 

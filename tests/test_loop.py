@@ -28,9 +28,9 @@ def test_precision_follows_the_processor(monkeypatch, flags, precision):
 def test_a_gpu_is_left_alone_when_accelerate_is_told_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    assert distributed.pick_device().type == "cuda"
+    assert machine.pick_device().type == "cuda"
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert distributed.pick_device().type == "cpu"
+    assert machine.pick_device().type == "cpu"
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -15,8 +15,8 @@ from core.cli.errors import UserError
 from core.data.mask_classes import ClassTable, default_palette
 from core.prepare.masks import MaskCoding, examine
 from core.prepare.pairs import PairOptions
-from core.prepare.sources import open_source
-from core.prepare.store import FolderStore
+from core.prepare.sources import open_image_source
+from core.prepare.store import Store
 
 THREE = ClassTable(["sky", "road", "car"], [[0, 0, 0], [128, 64, 128], [0, 0, 142]])
 
@@ -84,7 +84,7 @@ def test_black_and_white_is_background_and_foreground(tmp_path: Path, write) -> 
     assert data.masks is not None and np.array_equal(data.masks, masks)
     assert data.classes == ["background", "foreground"] and data.palette == default_palette(2)
     with pytest.raises(UserError, match=r"makes two classes, but --classes names 3"):
-        open_source(tmp_path / "in", options(THREE))
+        open_image_source(tmp_path / "in", options(THREE))
 
 
 def test_one_mask_with_more_values_makes_255_ignored_everywhere(tmp_path: Path) -> None:
@@ -134,10 +134,10 @@ def test_palettes_of_two_orders_go_by_colour_or_are_refused(tmp_path: Path) -> N
     assert data.masks is not None and np.array_equal(data.masks, expected)
     for table in (None, ClassTable(THREE.names)):
         with pytest.raises(UserError, match=r"value 0 has the colour 0,0,142 in .*0.png but 0,0,0 in .*1.png"):
-            open_source(tmp_path / "in", options(table))
+            open_image_source(tmp_path / "in", options(table))
     files = pairs([png(masks[0], palette=straight), png(masks[1], palette=OTHER)])
     with pytest.raises(UserError, match=r"1.png has the colour 9,9,9 \(value 0\), which is not in the class table"):
-        open_source(write_folder(tmp_path / "x", files), options(THREE))
+        open_image_source(write_folder(tmp_path / "x", files), options(THREE))
 
 
 def test_a_palette_that_tells_nothing_apart_says_nothing(tmp_path: Path) -> None:
@@ -172,7 +172,8 @@ def test_ignored_colours_become_255(tmp_path: Path, palette: bool) -> None:
     assert data.classes == ["sky", "road"]
     changed = ClassTable(table.names, table.colours, ((0, 0, 0), (1, 1, 1)))
     assert (
-        open_source(tmp_path / "in", options(table)).identity != open_source(tmp_path / "in", options(changed)).identity
+        open_image_source(tmp_path / "in", options(table)).identity
+        != open_image_source(tmp_path / "in", options(changed)).identity
     )
 
 
@@ -187,7 +188,7 @@ def test_large_colour_masks_are_looked_up_whole(tmp_path: Path) -> None:
     files = {f"images/{number}.png": photo(0, (256, 256)) for number in range(2)}
     files |= {f"masks/{number}.png": png(pixels) for number in range(2)}
     with pytest.raises(UserError, match="1,1,1 at x=7, y=201"):
-        open_source(write_folder(tmp_path / "in", files), options(THREE))  # type: ignore[arg-type]
+        open_image_source(write_folder(tmp_path / "in", files), options(THREE))  # type: ignore[arg-type]
 
 
 def test_empty_masks_fit_any_table(tmp_path: Path) -> None:
@@ -229,7 +230,7 @@ MISFITS = {
 @pytest.mark.parametrize(("masks", "table", "message"), MISFITS.values(), ids=MISFITS)
 def test_misfits_are_named(tmp_path: Path, masks: list[bytes], table: ClassTable | None, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        open_source(write_folder(tmp_path / "in", pairs([*masks, masks[0]])), options(table))
+        open_image_source(write_folder(tmp_path / "in", pairs([*masks, masks[0]])), options(table))
 
 
 def test_a_mask_that_changed_since_is_refused_when_read() -> None:
@@ -251,7 +252,7 @@ def test_a_mask_that_changed_since_is_refused_when_read() -> None:
 def test_a_stack_of_pictures_is_refused(tmp_path: Path) -> None:
     files = pairs([png(blobs(number)) for number in range(3)]) | {"images/1.png": stack()}
     with pytest.raises(UserError, match=r"images/1.png holds 2 pictures"):
-        open_source(write_folder(tmp_path / "in", files), options())
+        open_image_source(write_folder(tmp_path / "in", files), options())
 
 
 @pytest.mark.parametrize(("orientation", "told"), [(0, False), (1, False), (3, True), (6, True)])
@@ -262,19 +263,19 @@ def test_an_exif_rotation_is_told(
     exif[0x0112] = orientation
     files = pairs([png(blobs(number)) for number in range(3)])
     files["images/1.png"] = saved(np.zeros((32, 32, 3), np.uint8), "JPEG", exif=exif)
-    open_source(write_folder(tmp_path / "in", files), options())
+    open_image_source(write_folder(tmp_path / "in", files), options())
     assert ("images/1.png has an EXIF rotation" in capsys.readouterr().err) is told
 
 
 def test_of_a_picture_in_a_folder_only_the_beginning_is_read(tmp_path: Path) -> None:
     files = pairs([png(blobs(number)) for number in range(2)])
     folder = write_folder(tmp_path / "in", files | {"images/0.png": bytes(files["images/0.png"][:200])})  # type: ignore[arg-type]
-    facts = examine(FolderStore(folder, {}), [("images/0.png", "masks/0.png")], None, quiet=True)
+    facts = examine(Store(folder, {}), [("images/0.png", "masks/0.png")], None, quiet=True)
     assert facts[0].side == 32
 
 
 def test_equal_palettes_are_kept_once(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "in", pairs([png(blobs(number), palette=OTHER) for number in range(3)]))
     names = [(f"images/{number}.png", f"masks/{number}.png") for number in range(3)]
-    facts = examine(FolderStore(folder, {}), names, None, workers=2, quiet=True)
+    facts = examine(Store(folder, {}), names, None, workers=2, quiet=True)
     assert facts[0].palette and len({id(entry.palette) for entry in facts}) == 1

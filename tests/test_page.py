@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import copy
-import html
 import re
 from html.parser import HTMLParser
 
@@ -12,16 +11,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markupsafe import escape
 from page_facts import check, score
 
 from core.data.images import png_bytes
-from eval.page.page import render_page
+from eval.measures import MEASURES, Figure, Measure
+from eval.page import page as page_module
+from eval.page.page import HERE, render_page
 from eval.page.plots import nice_ticks
-from eval.page.style import DARK, LIGHT
 
 VOID = {"meta", "link", "img", "br"}
 PICTURES = {key: png_bytes(np.full((8, 8, 3), 40 * index, np.uint8)) for index, key in enumerate(("samples", "copies"))}
 HASH = "0123456789abcdef" * 4
+LIGHT, DARK = (
+    dict(re.findall(r"--([\w-]+): (#\w{6});", block))
+    for block in re.findall(r":root {(.*?)}", (HERE / "style.css").read_text(), re.DOTALL)
+)
 
 
 def a_report():
@@ -148,7 +153,7 @@ def test_names_and_sentences_from_outside_stay_text() -> None:
     assert {tag for tag, _ in page.elements} <= {tag for tag, _ in usual.elements}
     assert {key for _, keys in page.elements for key in keys} == {key for _, keys in usual.elements for key in keys}
     assert page.text.count(hostile) >= 9
-    assert html.escape(hostile) in text
+    assert escape(hostile) in text
 
 
 def test_undecodable_file_names_do_not_break_the_page() -> None:
@@ -188,6 +193,13 @@ def test_a_part_that_is_missing_leaves_the_others(key: str, empty: str | None) -
 def test_nothing_but_the_subject_still_makes_a_page() -> None:
     report = {key: value for key, value in a_report().items() if key in ("subject", "metric")}
     assert "No score was computed." in page_of(report, {}).text
+
+
+def test_a_new_measure_is_shown_by_its_row_alone(monkeypatch) -> None:
+    row = Measure("mmd", lambda evidence, subsets: None, (Figure("mean", "lower", "Of {n} pairs."),), note="Twice {n}.")
+    monkeypatch.setattr(page_module, "MEASURES", (*MEASURES, row))
+    text = page_of(a_report() | {"mmd": {"mean": 0.625, "n": 77}}).text
+    assert "Mean 0.625 lower is better Of 77 pairs." in text and "Twice 77." in text and "Precision" in text
 
 
 def test_a_single_set_without_floor_says_what_is_not_known() -> None:

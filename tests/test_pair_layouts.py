@@ -13,8 +13,8 @@ from PIL import Image
 from core.cli.errors import UserError
 from core.data.mask_classes import ClassTable
 from core.prepare.pairs import PairOptions, choose_split
-from core.prepare.sources import open_source
-from core.prepare.store import FolderStore, open_store
+from core.prepare.sources import open_image_source
+from core.prepare.store import Store, open_store
 
 QUIET = PairOptions(quiet=True)
 GOOD = pairs([png(blobs(number)) for number in range(4)])
@@ -31,7 +31,7 @@ def test_linked_folders_are_followed_and_loops_are_not(tmp_path: Path) -> None:
     for loop, target in (("up", tmp_path), ("self", folder), ("masks/back", folder)):
         (folder / loop).symlink_to(target)
     assert sorted(open_store(folder).files) == sorted(GOOD)
-    source = open_source(folder, QUIET)
+    source = open_image_source(folder, QUIET)
     assert len(source.names) == 4 and np.array_equal(np.asarray(source.load(2)[1]), blobs(2))
 
 
@@ -44,7 +44,7 @@ def test_two_folders_that_link_to_each_other_end(tmp_path: Path) -> None:
 
 def test_backslashes_in_a_zip_are_folders(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "x.zip", {f"set\\{name}".replace("/", "\\"): data for name, data in GOOD.items()})
-    source = open_source(path, QUIET)
+    source = open_image_source(path, QUIET)
     assert source.names == [f"{number}.png" for number in range(4)] and source.classes
     assert np.array_equal(np.asarray(source.load(3)[1]), blobs(3))
 
@@ -54,7 +54,7 @@ def test_composed_and_decomposed_names_are_partners(tmp_path: Path) -> None:
         unicodedata.normalize("NFC", "images/Käse.png"): photo(9),
         unicodedata.normalize("NFD", "masks/Käse.png"): png(blobs(9)),
     }
-    source = open_source(write_zip(tmp_path / "x.zip", files), QUIET)
+    source = open_image_source(write_zip(tmp_path / "x.zip", files), QUIET)
     assert np.array_equal(np.asarray(source.load(4)[1]), blobs(9))
 
 
@@ -64,7 +64,7 @@ def test_errors_stay_on_one_line_whatever_the_file_is_called(tmp_path: Path, zip
         at = tmp_path / str(len(extra))
         path = write_zip(at / "x.zip", GOOD | extra) if zipped else write_folder(at / "x", GOOD | extra)
         with pytest.raises(UserError) as caught:
-            open_source(path, QUIET)
+            open_image_source(path, QUIET)
         assert str(caught.value).isprintable()
 
 
@@ -90,12 +90,12 @@ def test_folders_with_nothing_to_read_are_named(
         path = write_folder(tmp_path / "x", files)
         (path / (empty or ".")).mkdir(exist_ok=True)
     with pytest.raises(UserError, match=message):
-        open_source(path, QUIET)
+        open_image_source(path, QUIET)
 
 
 def test_boxes_and_outlines_are_no_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_folder(tmp_path / "x", IMAGES | {"Annotations/0.xml": "<>", "Annotations/all.json": "{}"})
-    assert open_source(folder, QUIET).classes is None
+    assert open_image_source(folder, QUIET).classes is None
     assert "Annotations holds no masks but Annotations/0.xml" in " ".join(capsys.readouterr().err.split())
 
 
@@ -106,7 +106,7 @@ def test_gif_masks_are_read(tmp_path: Path) -> None:
         picture = Image.fromarray(blobs(number))
         picture.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
         picture.save(folder / "masks" / f"{number}.gif", optimize=False)
-    source = open_source(folder, QUIET)
+    source = open_image_source(folder, QUIET)
     assert source.palette == [[0, 0, 0], [255, 0, 0], [0, 255, 0]]
     assert all(np.array_equal(np.asarray(source.load(number)[1]), blobs(number)) for number in range(4))
 
@@ -116,30 +116,30 @@ def test_gif_masks_are_read(tmp_path: Path) -> None:
 
 def test_pairs_of_the_same_stem_are_split_one_by_one(tmp_path: Path) -> None:
     files = {f"p{number}/{name}/0.png": GOOD[f"{name}/0.png"] for number in range(60) for name in ("images", "masks")}
-    source = open_source(write_zip(tmp_path / "x.zip", files), QUIET)
+    source = open_image_source(write_zip(tmp_path / "x.zip", files), QUIET)
     assert source.split is not None and 1 < source.split.sum() < 20
 
 
 def test_limit_cuts_a_split_made_for_all_pairs(tmp_path: Path) -> None:
     files = pairs([png(blobs(number % 9)) for number in range(40)])
     folder = write_folder(tmp_path / "x", files)
-    whole, part = open_source(folder, QUIET), open_source(folder, PairOptions(limit=30, quiet=True))
+    whole, part = open_image_source(folder, QUIET), open_image_source(folder, PairOptions(limit=30, quiet=True))
     assert whole.split is not None and part.split is not None and part.names == whole.names[:30]
     assert np.array_equal(part.split, whole.split[:30])
-    own = choose_split(FolderStore(folder, {}), ["a", "b", "c"], np.array([0, 1, 2], np.uint8), PairOptions(limit=2))
+    own = choose_split(Store(folder, {}), ["a", "b", "c"], np.array([0, 1, 2], np.uint8), PairOptions(limit=2))
     assert own.tolist() == [0, 1]
 
 
 def test_a_folder_around_everything_is_no_split(tmp_path: Path) -> None:
     parts = {f"test/{part}/{name}": content for part in ("train", "val") for name, content in GOOD.items()}
-    source = open_source(write_folder(tmp_path / "x", parts), QUIET)
+    source = open_image_source(write_folder(tmp_path / "x", parts), QUIET)
     assert source.split is not None and source.split.tolist() == [0] * 4 + [1] * 4
 
 
 def test_255_means_the_same_with_and_without_limit(tmp_path: Path) -> None:
     masks = [blobs(number, 2) * np.uint8(255) for number in range(5)] + [blobs(5, 3)]
     folder = write_folder(tmp_path / "x", pairs([png(mask) for mask in masks]))
-    source = open_source(folder, PairOptions(limit=5, valid=2, quiet=True))
+    source = open_image_source(folder, PairOptions(limit=5, valid=2, quiet=True))
     assert source.classes == ["class_0", "class_1", "class_2"] and len(source.names) == 5
     assert np.array_equal(np.asarray(source.load(0)[1]), masks[0])
 
@@ -148,13 +148,13 @@ def test_only_the_pairs_taken_decide_whether_sizes_are_equal(tmp_path: Path) -> 
     files = GOOD | {"images/9.png": photo(9, (40, 40)), "masks/9.png": png(np.zeros((40, 40), np.uint8))}
     folder = write_folder(tmp_path / "x", files)
     for limit, side in ((4, 32), (5, None)):
-        assert open_source(folder, PairOptions(ClassTable(["a", "b", "c"]), 2, limit, True)).native_side == side
+        assert open_image_source(folder, PairOptions(ClassTable(["a", "b", "c"]), 2, limit, True)).native_side == side
 
 
 @pytest.mark.parametrize("name", ["images/1.png", "masks/1.png"])
 def test_a_file_that_changed_makes_another_source(tmp_path: Path, name: str) -> None:
     folder = write_folder(tmp_path / "x", GOOD)
-    before = open_source(folder, QUIET).identity
-    assert open_source(folder, QUIET).identity == before
+    before = open_image_source(folder, QUIET).identity
+    assert open_image_source(folder, QUIET).identity == before
     os.utime(folder / name, ns=(1, 1))
-    assert open_source(folder, QUIET).identity != before
+    assert open_image_source(folder, QUIET).identity != before

@@ -20,12 +20,12 @@ from core.drawn.face import CLASSES, PALETTE, draw_face
 from core.prepare.geometry import squared
 from core.prepare.pairs import PairOptions, choose_split
 from core.prepare.pipeline import prepare
-from core.prepare.sources import drawn_source, open_source
-from core.prepare.store import FolderStore, natural
+from core.prepare.sources import drawn_source, open_image_source
+from core.prepare.store import Store, natural
 from scripts.prepare import main
 
 QUIET = PairOptions(quiet=True)
-NOWHERE = FolderStore(Path("pairs"), {})
+NOWHERE = Store(Path("pairs"), {})
 
 # --- real pictures ----------------------------------------------------------------------------------------------------
 
@@ -41,7 +41,9 @@ def test_drawn_faces_come_back_from_files_with_equal_masks(tmp_path: Path, kind:
         files[f"faces/masks/{index}.png"] = png(mask, palette=[value for colour in PALETTE for value in colour])
     path = write_zip(tmp_path / "faces.zip", files) if kind == "zip" else write_folder(tmp_path / "in", files)
     table = ClassTable(list(CLASSES))
-    data = prepare(open_source(path, PairOptions(table, quiet=True)), tmp_path / "out", workers=2, quiet=True).data
+    data = prepare(
+        open_image_source(path, PairOptions(table, quiet=True)), tmp_path / "out", workers=2, quiet=True
+    ).data
     drawn = prepare(drawn_source(4, 1), tmp_path / "drawn", quiet=True).data
     assert data.masks is not None and drawn.masks is not None and np.array_equal(data.masks, drawn.masks)
     assert np.abs(data.images.astype(float) - drawn.images).mean() < 3
@@ -52,7 +54,9 @@ def test_isbi_gives_25_pairs_to_train_and_5_to_validate(
     tmp_path: Path, real_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = PairOptions(ClassTable(["membrane", "cell"]), valid=5, quiet=True)
-    data = prepare(open_source(real_data / "em" / "isbi2012.zip", options), tmp_path / "out", size=512, quiet=True).data
+    data = prepare(
+        open_image_source(real_data / "em" / "isbi2012.zip", options), tmp_path / "out", size=512, quiet=True
+    ).data
     assert data.images.shape == (30, 512, 512, 3) and data.masks is not None and set(np.unique(data.masks)) == {0, 1}
     names = (tmp_path / "out" / "names.txt").read_text().split()
     assert [names[row] for row in data.indices("valid")] == [f"{number}.png" for number in range(25, 30)]
@@ -80,7 +84,9 @@ def test_layouts_give_the_same_pairs_in_natural_order(tmp_path: Path, layout: tu
     for number in range(12):
         files |= {image.format(number): photo(number), mask.format(number): png(blobs(number))}
     path = write_zip(tmp_path / "x.zip", files) if zipped else write_folder(tmp_path / "x", files)
-    data = prepare(open_source(path, PairOptions(valid=3, quiet=True)), tmp_path / "out", size=32, quiet=True).data
+    data = prepare(
+        open_image_source(path, PairOptions(valid=3, quiet=True)), tmp_path / "out", size=32, quiet=True
+    ).data
     assert data.masks is not None and np.array_equal(data.masks, np.stack([blobs(number) for number in range(12)]))
     assert np.array_equal(data.images[10], np.asarray(Image.open(io.BytesIO(photo(10)))))
     assert data.split is not None and data.split.tolist() == [0] * 9 + [1] * 3
@@ -106,7 +112,7 @@ def test_natural_order_leaves_hexadecimal_names_alone() -> None:
 
 
 def test_sources_with_masks_survive_pickling(tmp_path: Path) -> None:
-    source = open_source(write_zip(tmp_path / "x.zip", pairs([png(blobs(number)) for number in range(3)])), QUIET)
+    source = open_image_source(write_zip(tmp_path / "x.zip", pairs([png(blobs(number)) for number in range(3)])), QUIET)
     source.load(0)  # the archive is open now
     picture, mask = pickle.loads(pickle.dumps(source)).load(2)
     assert mask is not None and np.array_equal(np.asarray(mask), blobs(2)) and picture.size == (32, 32)
@@ -131,7 +137,7 @@ def test_split_folders_are_the_split(tmp_path: Path, names: tuple[str, str, str]
     assert data.split is not None and data.split.tolist() == [names.index(name) for name in stored]
     source = tmp_path / "in"
     with pytest.raises(UserError, match="has a split of its own: leave out --valid"):
-        open_source(source, PairOptions(valid=1, quiet=True))
+        open_image_source(source, PairOptions(valid=1, quiet=True))
 
 
 def test_train_and_test_folders_get_a_validation_part_from_train() -> None:
@@ -160,16 +166,16 @@ def test_however_few_pairs_both_parts_have_one(stems: list[str]) -> None:
 def test_nothing_left_to_train_on_is_refused(tmp_path: Path, count: int, valid: int | None) -> None:
     folder = write_folder(tmp_path / "in", pairs([png(blobs(number)) for number in range(count)]))
     with pytest.raises(UserError, match="too few pairs, both train and valid need one"):
-        open_source(folder, PairOptions(valid=valid, quiet=True))
+        open_image_source(folder, PairOptions(valid=valid, quiet=True))
 
 
 def test_limit_takes_the_first_pairs(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "in", pairs([png(blobs(number)) for number in range(7)]))
-    source = open_source(folder, PairOptions(valid=4, limit=5, quiet=True))
+    source = open_image_source(folder, PairOptions(valid=4, limit=5, quiet=True))
     assert source.names == [f"{number}.png" for number in range(5)] and source.split is not None
     assert source.split.tolist() == [0, 0, 0, 1, 1]
     with pytest.raises(UserError, match="raise --limit"):
-        open_source(folder, PairOptions(valid=2, limit=5, quiet=True))
+        open_image_source(folder, PairOptions(valid=2, limit=5, quiet=True))
 
 
 @pytest.mark.parametrize("change", ["classes", "palette", "valid", "fit"])
@@ -184,7 +190,7 @@ def test_other_choices_make_another_data_set(tmp_path: Path, change: str) -> Non
         "valid": PairOptions(table, 2, quiet=True),
     }
     options = again.get(change, PairOptions(table, 1, quiet=True))
-    source = open_source(tmp_path / "in", options)
+    source = open_image_source(tmp_path / "in", options)
     with pytest.raises(UserError, match="--force"):
         prepare(source, tmp_path / "out", size=32, fit="pad" if change == "fit" else "crop", quiet=True)
 
@@ -221,13 +227,13 @@ def test_misfits_are_named(tmp_path: Path, extra: dict[str, bytes | str], messag
     files = GOOD | extra
     path = write_zip(tmp_path / "x.zip", files) if zipped else write_folder(tmp_path / "x", files)
     with pytest.raises(UserError, match=("x.zip:" if zipped else "x/") + message):
-        open_source(path, QUIET)
+        open_image_source(path, QUIET)
 
 
 def test_a_pair_outside_the_split_folders_is_named(tmp_path: Path) -> None:
     files = {f"{part}/{name}": content for part in ("train", "val", "extra") for name, content in GOOD.items()}
     with pytest.raises(UserError, match=r"extra/images/0.png is in none of the folders train, valid, test"):
-        open_source(write_folder(tmp_path / "x", files), QUIET)
+        open_image_source(write_folder(tmp_path / "x", files), QUIET)
 
 
 def test_a_damaged_mask_is_skipped_and_listed(tmp_path: Path) -> None:
@@ -239,7 +245,7 @@ def test_a_damaged_mask_is_skipped_and_listed(tmp_path: Path) -> None:
         data.masks[7], np.asarray(Image.fromarray(blobs(8)).resize((16, 16), Image.Resampling.NEAREST))
     )
     with pytest.raises(UserError, match=r"not one pair can be read \(.*0.png"):
-        open_source(write_folder(tmp_path / "bad", pairs([b"", b"?"])), QUIET)
+        open_image_source(write_folder(tmp_path / "bad", pairs([b"", b"?"])), QUIET)
 
 
 # --- geometry ---------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torchvision import transforms
 
 from core.data.images import to_float
-from core.nn.blocks import init_he
+from core.nn.init import init_he
 from core.nn.model_file import build_model, save_model
 from seg import predict
 from seg.predict import classify, load_segmenter, overlay, read_picture, scaled_size

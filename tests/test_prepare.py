@@ -17,13 +17,13 @@ from PIL import Image
 
 import core.prepare.pipeline
 from core.cli.errors import Interrupted, UserError
-from core.prepare.geometry import ImageSource
+from core.prepare.image_source import ImageSource
 from core.prepare.pipeline import prepare
-from core.prepare.sources import open_source
+from core.prepare.sources import open_image_source
 from scripts.prepare import main
 
 ROOT = Path(__file__).resolve().parent.parent
-needs_fork = pytest.mark.skipif(sys.platform != "linux", reason="the worker's class is defined in a test")
+needs_fork = pytest.mark.skipif(sys.platform != "linux", reason="the workers' function is defined in a test")
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -71,19 +71,19 @@ def spoiled(count: int) -> tuple[dict[str, bytes], list[str]]:
 def test_bad_images_are_skipped_and_listed(tmp_path: Path, workers: int) -> None:
     files, bad = spoiled(300)
     partition = "".join(f"{name} {index % 3}\n" for index, name in enumerate(files))
-    source = open_source(write_zip(tmp_path / "x.zip", files | {"list_eval_partition.txt": partition}))
+    source = open_image_source(write_zip(tmp_path / "x.zip", files | {"list_eval_partition.txt": partition}))
     data = prepare(source, tmp_path / "out", workers=workers, quiet=True).data
     assert [entry["name"] for entry in data.meta["skipped"]] == bad
     assert "truncated" in data.meta["skipped"][0]["reason"] and data.meta["skipped"][2]["reason"] == "tiny: 31x90"
     good = {name: stored for name, stored in files.items() if name not in bad}
     assert (tmp_path / "out" / "names.txt").read_text().splitlines() == list(good)
-    clean = prepare(open_source(write_folder(tmp_path / "good", good)), tmp_path / "clean", quiet=True).data
+    clean = prepare(open_image_source(write_folder(tmp_path / "good", good)), tmp_path / "clean", quiet=True).data
     assert data.fingerprint == clean.fingerprint and len(data) == 297
     assert data.split is not None and data.split[:2].tolist() == [1, 2] and len(data.split) == 297
 
 
 def test_more_than_one_percent_bad_is_an_error(tmp_path: Path) -> None:
-    source = open_source(write_folder(tmp_path / "in", spoiled(299)[0]))
+    source = open_image_source(write_folder(tmp_path / "in", spoiled(299)[0]))
     with pytest.raises(UserError, match=r"3 of 299 .*more than 1%.*000001.jpg: .*; 000150.jpg: .*; 000299.jpg: tiny"):
         prepare(source, tmp_path / "out", workers=2, quiet=True)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
@@ -94,7 +94,7 @@ def test_flipped_bit_in_a_zip_is_noticed(tmp_path: Path) -> None:
     stored = bytearray(path.read_bytes())
     stored[stored.index(jpeg(7)) + len(jpeg(7)) // 2] ^= 1
     path.write_bytes(stored)
-    data = prepare(open_source(path), tmp_path / "out", quiet=True).data
+    data = prepare(open_image_source(path), tmp_path / "out", quiet=True).data
     assert [entry["name"] for entry in data.meta["skipped"]] == ["000007.jpg"]
     assert "CRC" in data.meta["skipped"][0]["reason"]
 
@@ -106,7 +106,9 @@ def test_decompression_bomb_is_skipped(tmp_path: Path, monkeypatch: pytest.Monke
         stream = io.BytesIO()
         Image.new("RGB", (side, side)).save(stream, "PNG")
         large[f"{name}.png"] = stream.getvalue()
-    data = prepare(open_source(write_folder(tmp_path / "in", faces(198) | large)), tmp_path / "out", quiet=True).data
+    data = prepare(
+        open_image_source(write_folder(tmp_path / "in", faces(198) | large)), tmp_path / "out", quiet=True
+    ).data
     assert [entry["name"] for entry in data.meta["skipped"]] == ["refused.png", "warned.png"]
 
 
@@ -123,7 +125,7 @@ def long_zip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def uninterrupted(long_zip: Path) -> dict[str, bytes]:
     out = long_zip.with_name("whole")
-    prepare(open_source(long_zip), out, workers=2, quiet=True)
+    prepare(open_image_source(long_zip), out, workers=2, quiet=True)
     return content(out)
 
 
@@ -141,26 +143,21 @@ def test_stopped_run_continues(
     assert process.returncode == (130 if stop == signal.SIGINT else -signal.SIGKILL)
     assert ("the same command continues" in errors) == (stop == signal.SIGINT) and "Traceback" not in errors
     assert not out.exists()
-    result = prepare(open_source(long_zip), out, workers=2, quiet=True)
+    result = prepare(open_image_source(long_zip), out, workers=2, quiet=True)
     assert 0 < result.resumed < 2000
     assert content(out) == uninterrupted and not part.exists()
 
 
-class _Stopping(ImageSource):
-    """Ctrl-C arrives before image 300."""
-
-    def load(self, index: int) -> tuple[Image.Image, None]:
-        if index == 300:
-            raise KeyboardInterrupt
-        return super().load(index)
-
-
 def interrupted(tmp_path: Path) -> tuple[ImageSource, Path, Path]:
-    source = open_source(write_folder(tmp_path / "in", faces(400)))
-    assert isinstance(source, ImageSource)
-    stopping = _Stopping(**{entry.name: getattr(source, entry.name) for entry in dataclasses.fields(source)})
+    source = open_image_source(write_folder(tmp_path / "in", faces(400)))
+
+    def load(index: int) -> tuple[Image.Image, Image.Image | None]:
+        if index == 300:  # Ctrl-C arrives before this image
+            raise KeyboardInterrupt
+        return source.load(index)
+
     with pytest.raises(Interrupted, match="256 of 400"):
-        prepare(stopping, tmp_path / "out", quiet=True)
+        prepare(dataclasses.replace(source, load=load), tmp_path / "out", quiet=True)
     return source, tmp_path / "out", tmp_path / "out.part"
 
 
@@ -193,29 +190,24 @@ def test_two_processes_do_not_write_the_same_folder(tmp_path: Path, monkeypatch:
     (tmp_path / "out.part").mkdir()
     handle = os.open(tmp_path / "out.part", os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
-    source = open_source(write_folder(tmp_path / "in", faces(2)))
+    source = open_image_source(write_folder(tmp_path / "in", faces(2)))
     with pytest.raises(UserError, match="another process"):
         prepare(source, tmp_path / "out", quiet=True)
     os.close(handle)
     assert len(prepare(source, tmp_path / "out", quiet=True).data) == 2
 
 
-class _Dying(ImageSource):
-    """The system kills the worker at image 200."""
-
-    def load(self, index: int) -> tuple[Image.Image, None]:
-        if index == 200 and multiprocessing.parent_process():
-            os._exit(9)
-        return super().load(index)
-
-
 @needs_fork
 def test_a_killed_worker_is_reported(tmp_path: Path) -> None:
-    source = open_source(write_folder(tmp_path / "in", faces(300)))
-    assert isinstance(source, ImageSource)
-    dying = _Dying(**{entry.name: getattr(source, entry.name) for entry in dataclasses.fields(source)})
+    source = open_image_source(write_folder(tmp_path / "in", faces(300)))
+
+    def load(index: int) -> tuple[Image.Image, Image.Image | None]:
+        if index == 200 and multiprocessing.parent_process():  # the system kills the worker at this image
+            os._exit(9)
+        return source.load(index)
+
     with pytest.raises(UserError, match="worker process was ended"):
-        prepare(dying, tmp_path / "out", workers=2, quiet=True)
+        prepare(dataclasses.replace(source, load=load), tmp_path / "out", workers=2, quiet=True)
     assert len(prepare(source, tmp_path / "out", workers=2, quiet=True).data) == 300
 
 
@@ -224,7 +216,7 @@ def test_full_disk_is_noticed_at_the_start(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
-    source = open_source(write_folder(tmp_path / "in", faces(2)))
+    source = open_image_source(write_folder(tmp_path / "in", faces(2)))
     with pytest.raises(UserError, match="No space left"):
         prepare(source, tmp_path / "out", quiet=True)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
@@ -234,7 +226,7 @@ def test_full_disk_is_noticed_at_the_start(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_same_again_is_left_alone_and_another_needs_force(tmp_path: Path) -> None:
-    first, second = (open_source(write_folder(tmp_path / str(count), faces(count))) for count in (3, 4))
+    first, second = (open_image_source(write_folder(tmp_path / str(count), faces(count))) for count in (3, 4))
     out = tmp_path / "out"
     out.mkdir()  # an empty folder is no obstacle
     prepare(first, out, quiet=True)
@@ -249,14 +241,14 @@ def test_same_again_is_left_alone_and_another_needs_force(tmp_path: Path) -> Non
 
 def test_changed_file_in_a_folder_makes_another_source(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "in", faces(3))
-    prepare(open_source(folder), tmp_path / "out", quiet=True)
+    prepare(open_image_source(folder), tmp_path / "out", quiet=True)
     (folder / "000002.jpg").write_bytes(jpeg(9))
     with pytest.raises(UserError, match="another source"):
-        prepare(open_source(folder), tmp_path / "out", quiet=True)
+        prepare(open_image_source(folder), tmp_path / "out", quiet=True)
 
 
 def test_damaged_data_set_is_named(tmp_path: Path) -> None:
-    source = open_source(write_folder(tmp_path / "in", faces(3)))
+    source = open_image_source(write_folder(tmp_path / "in", faces(3)))
     prepare(source, tmp_path / "out", quiet=True)
     (tmp_path / "out" / "images.npy").write_bytes(b"torn")
     with pytest.raises(UserError, match=r"images.npy.*--force"):
@@ -267,7 +259,7 @@ def test_damaged_data_set_is_named(tmp_path: Path) -> None:
 def test_other_folders_are_never_replaced(tmp_path: Path, force: bool) -> None:
     folder = write_folder(tmp_path / "in", faces(3))
     with pytest.raises(UserError, match="holds other files"):
-        prepare(open_source(folder), folder, force=force, quiet=True)
+        prepare(open_image_source(folder), folder, force=force, quiet=True)
     assert len(list(folder.iterdir())) == 3
 
 

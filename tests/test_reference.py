@@ -13,7 +13,7 @@ from scoring import pictures, write_folder, write_prepared
 
 from core.cli.errors import UserError
 from core.training.distributed import Ranks
-from eval.features import cache as collect
+from eval.features import cache as feature_cache
 from eval.features.cache import Extractor
 from eval.features.extractors import RandomFeatures
 from eval.features.reference import RealFeatures, open_reference, reference_sums
@@ -163,7 +163,7 @@ class Killed(Exception):
 
 
 def test_an_interrupted_extraction_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collect, "BLOCK", 32)
+    monkeypatch.setattr(feature_cache, "BLOCK", 32)
     images = pictures(1, 100)
     whole = real_features(write_prepared(tmp_path / "other", images)).of(np.arange(100))[:]
     data = write_prepared(tmp_path / "data", images)
@@ -227,8 +227,8 @@ def test_an_image_that_cannot_be_read_fails_on_every_process() -> None:
 
 @pytest.mark.parametrize("count", [30, 64, 70])
 def test_sums_are_those_of_all_features_each_once(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collect, "BLOCK", 32)
-    monkeypatch.setattr(collect, "ROWS", 20)
+    monkeypatch.setattr(feature_cache, "BLOCK", 32)
+    monkeypatch.setattr(feature_cache, "ROWS", 20)
     images = pictures(1, count)
     sums = reference_sums(open_reference(write_prepared(tmp_path / "data", images)), RandomFeatures(CPU), 16, tmp_path)
     expected = Statistics.of(RandomFeatures(CPU)(images))

@@ -13,14 +13,14 @@ from core.cli.config import compose, typed
 from core.cli.errors import UserError
 from core.cli.files import sha256_of, write_json
 from core.data.images import write_png
-from core.nn.blocks import init_normal
+from core.nn.init import init_normal
 from core.nn.model_file import build_model, save_model
-from eval import fid, report
+from eval import report
+from eval.distances import plan_floor
 from eval.features.extractors import RandomFeatures
-from eval.fid import FidConfig
 from eval.metrics.frechet import Statistics, frechet_distance
 from eval.report import ReportConfig, build
-from eval.score import plan_floor
+from eval.score import FidConfig, score_source
 
 RECIPE = {"_target_": "gen.dcgan.Generator", "image_size": 32, "latent_dim": 6, "width": 4}
 
@@ -72,7 +72,7 @@ def test_scores_are_those_of_the_fid_command_and_floors_compare_like_with_like(r
     assert [score["against"] for score in found["scores"]] == ["all of the data", "training split", "50 random"]
     for score, extra in zip(found["scores"], ([], ["split=train"], ["reference_count=50"]), strict=True):
         words = [f"source={run}", f"data={data}", "features=random", "n=20", "sets=2", *extra]
-        other = fid.score(typed(compose("fid", words), FidConfig))
+        other = score_source(typed(compose("fid", words), FidConfig))
         assert score["values"] == pytest.approx(other["values"], rel=1e-6)
         simple = score["mean"] - np.mean(score["floor"]["values"])
         if score["against"] == "all of the data":  # the samples meet the same 100 reals as the floor's reals do
@@ -183,7 +183,7 @@ def test_the_course_folder_is_a_further_reference_whose_images_stay_out_of_the_f
     score = found["scores"][-1]
     assert score["against"] == "the course's real/" and score["count"] == 40
     words = [f"source={run}", f"data={folder}", "features=random", "n=20", "sets=2"]
-    assert score["values"] == pytest.approx(fid.score(typed(compose("fid", words), FidConfig))["values"], rel=1e-6)
+    assert score["values"] == pytest.approx(score_source(typed(compose("fid", words), FidConfig))["values"], rel=1e-6)
     features = RandomFeatures(torch.device("cpu"))
     rows = plan_floor(120, np.arange(10, 50), 20, 5, 0).subsets
     assert len(rows) == len(score["floor"]["values"]) == 4
@@ -212,7 +212,7 @@ def test_larger_numbers_come_from_models_alone(run, data, tmp_path):
     found, _ = build(config(run, data, "large=[40,30]"), tmp_path)
     assert [entry["n"] for entry in found["larger"]] == [30, 40]
     words = [f"source={run}", f"data={data}", "features=random", "n=40", "sets=1"]
-    other = fid.score(typed(compose("fid", words), FidConfig))
+    other = score_source(typed(compose("fid", words), FidConfig))
     assert found["larger"][1]["value"] == pytest.approx(other["mean"], rel=1e-6)
     folder = write_samples(tmp_path / "few", np.load(data / "images.npy")[:4])
     with pytest.raises(UserError, match="needs a run or model"):

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import stats
 
 from core.cli.errors import UserError
-from core.nn.blocks import init_normal
+from core.nn.init import init_normal
 from core.nn.model_file import build_model, save_model
 from gen import sample
 from gen.latents import sample_latents, training_latents

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from scoring import pictures, write_folder, write_prepared
 
 from core.training.distributed import Ranks
+from eval.distances import plan_floor, score_against
 from eval.features.cache import Extractor
 from eval.features.extractors import RandomFeatures
 from eval.features.reference import RealFeatures, open_reference
-from eval.fid import FidConfig, score
 from eval.metrics.frechet import Statistics, frechet_distance
-from eval.score import plan_floor, score_against
+from eval.score import FidConfig, score_source
 
 CPU = torch.device("cpu")
 
@@ -102,7 +102,7 @@ def test_two_processes_score_as_one_and_count_every_image_once(tmp_path: Path) -
     data = write_prepared(tmp_path / "data", pictures(1, 700))
     samples = write_folder(tmp_path / "samples", pictures(2, 301, brightness=10))
     config = FidConfig(str(samples), str(data), features="random", floor=True, floor_sets=2)
-    one = score(config)
+    one = score_source(config)
     assert one is not None
     shutil.rmtree(data / "fid")
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--multi_gpu", "--num_processes", "2"]

@@ -13,9 +13,10 @@ from PIL import Image
 import core.prepare.sources
 from core.cli.errors import UserError
 from core.cli.files import sha256_of
-from core.prepare.geometry import decode, resize_crop
+from core.data.decode import decode
+from core.prepare.geometry import resize_crop
 from core.prepare.pipeline import prepare
-from core.prepare.sources import drawn_source, open_source
+from core.prepare.sources import drawn_source, open_image_source
 
 # --- geometry ---------------------------------------------------------------------------------------------------------
 
@@ -44,14 +45,14 @@ def test_modes_become_rgb(tmp_path: Path, mode: str) -> None:
     with Image.open(tmp_path / name) as picture:
         assert picture.mode == mode
         expected = course(picture)
-    data = prepare(open_source(tmp_path), tmp_path / "out", quiet=True).data
+    data = prepare(open_image_source(tmp_path), tmp_path / "out", quiet=True).data
     assert np.array_equal(data.images[0], expected)
 
 
 def test_sixteen_bit_grey_keeps_its_range(tmp_path: Path) -> None:
     grey = np.random.default_rng(0).integers(0, 256, (70, 90), np.uint8)
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "x.png")
-    data = prepare(open_source(tmp_path), tmp_path / "out", quiet=True).data
+    data = prepare(open_image_source(tmp_path), tmp_path / "out", quiet=True).data
     assert np.array_equal(data.images[0], course(Image.fromarray(grey)))
 
 
@@ -95,7 +96,7 @@ LAYOUTS = ("kaggle zip", "original zip", "drive folders", "unpacked kaggle", "in
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, "torchvision folder", "image folder"])
 def test_every_celeba_layout_gives_the_same_data(tmp_path: Path, layout: str) -> None:
-    result = prepare(open_source(celeba(layout, tmp_path / "in")), tmp_path / "out", quiet=True)
+    result = prepare(open_image_source(celeba(layout, tmp_path / "in")), tmp_path / "out", quiet=True)
     data = result.data
     expected = np.stack([course(Image.open(io.BytesIO(stored))) for stored in FACES.values()])
     assert np.array_equal(data.images, expected)
@@ -112,8 +113,10 @@ def test_any_images_sorted_hidden_ones_left_out(tmp_path: Path) -> None:
     files = {"b/2.JPG": jpeg(2), "b/10.jpeg": jpeg(3), "a.jpg": jpeg(1), "c\n.jpg": jpeg(4), "notes.txt": "no"}
     files |= {"__MACOSX/._a.jpg": b"?", ".cache/x.jpg": b"?", ".a.jpg": b"?"}
     (tmp_path / "list_eval_partition.txt").write_text("000001.jpg 0\n")  # not for pictures without CelebA's numbers
-    zipped = prepare(open_source(write_zip(tmp_path / "any.zip", files)), tmp_path / "z", size=32, quiet=True).data
-    folder = prepare(open_source(write_folder(tmp_path / "any", files)), tmp_path / "f", size=32, quiet=True).data
+    zipped = prepare(
+        open_image_source(write_zip(tmp_path / "any.zip", files)), tmp_path / "z", size=32, quiet=True
+    ).data
+    folder = prepare(open_image_source(write_folder(tmp_path / "any", files)), tmp_path / "f", size=32, quiet=True).data
     assert (tmp_path / "z" / "names.txt").read_text().splitlines() == ["a.jpg", "b/10.jpeg", "b/2.JPG", "c\\n.jpg"]
     assert zipped.fingerprint == folder.fingerprint and zipped.split is None
     assert np.array_equal(zipped.images[2], course(Image.open(io.BytesIO(jpeg(2))), 32))
@@ -135,13 +138,13 @@ def test_drawn(tmp_path: Path) -> None:
 def test_partition_without_some_images_is_refused(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "x.zip", below("img_align_celeba", FACES) | {"list_eval_partition.txt": TXT[:-14]})
     with pytest.raises(UserError, match=r"no line for 1 of the 40 images \(000040.jpg\)"):
-        open_source(path)
+        open_image_source(path)
 
 
 def test_partition_with_an_odd_line_is_refused(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "x", FACES | {"list_eval_partition.txt": TXT + "000041.jpg 7\n"})
     with pytest.raises(UserError, match="line 41"):
-        open_source(folder)
+        open_image_source(folder)
 
 
 class _Downloader:
@@ -177,7 +180,7 @@ def test_download_without_gdown_says_so(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_real_faces_match_torchvision(tmp_path: Path, real_data: Path) -> None:
-    source = open_source(real_data / "faces" / "celeba10k.zip")
+    source = open_image_source(real_data / "faces" / "celeba10k.zip")
     data = prepare(source, tmp_path / "out", limit=300, quiet=True).data
     assert (len(source.names), source.names[-1], len(data)) == (10_000, "010000.jpg", 300)
     for index in range(0, 300, 7):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.data.images import to_float
-from core.nn.blocks import init_he
+from core.nn.init import init_he
 from seg.tiling import mirror, segment
 from seg.unet import UNet
 

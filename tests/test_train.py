@@ -21,7 +21,7 @@ from core.cli.errors import UserError
 from core.nn.model_file import load_model
 from core.training.checkpoint import Checkpoints
 from core.training.rundir import RunFolder
-from gen import train
+from gen import train, trainer
 from gen.monitor import PATIENCE, CollapseMonitor, identical_samples
 from gen.train import TrainConfig, run_training
 
@@ -94,8 +94,8 @@ def test_bf16_reaches_both_networks_and_leaves_the_weights_alone(prepared, tmp_p
         )
         return network
 
-    original = train.build_model
-    monkeypatch.setattr(train, "build_model", build)
+    original = trainer.build_model
+    monkeypatch.setattr(trainer, "build_model", build)
     folder = run(prepared, tmp_path, mixed_precision="bf16", total_images=8)
     # Both are tried before training. Then G once; D on real, on fake and in G's step
     trial = [("ConvTranspose2d", torch.float32), ("Conv2d", torch.float32)]
@@ -126,7 +126,7 @@ def straight(prepared, tmp_path_factory):
 def test_interrupted_runs_end_bit_identical(prepared, straight, tmp_path_factory, stops):
     runs = tmp_path_factory.mktemp("stopped")
     for images in [*stops, 88]:
-        folder = run(prepared, runs, images=images, grid_every=16)
+        folder = run(prepared, runs, total_images=images, grid_every=16)
     assert_equal(outcome(folder), straight)
     state = straight[0]
     assert {"ema", "g_optimizer", "d_optimizer"} <= state.keys()
@@ -163,8 +163,8 @@ def test_interrupt_and_kill_of_the_real_command(prepared, tmp_path):
     assert "Traceback" not in errors
     state = Checkpoints(tmp_path / "t" / "state").load_newest()
     seen = state["images_seen"]
-    folder = run(prepared, tmp_path, images=seen + 8, save_every=64)
-    expected = outcome(run(prepared, tmp_path / "straight", images=seen + 8, save_every=64))
+    folder = run(prepared, tmp_path, total_images=seen + 8, save_every=64)
+    expected = outcome(run(prepared, tmp_path / "straight", total_images=seen + 8, save_every=64))
     assert_equal(outcome(folder), expected)
 
 
@@ -240,15 +240,15 @@ def test_diverged_training_stops_with_step_checkpoint_and_advice(prepared, tmp_p
 
 def test_overflowed_weights_are_never_saved(prepared, tmp_path, monkeypatch):
     """The loss of the last step is taken before its update: only the weights tell."""
-    real_step = train.generator_step
+    real_step = trainer.generator_step
 
-    def poisoned(discriminator, optimizer, *rest):
-        result = real_step(discriminator, optimizer, *rest)
+    def poisoned(generator, discriminator, optimizer, *rest):
+        result = real_step(generator, discriminator, optimizer, *rest)
         optimizer.param_groups[0]["params"][0].data[0] = float("inf")
         return result
 
     run(prepared, tmp_path, total_images=16)
-    monkeypatch.setattr(train, "generator_step", poisoned)
+    monkeypatch.setattr(trainer, "generator_step", poisoned)
     with pytest.raises(UserError, match="weights of the generator are not finite") as caught:
         run(prepared, tmp_path, total_images=24)
     assert "000000000016.pt" in str(caught.value)

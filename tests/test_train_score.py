@@ -20,8 +20,8 @@ from core.cli.errors import Interrupted, UserError
 from core.cli.files import read_json, sha256_of, write_json
 from core.nn.model_file import load_model
 from core.training.checkpoint import Checkpoints
-from core.training.distributed import pick_device
 from core.training.loop import TrainingLoop
+from core.training.machine import pick_device
 from core.training.rundir import RunFolder
 from eval.features.extractors import RandomFeatures
 from eval.online import share
@@ -48,9 +48,9 @@ class Quarters:
 @pytest.fixture
 def quick(monkeypatch):
     """Few samples, features that take no time, and no plots, which take longer than these trainings."""
-    monkeypatch.setattr(eval.online, "LEAST_SAMPLES", 2)
+    monkeypatch.setattr("gen.settings.LEAST_SAMPLES", 2)
     monkeypatch.setattr(core.training.curves, "make_figure", lambda rows, panels: None)
-    monkeypatch.setattr(eval.fid, "make_features", lambda name, inception, device: Quarters())
+    monkeypatch.setattr(eval.online, "make_features", lambda name, inception, device: Quarters())
 
 
 @pytest.fixture(scope="module")
@@ -137,21 +137,21 @@ def global_state():
 
 def test_scoring_leaves_random_states_modes_and_networks_alone(data, tmp_path, monkeypatch):
     """With the shipped features."""
-    real_score, seen = train.Trainer.score, []
+    real_score, seen = eval.online.OnlineScore.score, []
 
-    def watched(trainer, scorer):
+    def watched(callback, trainer):
         def state():
             nets = (trainer.generator, trainer.discriminator, trainer.ema.model)
             weights = [{k: v.clone() for k, v in net.state_dict().items()} for net in nets]
             return global_state() | {"weights": weights, "training": [net.training for net in nets]}
 
         before = state()
-        real_score(trainer, scorer)
+        real_score(callback, trainer)
         assert_equal(state(), before)
         seen.append(before["training"])
 
-    monkeypatch.setattr(eval.online, "LEAST_SAMPLES", 2)
-    monkeypatch.setattr(train.Trainer, "score", watched)
+    monkeypatch.setattr("gen.settings.LEAST_SAMPLES", 2)
+    monkeypatch.setattr(eval.online.OnlineScore, "score", watched)
     after = []
     for settings in ({"split": "train"}, EVERY):
         torch.manual_seed(0)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.cli.errors import UserError
-from core.nn.blocks import Norm, Upsampling, init_he
+from core.nn.blocks import Norm, Upsampling
+from core.nn.init import init_he
 from seg import unet
 from seg.unet import UNet
 

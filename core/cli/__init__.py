@@ -1,1 +1,1 @@
-"""What every command needs: configuration, console, errors, files."""
+"""What every command needs: configuration and its help, console, errors, files, names in messages."""

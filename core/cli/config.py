@@ -1,7 +1,7 @@
-"""Hydra commands whose mistakes are told in one line.
+"""Commands that are configured by conf/*.yaml and `key=value` words.
 
-`@hydra.main` alone prints several lines for a mistyped key and lets a word pass where a number belongs. Here the
-overrides are composed once beforehand, every error becomes a `UserError`, and a dataclass checks the result.
+Hydra composes the configuration. Its own main function would report a mistyped key in several lines and accept a word
+where a number belongs; here every mistake is a `UserError` of one line, and a dataclass checks the types.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import difflib
 import functools
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import resources
 from typing import Any, TypeVar
 
@@ -22,14 +21,28 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from core.cli.errors import UserError, reports_errors
+from core.cli.help import help_text
 
 Schema = TypeVar("Schema")
 
+# With Hydra's own flags: no log files, no folders.
+PLAIN_HYDRA = ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled", "hydra.output_subdir=null"]
+PLAIN_HYDRA += ["hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=."]
+
+RENAMED = {
+    "images": "total_images",
+    "d_steps": "n_critic",
+    "diffaug.target": "diffaug.ada_target",
+    "diffaug.images_to_one": "diffaug.ada_images",
+    "model=modern": "model=r3gan",
+}
+REMOVED = {"ema_bn_images": "samples always use the averaged batch statistics"}
+
 
 def config_command(config_name: str, schema: type[Schema]) -> Callable[[Callable[[Schema], None]], Callable[[], None]]:
-    """Turn `task(config: schema)` into a command that reads conf/<config_name>.yaml and `key=value` arguments.
+    """Turn `task(config: schema)` into a command that reads conf/<config_name>.yaml and `key=value` words.
 
-    Hydra's own flags (`--help`, `--cfg job`, `--multirun`, ...) keep working.
+    `--help` explains the keys; Hydra's other flags (`--cfg job`, `--multirun`, ...) work as Hydra documents them.
     """
 
     def decorate(task: Callable[[Schema], None]) -> Callable[[], None]:
@@ -37,37 +50,23 @@ def config_command(config_name: str, schema: type[Schema]) -> Callable[[Callable
         def run(config: DictConfig) -> None:
             task(typed(config, schema))
 
-        launch = hydra.main(version_base="1.3", config_path="pkg://conf", config_name=config_name)(reports_errors(run))
-
         def main() -> None:
-            overrides = sys.argv[1:]
-            if not any(word.startswith("-") for word in overrides):
-                typed(compose(config_name, overrides), schema)
-            with _lazy_help_allowed():
-                launch()
+            words = sys.argv[1:]
+            if {"-h", "--help"} & set(words):
+                print(help_text(config_name, words))
+                sys.exit(0)
+            if not any(word.startswith("-") for word in words):
+                run(compose(config_name, words))
+                return
+            # Python 3.14 checks that help texts are strings, and Hydra 1.3 has one that is not.
+            setattr(argparse.ArgumentParser, "_check_help", lambda *_: None)  # noqa: B010 (typeshed does not know it)
+            first = next((place for place, word in enumerate(words) if re.match(r"~|[^-].*=", word)), 0)
+            sys.argv[1 + first : 1 + first] = PLAIN_HYDRA  # argparse wants all overrides side by side
+            hydra.main(version_base="1.3", config_path="pkg://conf", config_name=config_name)(reports_errors(run))()
 
         return reports_errors(main)
 
     return decorate
-
-
-@contextmanager
-def _lazy_help_allowed() -> Iterator[None]:
-    """Let argparse take a help object that is not text: hydra 1.3 has one, which Python 3.14 checks and refuses."""
-    check = getattr(argparse.ArgumentParser, "_check_help", None)
-    if check is None:  # before Python 3.14
-        yield
-        return
-
-    def check_text(parser: argparse.ArgumentParser, action: argparse.Action) -> None:
-        if isinstance(action.help, str):
-            check(parser, action)
-
-    setattr(argparse.ArgumentParser, "_check_help", check_text)  # noqa: B010 (typeshed does not know it)
-    try:
-        yield
-    finally:
-        setattr(argparse.ArgumentParser, "_check_help", check)  # noqa: B010
 
 
 def compose(config_name: str, overrides: list[str]) -> DictConfig:
@@ -80,8 +79,8 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
         try:
             return hydra.compose(config_name, overrides)
         except (HydraException, OmegaConfBaseException) as error:
-            known = _keys(hydra.compose(config_name)) + _groups()
-            raise UserError(_explain(error, overrides, known)) from error
+            groups = [entry.name for entry in resources.files("conf").iterdir() if entry.is_dir()]
+            raise UserError(_explain(error, overrides, _keys(hydra.compose(config_name)) + groups)) from error
 
 
 def typed(config: DictConfig, schema: type[Schema]) -> Schema:
@@ -105,26 +104,23 @@ def typed(config: DictConfig, schema: type[Schema]) -> Schema:
 
 def _keys(config: DictConfig) -> list[str]:
     """Dotted names of all keys of a configuration, sections included; nothing is resolved."""
-    names = []
-    for key in map(str, config):
-        names.append(key)
-        value = config._get_node(key)
-        if isinstance(value, DictConfig):
-            names += [f"{key}.{name}" for name in _keys(value)]
-    return names
-
-
-def _groups() -> list[str]:
-    """Names of the configuration groups: the folders of conf/."""
-    return [entry.name for entry in resources.files("conf").iterdir() if entry.is_dir() and entry.name[0] != "_"]
+    below = {str(key): config._get_node(key) for key in config}
+    nested = [f"{key}.{name}" for key, value in below.items() if isinstance(value, DictConfig) for name in _keys(value)]
+    return [*below, *nested]
 
 
 def _explain(error: Exception, overrides: list[str], known: list[str]) -> str:
-    """One line for a composition error, with the nearest known key where an override names an unknown one."""
+    """One line for a composition error, with the right key where an override names an unknown one."""
     for override in overrides:
         key = override.split("=")[0].lstrip("+~")
+        old = override if override in RENAMED else key
+        new = RENAMED.get(old, "")
         if "=" not in override and override[0] != "~":
             return f"cannot read {override!r}: settings are written key=value (see --help)"
+        if new.split("=")[0] in known:
+            return f"unknown {'choice' if '=' in old else 'key'} {old!r}: it is now {new!r}"
+        if key in REMOVED:
+            return f"unknown key {key!r}: it was removed, {REMOVED[key]}"
         if override[0] not in "+~" and key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             return f"unknown key {key!r}" + (f": did you mean {near[0]!r}?" if near else ": see --help for the keys")
@@ -139,6 +135,6 @@ def as_dict(value: Any) -> dict[str, Any]:
 
 
 def quoted(word: str) -> str:
-    """A value as Hydra reads it back: backslashes are doubled before a quote only, and `${` does not interpolate."""
+    """`word` quoted so that Hydra reads it back: it unescapes backslashes only before a quote, and expands `${`."""
     inner = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), word)
     return "'" + inner.replace("${", "\\${") + "'"

@@ -1,4 +1,4 @@
-"""What a person sees while a command works: progress bars with rate and time left, on standard error."""
+"""Progress bars and messages, on standard error."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from rich.progress import (
 )
 from rich.text import Text
 
-# Results go to standard output, everything else here, so that `command > file` keeps only the result.
+# Standard output is for results alone, so that `command > file` stores nothing else.
 console = Console(stderr=True)
 
 
 class RateColumn(ProgressColumn):
-    """Units per second over the recent past."""
+    """Recent speed in units per second."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
         self.unit = unit
 
     def render(self, task: Task) -> Text:
-        """The speed of one task, or a dash before the first update."""
+        """The speed of a task; a dash before its first update."""
         speed = task.finished_speed or task.speed
         return Text(f"{speed:,.1f} {self.unit}/s" if speed else f"- {self.unit}/s", style="cyan")
 
 
 class StatusProgress(Progress):
-    """A progress bar with a line of text below it, which keeps the bar readable on 80 columns."""
+    """A progress bar with a line of text below it: beside it, there is no room on 80 columns."""
 
     status = ""
 
@@ -47,10 +47,7 @@ class StatusProgress(Progress):
 
 
 def progress_bar(unit: str = "images", *, quiet: bool = False) -> StatusProgress:
-    """A rich progress bar: description, bar, done of total, rate, elapsed and remaining time; `status` below it.
-
-    `quiet` hides it (ranks other than 0, tests).
-    """
+    """A bar with description, count, rate, elapsed and remaining time; `quiet` hides it, as on ranks other than 0."""
     return StatusProgress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=12),
@@ -66,7 +63,7 @@ def progress_bar(unit: str = "images", *, quiet: bool = False) -> StatusProgress
 
 
 def say(text: str, style: str | None = None) -> None:
-    """Print one message as it is: no wrapping (a path must stay in one piece) and no markup in file names."""
+    """Print a message as it is: unwrapped, so that paths can be copied, and without markup, for file names with [."""
     console.print(text, style=style, soft_wrap=True, highlight=False, markup=False)
 
 

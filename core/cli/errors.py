@@ -14,31 +14,28 @@ EXIT_INTERRUPTED = 130
 
 
 class UserError(Exception):
-    """Something the user can put right: the message is one line that names the file or key and the way out."""
+    """A mistake that the user can correct: the message is one line that names the file or key and the remedy."""
 
 
 class Interrupted(Exception):
-    """The work was stopped on request after everything worth keeping was saved; the message says how to go on."""
+    """The user stopped the work, and it has been saved; the message says how to continue."""
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose mistakes are a `UserError`: one line and exit code 1, as everywhere, not usage and 2.
-
-    Line breaks in the description and the examples below it are kept.
-    """
+    """An argparse parser that reports mistakes as a `UserError` and keeps the line breaks of description and epilog."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print."""
+        """Raise a `UserError` where argparse would print its usage and exit with code 2."""
         raise UserError(f"{message} (see --help)")
 
 
 def reports_errors(command: Callable[..., Any]) -> Callable[..., None]:
-    """Make `command` end as the exit-code contract says: 0 done, 1 a one-line error, 130 interrupted.
+    """Make `command` exit with 0 when done, 1 after a one-line error, 130 when interrupted.
 
-    Exceptions that are not a `UserError` are defects of ours and keep their traceback.
+    All other exceptions are defects and keep their traceback.
     """
 
     @functools.wraps(command)
@@ -55,7 +52,7 @@ def reports_errors(command: Callable[..., Any]) -> Callable[..., None]:
             _tell("interrupted")
             sys.exit(EXIT_INTERRUPTED)
         except BrokenPipeError:
-            # The reader of our output (`| head`) went away: not an error of ours, and nothing left to say.
+            # Whoever read our output, such as `| head`, has closed it: no error, and no one left to tell.
             sys.stderr.close()
             sys.exit(EXIT_USER_ERROR)
 
@@ -63,6 +60,6 @@ def reports_errors(command: Callable[..., Any]) -> Callable[..., None]:
 
 
 def _tell(line: str) -> None:
-    """Print on standard error, once however many processes meet the same error."""
+    """Print on standard error, from the first process only: all of them usually meet the same error."""
     if os.environ.get("RANK", "0") == "0":
         print(line, file=sys.stderr)

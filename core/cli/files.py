@@ -1,4 +1,4 @@
-"""Files that are either complete or absent."""
+"""Reading and writing files; what is written is either complete or absent."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from core.cli.errors import UserError
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; on success it is flushed to disk and renamed, on failure removed.
+    """Yield a temporary path beside `path`: on success it is flushed to disk and renamed, on failure removed.
 
     Raises:
         UserError: the folder cannot be created or written to.
     """
     path = Path(path)
-    # The process id keeps two processes that write the same file from tearing each other's work.
+    # The process id keeps two processes from writing to the same temporary file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically; non-finite numbers are refused, as they are not JSON."""
+    """Write `value` as indented JSON, atomically. Raises ValueError for NaN and infinity, which JSON lacks."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -53,22 +53,24 @@ def read_json(path: str | Path) -> Any:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); it was damaged or is not ours") from error
+        raise UserError(
+            f"{path} is not valid JSON ({error}); it is damaged or was not written by this program"
+        ) from error
 
 
 def digest_of(key: Any) -> str:
-    """16 hexadecimal digits for a JSON-ready key, for file names; the whole key is in the file, and decides."""
+    """16 hexadecimal digits of a JSON-ready key, for a file name; keys may collide, so store the key in the file."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def writable(folder: Path) -> bool:
-    """Whether files can be made in `folder`, or in a folder that would be made for it."""
+    """Whether files can be created in `folder`, or `folder` in the nearest parent that exists."""
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     return existing.is_dir() and os.access(existing, os.W_OK)
 
 
 def sha256_of(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file's content, read in pieces.
+    """Hexadecimal SHA-256 of a file, read in pieces.
 
     Raises:
         UserError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""The prepared data set: a folder of arrays that `scripts.prepare` writes and everything else reads."""
+"""The prepared data set: a folder of arrays, written by `scripts.prepare` and read by everything else."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ import numpy as np
 from core.cli.errors import UserError
 from core.cli.files import read_json
 
-FORMAT = 1  # raised whenever an older reader would misread the folder
-SPLITS = ("train", "valid", "test")  # split.npy holds the index into this tuple
+FORMAT = 1  # to be incremented when older readers would misread the folder
+SPLITS = ("train", "valid", "test")  # split.npy holds indices into this tuple
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A prepared data set, its arrays memory-mapped.
+    """A prepared data set with memory-mapped arrays.
 
     Attributes:
         path: the folder.
         images: uint8 (N, H, W, 3), RGB.
-        masks: uint8 (N, H, W) of class indices with 255 = ignore, or None.
-        split: uint8 (N,), an index into `SPLITS`, or None when the source has no split.
-        meta: the content of meta.json (source, count, image_size, transform, resized, classes, palette, skipped,
-            sha256).
+        masks: uint8 (N, H, W) of class indices, 255 = ignore; None if the source has no masks.
+        split: uint8 (N,) of indices into `SPLITS`; None if the source has no split.
+        meta: the content of meta.json.
     """
 
     path: Path
@@ -36,25 +35,23 @@ class PreparedData:
 
     @classmethod
     def open(cls, path: str | Path) -> PreparedData:
-        """Open a prepared folder and check that its parts fit together.
+        """Open a prepared folder and check it for consistency.
 
         Raises:
             UserError: there is no prepared data set, or it is damaged.
         """
         path = Path(path)
         if not (path / "meta.json").is_file():
-            raise UserError(
-                f"no prepared data set at {path}: make one with `python -m scripts.prepare SOURCE --out {path}`"
-            )
+            command = f"python -m scripts.prepare SOURCE --out {path}"
+            raise UserError(f"no prepared data set at {path}: make one with `{command}`")
         meta = read_json(path / "meta.json")
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:
             raise UserError(f"{path}/meta.json is not of format {FORMAT}: prepare the data set again with this version")
         hashes = meta["sha256"] if isinstance(meta.get("sha256"), dict) else {}
         needed = {"count", "sha256"} | ({"classes", "palette"} if "masks.npy" in hashes else set())
-        if missing := sorted(needed - meta.keys()):
+        missing = sorted(needed - meta.keys()) + ([] if "images.npy" in hashes else ["the sha256 of images.npy"])
+        if missing:
             raise UserError(f"{path}/meta.json lacks {', '.join(missing)}: prepare the data set again")
-        if "images.npy" not in hashes:
-            raise UserError(f"{path}/meta.json lacks the sha256 of images.npy: prepare the data set again")
         images = _load(path, "images.npy", meta, 4)
         masks = _load(path, "masks.npy", meta, 3) if "masks.npy" in hashes else None
         split = _load(path, "split.npy", meta, 1) if "split.npy" in hashes else None
@@ -72,25 +69,17 @@ class PreparedData:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of images.npy as recorded when it was written: names the content in configs and results."""
+        """SHA-256 of images.npy, which identifies the data set in configurations and results."""
         return str(self.meta["sha256"]["images.npy"])
 
     @property
     def classes(self) -> list[str]:
-        """Class names in the order of mask values.
-
-        Raises:
-            UserError: there are no masks.
-        """
+        """Class names by mask value; a UserError without masks."""
         return [str(name) for name in self._of_masks("classes")]
 
     @property
     def palette(self) -> list[list[int]]:
-        """One RGB colour, 0..255, for each class.
-
-        Raises:
-            UserError: there are no masks.
-        """
+        """The RGB colour of each class, 0..255; a UserError without masks."""
         return [[int(value) for value in colour] for colour in self._of_masks("palette")]
 
     def _of_masks(self, key: str) -> list[Any]:
@@ -100,19 +89,19 @@ class PreparedData:
 
     @property
     def resized(self) -> bool:
-        """False if every picture had `image_size` as its width and height from the start."""
+        """False if every picture had this size before preparation."""
         return bool(self.meta.get("resized", True))
 
     @property
     def fit(self) -> str:
-        """How pictures became square; one of `core.prepare.geometry.FITS`."""
+        """How pictures were made square: "crop" or "pad"."""
         return str(self.meta.get("fit", "crop"))
 
     def indices(self, split: str = "all") -> np.ndarray:
-        """Positions of the pictures of one split, ascending: `all`, `train`, `valid` or `test`.
+        """Indices of the pictures of a split (`all`, `train`, `valid` or `test`), ascending.
 
         Raises:
-            UserError: unknown split, no split stored, or an empty one.
+            UserError: an unknown or empty split, or the data set has none.
         """
         if split == "all":
             return np.arange(len(self))
@@ -130,7 +119,7 @@ class PreparedData:
 
 
 def _load(path: Path, name: str, meta: dict[str, Any], dimensions: int) -> np.ndarray:
-    """Memory-map one array of a prepared folder and check type, dimensions and count."""
+    """Memory-map one array of a prepared folder and check its type, dimensions and length."""
     try:
         array = np.load(path / name, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -1,4 +1,4 @@
-"""Training order as a function of (seed, step), and ImageBank: prepared uint8 pictures, on the device when they fit."""
+"""Batches of training images whose order depends only on the seed and the number of images seen."""
 
 from __future__ import annotations
 
@@ -14,19 +14,16 @@ from core.data.images import to_float
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """A copy of a tensor on the CPU (itself, for the CPU) that does not wait until the device has done its other work.
-
-    From ordinary memory a driver may wait all the same; from page-locked memory it need not.
-    """
+    """Copy a CPU tensor to the device without waiting for its pending work, which requires page-locked memory."""
     return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
 class InfiniteSampler:
-    """An endless sequence of rows: every epoch is a fresh permutation with fresh flips, drawn from (seed, epoch).
+    """An endless sequence of rows and flips: each epoch is a new permutation, drawn from (seed, epoch).
 
     Args:
         indices: the rows of an epoch, not empty.
-        flip: mirror each picture with probability 1/2; without it all flips are False.
+        flip: mirror each picture with probability 1/2.
     """
 
     def __init__(self, indices: np.ndarray, seed: int = 0, flip: bool = False) -> None:
@@ -39,7 +36,7 @@ class InfiniteSampler:
         return len(self.indices)
 
     def window(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows (int64) and flips (bool) at positions start..start+count-1 of the sequence."""
+        """Rows (int64) and flips (bool), each (count,), from position `start` of the sequence."""
         rows, flips = [], []
         while count:
             epoch, offset = divmod(start, len(self))
@@ -54,23 +51,23 @@ class InfiniteSampler:
             rng = np.random.default_rng([self.seed, epoch])
             order = self.indices[rng.permutation(len(self))]
             flips = rng.random(len(self)) < 0.5 if self.flip else np.zeros(len(self), bool)
-            # A window can span two epochs, so the last two are kept.
+            # The previous epoch is kept because a window can span two.
             self._epochs = {key: value for key, value in self._epochs.items() if key == epoch - 1}
             self._epochs[epoch] = order, flips
         return self._epochs[epoch]
 
 
 class ImageBank(InfiniteSampler):
-    """Batches of training images whose content depends on (seed, images seen) alone.
+    """Batches of prepared images on the training device.
 
-    A batch is a window of the endless sequence, and a rank takes its slice of the window: resuming needs no sampler
-    state, nothing is dropped at the end of an epoch, and any number of ranks sees the same global batches.
+    A batch is a window of the endless sequence, and each rank takes its slice of it. So resuming needs no sampler
+    state, no image is dropped at the end of an epoch, and the global batches do not depend on the number of ranks.
 
     Args:
         images: uint8 (N, H, W, 3), a memory map or an array.
-        indices: positions in `images` to train on.
-        device: where the batches are wanted. On a CUDA device the pictures are copied there at once if they fit into
-            half of its free memory; otherwise each batch is gathered from the memory map.
+        indices: rows of `images` to train on.
+        device: of the batches. All images are copied to a CUDA device if they fit into half of its free memory;
+            otherwise each batch is read from the memory map.
         flip: mirror each picture with probability 1/2.
     """
 
@@ -79,17 +76,11 @@ class ImageBank(InfiniteSampler):
     ) -> None:
         super().__init__(indices, seed, flip)
         self.images, self.device = images, device
-        self.resident = self._copy_to_device() if device.type == "cuda" else None
-
-    def _copy_to_device(self) -> Tensor | None:
-        with torch.cuda.device(self.device):
-            free, _ = torch.cuda.mem_get_info()
-        if self.images.nbytes > free // 2:
-            return None
-        return copy_in_pieces(self.images, self.device)
+        fits = device.type == "cuda" and images.nbytes <= torch.cuda.mem_get_info(device)[0] // 2
+        self.resident = copy_in_pieces(images, device) if fits else None
 
     def batch(self, images_seen: int, batch_size: int, rank: int = 0, ranks: int = 1) -> Tensor:
-        """The part of `rank` of the global batch that follows `images_seen`.
+        """The share of `rank` in the global batch that follows `images_seen`.
 
         Returns:
             float (batch_size / ranks, 3, H, W) in [-1, 1] on the device.
@@ -106,7 +97,7 @@ class ImageBank(InfiniteSampler):
 
 
 def copy_in_pieces(array: np.ndarray, device: torch.device, piece: int = 1 << 26) -> Tensor:
-    """A whole memory map on a device, about `piece` bytes at a time, so that host memory does not hold it too."""
+    """Copy a memory map to a device, about `piece` bytes at a time, so that host memory never holds all of it."""
     whole = torch.empty(array.shape, dtype=torch.uint8, device=device)
     rows = max(1, piece // max(1, array[:1].nbytes))
     for start in range(0, len(array), rows):
@@ -115,12 +106,12 @@ def copy_in_pieces(array: np.ndarray, device: torch.device, piece: int = 1 << 26
 
 
 def read_rows(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """A copy of some rows of an array; of a memory map they are read from its file.
+    """A copy of some rows of an array; rows of a memory map are read from its file instead.
 
-    Pages of a map count as memory of the process as long as it is open, and up to half a megabyte around each row that
-    is touched comes with it: a thousand rows here and there of a large file would be half a gigabyte.
+    Through the map, each row would load up to half a megabyte around it, which counts as memory of this process while
+    the map is open: a thousand scattered rows would take half a gigabyte.
     """
-    # A part of a map names the file and offset of the whole: only the whole one can be read by its numbers.
+    # A slice of a map has the file and offset of the whole map, so only the whole map can be read this way.
     if not isinstance(array, np.memmap) or not isinstance(array.base, mmap.mmap) or array.filename is None:
         return np.array(array[rows])
     found = np.empty((len(rows), *array.shape[1:]), array.dtype)

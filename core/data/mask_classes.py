@@ -1,4 +1,4 @@
-"""What the values of a mask mean: class names, their colours, and which class becomes which in a mirror."""
+"""The classes of a mask: names, colours, and left-right pairs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ import numpy as np
 
 from core.cli.errors import UserError
 
-IGNORE = 255  # the mask value of pixels that neither train nor count
-MAX_CLASSES = 255  # what fits beside IGNORE in a uint8 mask
-IGNORE_NAME = "ignore"  # in a class table, with a colour: no class, but pixels to ignore
+IGNORE = 255  # the mask value of pixels that are used neither in training nor in evaluation
+MAX_CLASSES = 255  # as many as a uint8 mask can hold besides IGNORE
+IGNORE_NAME = "ignore"  # marks a colour in a class table that is no class
 TABLE_LIMIT = 1 << 20  # bytes; a table of 255 classes has a few thousand
 
 SIDES = {"l": "r", "r": "l", "left": "right", "right": "left"}
 
-# The official order. "l_" is the person's own left, "ear_r" an earring, "neck_l" a necklace, "u_lip" and "l_lip" the
-# upper and the lower lip.
+# In the official order. "l_" is the person's left; "ear_r" is an earring, "neck_l" a necklace, "l_lip" the lower lip.
 CELEBAMASK_HQ: dict[str, tuple[int, int, int]] = {
     "background": (24, 26, 32),
     "skin": (238, 190, 150),
@@ -46,7 +45,7 @@ CELEBAMASK_HQ: dict[str, tuple[int, int, int]] = {
 
 @dataclass(frozen=True)
 class ClassTable:
-    """Class names in index order, their RGB colours where the table gives them, and the colours that are ignored."""
+    """Class names in the order of their indices, their RGB colours if given, and the colours to ignore."""
 
     names: list[str]
     colours: list[list[int]] | None = None
@@ -54,10 +53,10 @@ class ClassTable:
 
 
 def mirrored_classes(classes: Sequence[str]) -> list[int]:
-    """For every class index, the index it becomes when the picture is mirrored left to right.
+    """For each class index, its index after the picture is flipped horizontally.
 
-    `l_x` and `r_x` change places, as do `left_x` and `right_x`, `left-x` and `right-x`, when both exist; every other
-    class stays. Endings are no sides: in CelebAMask-HQ "ear_r" is an earring.
+    Swaps `l_x` and `r_x`, `left_x` and `right_x`, `left-x` and `right-x` if both exist. Suffixes do not count: in
+    CelebAMask-HQ, "ear_r" is an earring.
     """
     index = {name: number for number, name in enumerate(classes)}
     return [index.get(_mirrored(name), number) for number, name in enumerate(classes)]
@@ -72,39 +71,39 @@ def _mirrored(name: str) -> str:
 
 
 @cache
-def _spread_colours(count: int) -> np.ndarray:
-    """`count` colours of which each is the farthest from all before it: int64 (count, 3), the first one dark."""
+def _spread_colours() -> np.ndarray:
+    """int64 (255, 3): first a dark colour, then always the one farthest from all before."""
     levels = np.linspace(0, 255, 9).round()
     grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
     chosen = [np.array(CELEBAMASK_HQ["background"], dtype=float)]
     nearest = np.full(len(grid), np.inf)
-    while len(chosen) < count:
-        # The eye tells greens apart best and blues worst.
+    while len(chosen) < MAX_CLASSES:
+        # Human eyes distinguish greens best and blues worst.
         nearest = np.minimum(nearest, ((grid - chosen[-1]) ** 2) @ np.array((2.0, 4.0, 1.0)))
         chosen.append(grid[int(np.argmax(nearest))])
     return np.stack(chosen).astype(np.int64)
 
 
 def default_palette(count: int) -> list[list[int]]:
-    """`count` (1 to 255) different RGB colours, each 0..255; always the same ones, the first is nearly black."""
+    """The first `count` (1 to 255) of a fixed sequence of distinct RGB colours, 0..255, that begins with near-black."""
     if not 1 <= count <= MAX_CLASSES:
         raise ValueError(f"a palette of {count} colours: 1 to {MAX_CLASSES} are possible")
-    return [[int(value) for value in colour] for colour in _spread_colours(MAX_CLASSES)[:count]]
+    return [list(map(int, colour)) for colour in _spread_colours()[:count]]
 
 
 def read_classes(text: str) -> ClassTable:
-    """The class table that `--classes` names: a file, `celebamask-hq`, or names with commas between them.
+    """The class table that `--classes` gives: a file, `celebamask-hq`, or names separated by commas.
 
-    A file has one class a line, in the order of the indices: `name`, or `name,r,g,b` with colours of 0..255; blank
-    lines and what follows a `#` are skipped. A line `ignore,r,g,b` is no class: pixels of that colour become `IGNORE`.
+    A file has one class per line, in the order of the indices: `name`, or `name,r,g,b` with 0..255; blank lines and
+    comments after `#` are skipped. Pixels with the colour of a line `ignore,r,g,b` become `IGNORE`.
 
     Raises:
-        UserError: no such file, or a table that is not one.
+        UserError: there is no such file, or it is not a class table.
     """
     if text.lower() == "celebamask-hq":
         return ClassTable(list(CELEBAMASK_HQ), [list(colour) for colour in CELEBAMASK_HQ.values()])
     path = Path(text)
-    with contextlib.suppress(OSError):  # more names than a file name may have characters
+    with contextlib.suppress(OSError):  # names too long for a file name
         if path.is_file():
             return _from_file(path)
     if path.suffix.lower() in (".txt", ".csv") or "/" in text or "," not in text:

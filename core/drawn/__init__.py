@@ -1,1 +1,1 @@
-"""Drawn faces with masks, the built-in data set."""
+"""Drawn faces with masks, the built-in data set. `core.drawn.face` is the only module that others import."""

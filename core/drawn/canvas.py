@@ -1,8 +1,8 @@
-"""The sheet the drawn faces are painted on: outlines in face coordinates, soft and sharp coverage, smooth noise.
+"""The canvas for drawn faces: outlines in face coordinates, coverage maps, smooth noise.
 
-Face coordinates are pixels around the middle between the eyes, x to the right and y down, before the pose turns,
-scales and shifts them. Every layer is drawn as a supersampled coverage map and blended as floats, so that one coverage
-map gives both the smooth picture and the hard-edged labels.
+Face coordinates are pixels from the point between the eyes, x to the right and y down, before the pose rotates, scales
+and shifts them. Each layer is a supersampled coverage map, which gives both soft edges in the picture and hard edges in
+the mask.
 """
 
 from __future__ import annotations
@@ -16,28 +16,24 @@ from PIL import Image, ImageDraw, ImageFilter
 
 Array = np.ndarray
 WIDTH, HEIGHT = 178, 218
-EYES = (89.0, 112.0)  # origin of the face coordinates, pixels; visible eyes centre a little above, at (88.5, 111)
-
-
-@dataclass(frozen=True)
-class Pose:
-    """Where the face sits: `angle` in radians, `scale` as a factor, `shift` of the eye middle in pixels."""
-
-    angle: float
-    scale: float
-    shift: tuple[float, float]
+EYES = (89.0, 112.0)  # origin of the face coordinates in pixels; the eyes as drawn centre at about (88.5, 111)
 
 
 @dataclass(frozen=True)
 class Patch:
-    """Coverage `alpha` (h, w) float32 in 0..1 of the rows and columns `box`."""
+    """A coverage map: `alpha` (h, w) float32 in 0..1 over the rows and columns `box`."""
 
     box: tuple[slice, slice]
     alpha: Array
 
 
+def points(x: Sequence[float] | Array, y: Sequence[float] | Array) -> Array:
+    """Points (N, 2) from their coordinates."""
+    return np.column_stack([x, y]).astype(np.float64, copy=False)
+
+
 def spline(points: Sequence[tuple[float, float]] | Array, closed: bool = False, steps: int = 6) -> Array:
-    """Catmull-Rom curve (M, 2) through the points (N, 2), `steps` positions per span."""
+    """Catmull-Rom curve (M, 2) through the points (N, 2), `steps` points per span."""
     p = np.asarray(points, np.float64)
     ends = (p[-1:], p[:2]) if closed else (2 * p[:1] - p[1:2], 2 * p[-1:] - p[-2:-1])
     line = np.concatenate([ends[0], p, ends[1]])
@@ -48,8 +44,8 @@ def spline(points: Sequence[tuple[float, float]] | Array, closed: bool = False, 
     return curve if closed else np.concatenate([curve, p[-1:]])
 
 
-def mirrored(points: Sequence[tuple[float, float]]) -> Array:
-    """Points (N, 2) of the right half, top to bottom, joined to their mirror image: left bottom, top, right bottom."""
+def mirrored(points: Sequence[tuple[float, float]] | Array) -> Array:
+    """Points (N, 2) of the right half, top to bottom, preceded by their mirror image from bottom to top."""
     right = np.asarray(points, np.float64)
     left = right[::-1] * (-1, 1)
     return np.concatenate([left[:-1] if right[0, 0] == 0 else left, right])
@@ -63,7 +59,7 @@ def ellipse(x: float, y: float, rx: float, ry: float, power: float = 2.0, count:
 
 
 def ribbon(points: Array, widths: Sequence[float]) -> Array:
-    """Outline of a stroke along points (N, 2) whose thickness in pixels runs evenly through `widths`."""
+    """Outline of a stroke along points (N, 2) whose width in pixels runs through `widths` from end to end."""
     direction = np.empty_like(points)
     direction[1:-1] = points[2:] - points[:-2]
     direction[0], direction[-1] = points[1] - points[0], points[-1] - points[-2]
@@ -74,21 +70,26 @@ def ribbon(points: Array, widths: Sequence[float]) -> Array:
 
 
 def smooth_noise(rng: np.random.Generator, rows: int, columns: int, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Array:
-    """Normal noise of `rows` x `columns` cells, enlarged smoothly to float32 (height, width) for `size` (w, h)."""
+    """Normal noise of `rows` x `columns` cells, upsampled to float32 (height, width) for `size` (w, h)."""
     cells = rng.standard_normal((rows, columns), np.float32)
     return np.asarray(Image.fromarray(cells).resize(size, Image.Resampling.BICUBIC))
 
 
 class Canvas:
-    """A picture under way: float `pixels` (218, 178, 3) in 0..255, `labels` (218, 178), face coordinates `u`, `v`."""
+    """Float `pixels` (218, 178, 3) in 0..255, `labels` (218, 178), and each pixel's face coordinates `u`, `v`.
 
-    def __init__(self, pose: Pose) -> None:
+    Args:
+        angle: rotation of the face in radians.
+        scale: magnification of the face.
+        shift: of the origin, in pixels.
+    """
+
+    def __init__(self, angle: float, scale: float, shift: tuple[float, float]) -> None:
         self.pixels = np.zeros((HEIGHT, WIDTH, 3), np.float32)
         self.labels = np.zeros((HEIGHT, WIDTH), np.uint8)
-        turn = np.array([[math.cos(pose.angle), math.sin(pose.angle)], [-math.sin(pose.angle), math.cos(pose.angle)]])
-        self.turn = turn * pose.scale
-        self.scale = pose.scale
-        self.origin = np.array(EYES) + pose.shift
+        cos, sin = math.cos(angle), math.sin(angle)
+        self.turn = np.array([[cos, sin], [-sin, cos]]) * scale
+        self.origin = np.array(EYES) + shift
         x = np.arange(WIDTH, dtype=np.float32)[None] + np.float32(0.5 - self.origin[0])
         y = np.arange(HEIGHT, dtype=np.float32)[:, None] + np.float32(0.5 - self.origin[1])
         back = np.linalg.inv(self.turn).astype(np.float32)
@@ -100,12 +101,12 @@ class Canvas:
     ) -> Patch:
         """Coverage of closed outlines (N, 2) in face coordinates, minus `holes`, blurred by `soft` pixels.
 
-        `within` limits the result to another patch, and shares its box.
+        With `within`, the result is multiplied by that patch and has its box.
         """
         outlines = [ring @ self.turn + self.origin for ring in rings]
         box = within.box if within else _box(outlines, 2 + 2.5 * soft)
         height, width = box[0].stop - box[0].start, box[1].stop - box[1].start
-        # Small features need finer sampling; large ones are what costs time. Blurred ones need none.
+        # Small features need finer sampling, and large ones take the time. Blurred ones need no supersampling.
         factor = 1 if soft > 2 else 4 if height * width < 3000 else 2
         image = Image.new("L", (width * factor, height * factor))
         draw = ImageDraw.Draw(image)
@@ -117,12 +118,12 @@ class Canvas:
         image = image.reduce(factor) if factor > 1 else image
         if soft:
             image = image.filter(ImageFilter.GaussianBlur(soft))
-        # Several times faster than np.asarray(image), which copies through more layers; most patches are tiny.
+        # Several times faster than np.asarray(image), which matters because most patches are tiny.
         alpha = np.frombuffer(image.tobytes(), np.uint8).reshape(height, width) * np.float32(1 / 255)
         return Patch(box, alpha * within.alpha if within else alpha)
 
     def blob(self, *centres: tuple[float, float], rx: float, ry: float, within: Patch | None = None) -> Patch:
-        """Soft spots around `centres`: Gaussians of standard deviations `rx`, `ry` in face coordinates."""
+        """Soft spots: Gaussians of standard deviations `rx`, `ry` at `centres`, in face coordinates."""
         reach = 2.6 * max(rx, ry)
         middles = np.array(centres) @ self.turn + self.origin
         box = within.box if within else _box([middles - reach, middles + reach], 0)
@@ -134,7 +135,7 @@ class Canvas:
         return Patch(box, alpha * within.alpha if within else alpha)
 
     def paint(self, patch: Patch, colour: Array, opacity: float = 1.0, label: int | None = None) -> None:
-        """Blend `colour`, (3,) or (h, w, 3) of the patch, over the picture; label what is covered by half or more."""
+        """Blend `colour`, (3,) or (h, w, 3), over the patch; `label` pixels that are at least half covered."""
         region = self.pixels[patch.box]
         alpha = patch.alpha if opacity == 1 else patch.alpha * np.float32(opacity)
         region += alpha[..., None] * (np.asarray(colour, np.float32) - region)
@@ -142,27 +143,25 @@ class Canvas:
             self.mark(patch, label)
 
     def shade(self, patch: Patch, factor: Sequence[float] | Array) -> None:
-        """Multiply the covered picture by `factor` (3,): below 1 darkens, above 1 brightens."""
+        """Multiply the picture under the patch by `factor` (3,): below 1 darkens, above 1 brightens."""
         self.pixels[patch.box] *= 1 + patch.alpha[..., None] * (np.asarray(factor, np.float32) - 1)
 
     def mark(self, patch: Patch, label: int) -> None:
-        """Label what the patch covers by half or more, and leave the picture alone."""
+        """Label pixels that are at least half covered, without painting."""
         self.labels[patch.box][patch.alpha >= 0.5] = label
 
     def frame(self, *rings: Array) -> Patch:
-        """A fully covered rectangle around outlines (N, 2) in face coordinates."""
+        """A rectangle of full coverage around outlines (N, 2) in face coordinates."""
         box = _box([ring @ self.turn + self.origin for ring in rings], 2)
         return Patch(box, np.ones_like(self.u[box]))
 
 
 def _box(outlines: Sequence[Array], margin: float) -> tuple[slice, slice]:
-    """Rows and columns around pixel positions (N, 2); at least one of each, also when all lie outside."""
-    # Python's own min and max: for so few numbers NumPy's call overhead is most of the time.
-    x = [value for outline in outlines for value in outline[:, 0].tolist()]
-    y = [value for outline in outlines for value in outline[:, 1].tolist()]
-    left, top = (
-        max(min(math.floor(min(x) - margin), WIDTH - 1), 0),
-        max(min(math.floor(min(y) - margin), HEIGHT - 1), 0),
-    )
-    right, bottom = min(math.ceil(max(x) + margin), WIDTH), min(math.ceil(max(y) + margin), HEIGHT)
-    return slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))
+    """Rows and columns around pixel positions (N, 2), clipped to the canvas; at least one of each."""
+    box = []
+    for axis, size in ((1, HEIGHT), (0, WIDTH)):
+        # Python's own min and max: for so few numbers, NumPy's call overhead would dominate.
+        values = [value for outline in outlines for value in outline[:, axis].tolist()]
+        start = max(min(math.floor(min(values) - margin), size - 1), 0)
+        box.append(slice(start, max(min(math.ceil(max(values) + margin), size), start + 1)))
+    return box[0], box[1]

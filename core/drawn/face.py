@@ -1,8 +1,8 @@
-"""The embedded data set: human faces drawn by the program, aligned and sized like CelebA's, with exact masks.
+"""The built-in data set: drawn faces, aligned and sized like CelebA's, with exact masks.
 
-No photograph and no file is read: picture `index` of collection `seed` is a pure function of the two numbers, so that
-every command can be tried, and every training test run, where no data set is at hand. All random choices are the same
-on every machine; another kind of processor or version of Pillow or NumPy may round single pixels differently.
+Face `index` of collection `seed` is a pure function of the two numbers, so every command and test can run without a
+data set. All random choices are the same on every machine, but another processor or another version of Pillow or NumPy
+may round single pixels differently.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from core.drawn.canvas import HEIGHT, WIDTH, Array, Canvas, Pose, smooth_noise
+from core.drawn.canvas import HEIGHT, WIDTH, Array, Canvas, smooth_noise
 from core.drawn.hair import draw_back_hair, draw_beard, draw_front_hair, draw_scalp, make_hair
 from core.drawn.parts import draw_brows, draw_eyes, draw_head, draw_mouth, draw_nose
-from core.drawn.person import Random, sample_person
+from core.drawn.person import Person, Random
 from core.drawn.wear import draw_background, draw_clothes, draw_glasses, draw_hat
 
-# Mask indices. Skin takes in neck, ears and bald scalps; hair takes in beards and moustaches, not stubble; hats,
-# scarves and clothes are background. Glasses are frames alone: what is behind a lens, tinted or not, keeps its class.
-CLASSES = ("background", "skin", "hair", "brows", "eyes", "nose", "mouth", "glasses")
-PALETTE = (
-    (24, 26, 32),
-    (238, 190, 150),
-    (122, 72, 38),
-    (60, 200, 90),
-    (40, 120, 255),
-    (255, 150, 30),
-    (225, 40, 70),
-    (190, 80, 230),
-)
+# Classes by mask value. Skin includes neck, ears and bald scalps; hair includes beards and moustaches but not stubble;
+# hats, scarves and clothes are background. Glasses are the frames only: what is seen through a lens keeps its class.
+_COLOURS = {
+    "background": (24, 26, 32),
+    "skin": (238, 190, 150),
+    "hair": (122, 72, 38),
+    "brows": (60, 200, 90),
+    "eyes": (40, 120, 255),
+    "nose": (255, 150, 30),
+    "mouth": (225, 40, 70),
+    "glasses": (190, 80, 230),
+}
+CLASSES, PALETTE = tuple(_COLOURS), tuple(_COLOURS.values())
 SIZE = (WIDTH, HEIGHT)
 
 
@@ -39,9 +39,9 @@ def draw_face(seed: int, index: int) -> tuple[Image.Image, Image.Image]:
         The picture, RGB of 178 x 218 pixels, and its mask, mode "L" of the same size with indices into `CLASSES`.
     """
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, index])))
-    person = sample_person(rng)
+    person = Person(rng)
     shift = (float(rng.normal(0, 0.9)), float(rng.normal(0, 0.8)))
-    canvas = Canvas(Pose(float(rng.normal(0, 0.035)), float(np.clip(rng.normal(1, 0.025), 0.93, 1.07)), shift))
+    canvas = Canvas(float(rng.normal(0, 0.035)), float(np.clip(rng.normal(1, 0.025), 0.93, 1.07)), shift)
     draw_background(canvas, rng)
     hair = make_hair(canvas, person, rng)
     if hair:
@@ -63,9 +63,9 @@ def draw_face(seed: int, index: int) -> tuple[Image.Image, Image.Image]:
 
 
 def _develop(pixels: Array, rng: Random) -> Array:
-    """The camera's share: exposure, white balance, contrast, uneven light, grain; uint8 (218, 178, 3).
+    """Exposure, white balance, contrast, uneven light and grain, as of a camera: uint8 (218, 178, 3).
 
-    Works in place: `pixels` is spent.
+    Overwrites `pixels`.
     """
     warmth = rng.normal(0, 0.03)
     contrast = rng.uniform(0.92, 1.12)
@@ -75,7 +75,7 @@ def _develop(pixels: Array, rng: Random) -> Array:
     noise += np.float32(118 * (1 - contrast))
     pixels *= gain.astype(np.float32)
     pixels += noise[..., None]
-    # A soft shoulder, as film and cameras have: bright skin keeps its colour instead of bleaching to white.
+    # A soft shoulder, as in film: bright skin keeps its colour instead of clipping to white.
     np.minimum(pixels, pixels * np.float32(0.6) + np.float32(0.4 * 210), out=pixels)
     np.clip(pixels, 0, 255, out=pixels)
     return pixels.astype(np.uint8)

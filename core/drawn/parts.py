@@ -8,104 +8,85 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from core.drawn.canvas import Array, Canvas, Patch, ellipse, mirrored, ribbon, smooth_noise, spline
+from core.drawn.canvas import Array, Canvas, Patch, ellipse, mirrored, points, ribbon, smooth_noise, spline
 from core.drawn.person import Person, Random
 
 BACKGROUND, SKIN, HAIR, BROWS, EYES, NOSE, MOUTH, GLASSES = range(8)
-EYE_X = 20.0  # distance of each eye's middle from the face's axis, pixels
+EYE_X = 20.0  # distance of each eye's centre from the axis of the face, pixels
 SIDES = (-1, 1)
-ACROSS = np.linspace(-1, 1, 13)  # along an eye, inner to outer corner
-CREASE = np.stack([0 * ACROSS[1:], 0.6 * (1 - ACROSS[1:] ** 2)], 1)
+ACROSS = np.linspace(-1, 1, 13)  # along an eye, from the inner corner to the outer
+CREASE = points(0 * ACROSS[1:], 0.6 * (1 - ACROSS[1:] ** 2))
 EYE_WHITE = np.array((226.0, 220, 216))
 EYE_SHADOWS = np.array(((120.0, 80, 70), (90, 90, 120), (110, 70, 100), (70, 60, 60)))
 
 
 @dataclass(frozen=True)
 class Head:
-    """The outline (N, 2) and the coverage of one face, chin to skull."""
+    """Outline (N, 2) and coverage of a face, from the chin to the top of the skull."""
 
     outline: Array
     face: Patch
 
 
-def face_outline(person: Person) -> Array:
-    """Closed outline (N, 2) from the chin around the skull; the side turned away is narrower."""
-    w, chin = person.width, person.chin
+def _face_outline(person: Person) -> Array:
+    """Closed outline (N, 2) of the face, chin and skull; the side turned away is narrower."""
+    top, chin, chin_width, jaw = person.top, person.chin, person.chin_width, person.width * person.jaw
+    skull = person.width * np.array([0, 0.55, 0.9, 1, 0.99, 0.45 + 0.52 * person.jaw])
+    x = [*skull, jaw, (jaw + chin_width) * 0.53, chin_width * 0.72, 0]
     jaw_y = chin * 0.62
-    right = [
-        (0, person.top),
-        (w * 0.55, person.top + 6),
-        (w * 0.9, person.top + 26),
-        (w * 1.0, -16),
-        (w * 0.99, 6),
-        (w * (0.45 + 0.52 * person.jaw), jaw_y * 0.62),
-        (w * person.jaw, jaw_y),
-        ((w * person.jaw + person.chin_width) * 0.53, chin * 0.87),
-        (person.chin_width * 0.72, chin - 1.5),
-        (0, chin),
-    ]
-    ring = mirrored(right)[:-1]
-    return turned(spline(ring, closed=True, steps=5), person)
+    y = [top, top + 6, top + 26, -16, 6, jaw_y * 0.62, jaw_y, chin * 0.87, chin - 1.5, chin]
+    return turned(spline(mirrored(points(x, y))[:-1], closed=True, steps=5), person)
 
 
-def turned(points: Array, person: Person) -> Array:
-    """Outline points moved by the head's turn: the outline slides against the eyes, the far side is foreshortened."""
-    far = np.where(points[:, 0] * person.yaw > 0, 1 - 0.07 * abs(person.yaw), 1 + 0.04 * abs(person.yaw))
-    return np.stack([points[:, 0] * far - 1.5 * person.yaw, points[:, 1]], 1)
+def turned(outline: Array, person: Person) -> Array:
+    """An outline (N, 2) on a turned head: it slides against the eyes, and its far side is foreshortened."""
+    x, y = outline.T
+    far = np.where(x * person.yaw > 0, 1 - 0.07 * abs(person.yaw), 1 + 0.04 * abs(person.yaw))
+    return points(x * far - 1.5 * person.yaw, y)
 
 
 def _relief(canvas: Canvas, person: Person, box: tuple[slice, slice]) -> tuple[Array, Array]:
-    """Light on the head and gloss within `box`, each (h, w) float32, from a height map at half resolution."""
+    """Diffuse light and gloss of the face within `box`, each (h, w) float32, from a height map at half resolution."""
     u, v = canvas.u[box][::2, ::2], canvas.v[box][::2, ::2]
-    nose = person.yaw * 4.0
-    w = person.width
+    nose, w, smile = person.yaw * 4.0, person.width, max(person.smile, 0)
     middle = (person.top + person.chin) / 2
-    dome = (
-        1 - ((u + np.float32(person.yaw * 3)) / (w * 1.12)) ** 2 - ((v - middle) / ((person.chin - middle) * 1.12)) ** 2
-    )
-    height = 48 * np.sqrt(np.maximum(dome, 0.05))
-    smile = max(person.smile, 0)
-    bumps = [
-        (nose * 0.5, 10, 4.2, 13, 6.5),
-        (nose, person.nose_length - 4, 6.0, 5.5, 8.5),
-        (nose - person.nose_width * 0.75, person.nose_length - 3, 3.4, 4, 3.0),
-        (nose + person.nose_width * 0.75, person.nose_length - 3, 3.4, 4, 3.0),
-        (-18, -13, 12, 4.5, 2.4),
-        (18, -13, 12, 4.5, 2.4),
-        (-EYE_X + 1, 0, 12, 6.5, -4.2),
-        (EYE_X - 1, 0, 12, 6.5, -4.2),
-        (-w * 0.6, 20 - 2 * smile, 11, 10, 3.5 + 2.5 * smile),
-        (w * 0.6, 20 - 2 * smile, 11, 10, 3.5 + 2.5 * smile),
-        (nose * 0.6, 43, 15, 8, 3.2),
-        (nose * 0.4, person.chin - 9, 10, 6, 3.8),
-    ]
-    for x, y, sx, sy, amount in bumps:
-        height += np.float32(amount) * np.exp(-(((u - np.float32(x)) / sx) ** 2) - ((v - np.float32(y)) / sy) ** 2)
+    across, down = (u + np.float32(person.yaw * 3)) / (w * 1.12), (v - middle) / ((person.chin - middle) * 1.12)
+    height = 48 * np.sqrt(np.maximum(1 - across**2 - down**2, 0.05))
+    # Axis x and distance from it (on both sides unless 0), y, radii in x and y, height.
+    for axis, apart, y, rx, ry, amount in (
+        (nose * 0.5, 0, 10, 4.2, 13, 6.5),  # bridge of the nose
+        (nose, 0, person.nose_length - 4, 6.0, 5.5, 8.5),  # its tip
+        (nose, person.nose_width * 0.75, person.nose_length - 3, 3.4, 4, 3.0),  # nostrils
+        (0, 18, -13, 12, 4.5, 2.4),  # brow ridges
+        (0, EYE_X - 1, 0, 12, 6.5, -4.2),  # eye sockets
+        (0, w * 0.6, 20 - 2 * smile, 11, 10, 3.5 + 2.5 * smile),  # cheeks
+        (nose * 0.6, 0, 43, 15, 8, 3.2),  # mouth
+        (nose * 0.4, 0, person.chin - 9, 10, 6, 3.8),  # chin
+    ):
+        for x in (axis - apart, axis + apart) if apart else (axis,):
+            du, dv = (u - np.float32(x)) / rx, (v - np.float32(y)) / ry
+            height += np.float32(amount) * np.exp(-(du**2) - dv**2)
     down, right = np.gradient(height, 2.0)
     norm = 1 / np.sqrt(1 + right * right + down * down)
     lx, ly = person.light
     lz = math.sqrt(max(1 - lx * lx - ly * ly, 0.3))
     facing = np.maximum((lz - right * lx - down * ly) * norm, 0)
-    # Bounded above: skin that faces the light squarely must not bleach.
+    # Bounded above, so that skin that faces the light is not overexposed.
     light = np.minimum(1 - person.contrast + person.contrast * facing / lz, 1.12)
-    # Half-way vector between light and viewer: a mild shine on nose, forehead and cheeks.
+    # Blinn's half-way vector between light and viewer: a mild shine on nose, forehead and cheeks.
     hx, hy, hz = np.array([lx, ly, lz + 1]) / math.sqrt(lx * lx + ly * ly + (lz + 1) ** 2)
     gloss = np.maximum((hz - right * hx - down * hy) * norm, 0) ** 64
     size = box[1].stop - box[1].start, box[0].stop - box[0].start
-    return _enlarge(light, size), _enlarge(gloss, size)
-
-
-def _enlarge(field: Array, size: tuple[int, int]) -> Array:
-    """A half-resolution field enlarged smoothly to `size` (w, h)."""
-    picture = Image.fromarray(np.ascontiguousarray(field, np.float32))
-    return np.asarray(picture.resize(size, Image.Resampling.BILINEAR))
+    fields = (Image.fromarray(np.ascontiguousarray(field, np.float32)) for field in (light, gloss))
+    full_light, full_gloss = (np.asarray(field.resize(size, Image.Resampling.BILINEAR)) for field in fields)
+    return full_light, full_gloss
 
 
 def _lit_skin(canvas: Canvas, person: Person, box: tuple[slice, slice], rng: Random) -> Array:
-    """Colour of the face's skin within `box`, (h, w, 3) in 0..255, light and shine included."""
+    """Colour of the face within `box`, (h, w, 3) in 0..255, with light and shine."""
     light, gloss = _relief(canvas, person, box)
     base = np.asarray(person.skin, np.float32)
-    # Light that enters skin comes back red, so shadows lose green and blue first.
+    # Skin scatters red light furthest, so shadows lose green and blue first.
     fall = np.array((0.92, 1.02, 1.07), np.float32)
     mottle = np.float32(0.016) * smooth_noise(rng, 22, 16, light.shape[::-1])
     lit = base * (1 + (light + mottle - 1)[..., None] * fall)
@@ -114,13 +95,11 @@ def _lit_skin(canvas: Canvas, person: Person, box: tuple[slice, slice], rng: Ran
 
 
 def _draw_neck(canvas: Canvas, person: Person, outline: Array) -> None:
-    """Neck with a round shade across and the shadow that the chin throws on it."""
+    """The neck, shaded as a cylinder, with the shadow of the chin."""
     half = person.width * (0.56 if person.feminine else 0.7)
     x = -2.0 * person.yaw
-    ring = spline(
-        mirrored([(half * 0.96, 40), (half * 0.94, 78), (half * 1.05, 90), (half * 1.35, 100), (half * 1.5, 118)])
-    )
-    patch = canvas.cover(ring + (x, 0))
+    side = points(half * np.array([0.96, 0.94, 1.05, 1.35, 1.5]), [40, 78, 90, 100, 118])
+    patch = canvas.cover(spline(mirrored(side)) + (x, 0))
     across = np.clip((canvas.u[patch.box] - x) / (half * 1.15), -1.1, 1.1)
     light = 0.93 - 0.26 * across**2 + 0.28 * person.light[0] * across
     fall = np.array((0.9, 1.03, 1.08), np.float32)
@@ -130,8 +109,8 @@ def _draw_neck(canvas: Canvas, person: Person, outline: Array) -> None:
 
 
 def _draw_ears(canvas: Canvas, person: Person) -> None:
-    """Both ears; the one on the side turned away shows less."""
-    shape = np.array([(-1, -9), (3.5, -11), (6.2, -6), (5.6, 3), (3.4, 10), (1.2, 15), (-1.5, 14)])
+    """Both ears; the one on the far side shows less."""
+    shape = points([-1, 3.5, 6.2, 5.6, 3.4, 1.2, -1.5], [-9, -11, -6, 3, 10, 15, 14])
     rings, hollows = [], []
     for side in SIDES:
         hidden = max(person.yaw * side, 0)
@@ -144,8 +123,8 @@ def _draw_ears(canvas: Canvas, person: Person) -> None:
 
 
 def draw_head(canvas: Canvas, person: Person, rng: Random, ears: bool) -> Head:
-    """Neck, `ears` unless hair hides them, and the face's skin with blush, age lines and freckles; no features yet."""
-    outline = face_outline(person)
+    """Draw the neck, the `ears` unless hair hides them, and the face without features: skin, blush, lines, freckles."""
+    outline = _face_outline(person)
     _draw_neck(canvas, person, outline)
     if ears:
         _draw_ears(canvas, person)
@@ -162,23 +141,19 @@ def draw_head(canvas: Canvas, person: Person, rng: Random, ears: bool) -> Head:
 
 
 def _draw_lines(canvas: Canvas, person: Person) -> None:
-    """Folds from nose to mouth, deeper with age and smile, and lines on an old forehead."""
+    """Folds from nose to mouth that deepen with age and smile, and the lines of an old forehead."""
     depth = 0.02 + 0.4 * max(person.age - 0.4, 0) + 0.1 * max(person.smile, 0)
-    nose = person.yaw * 3
+    nose, mouth = person.yaw * 3, person.mouth_width + 4
     for side in SIDES:
-        mouth = person.mouth_width + 4
-        fold = spline(
-            [(nose + side * (person.nose_width + 1.5), 23), (nose + side * mouth, 33), (nose + side * (mouth + 1), 42)]
-        )
-        canvas.shade(
-            canvas.cover(ribbon(fold, (1.0, 2.6, 0.6)), soft=1.3), (1 - depth, 1 - 1.25 * depth, 1 - 1.3 * depth)
-        )
+        fold = spline(points(nose + side * np.array([person.nose_width + 1.5, mouth, mouth + 1]), [23, 33, 42]))
+        factor = (1 - depth, 1 - 1.25 * depth, 1 - 1.3 * depth)
+        canvas.shade(canvas.cover(ribbon(fold, (1.0, 2.6, 0.6)), soft=1.3), factor)
         if person.age > 0.45:
             bag = spline([(side * 12 + nose * 0.2, 7.5), (side * 20, 10), (side * 28, 6.5)])
             canvas.shade(canvas.cover(ribbon(bag, (0.5, 1.6, 0.5)), soft=0.9), (0.86, 0.8, 0.79))
     if person.age > 0.55:
         for y in (-30, -36, -42):
-            line = spline([(-22, y + 1.5), (-8, y - 0.5), (8, y), (22, y + 1.5)])
+            line = spline(points([-22, -8, 8, 22], [y + 1.5, y - 0.5, y, y + 1.5]))
             canvas.shade(canvas.cover(ribbon(line, (0.3, 1.3, 0.3)), soft=1.0), (0.88, 0.83, 0.82))
 
 
@@ -190,7 +165,7 @@ def _draw_freckles(canvas: Canvas, person: Person, rng: Random) -> None:
 
 
 def draw_eyes(canvas: Canvas, person: Person, rng: Random) -> None:
-    """Both eyes, looking the same way: sockets, whites, irises, lids and lashes."""
+    """Draw both eyes with a common gaze: sockets, whites, irises, lids and lashes."""
     gaze = float(np.clip(rng.normal(person.yaw * 0.8, 0.8), -2.2, 2.2)), float(rng.normal(0, 0.25))
     shadow = EYE_SHADOWS[rng.integers(len(EYE_SHADOWS))]
     lids = [_lids(person, side) for side in SIDES]
@@ -223,13 +198,13 @@ def _lids(person: Person, side: int) -> tuple[Array, Array]:
     half = person.eye_width * (1 - 0.06 * max(person.yaw * side, 0))
     lift, drop = 5.6 * person.lids, 3.0 * (0.75 + 0.25 * person.lids) - 0.6 * max(person.smile, 0)
     x, slant = side * (EYE_X + half * ACROSS), 0.6 - person.eye_tilt * ACROSS
-    # The upper lid's highest point lies towards the nose, the lower lid's lowest towards the temple.
-    top = np.stack([x, slant - lift * (1 - abs(ACROSS) ** 2.3) * (1 - 0.16 * ACROSS)], 1)
-    return top, np.stack([x, slant + drop * (1 - abs(ACROSS) ** 2.2) * (1 + 0.2 * ACROSS)], 1)
+    # The upper lid is highest towards the nose, the lower lid lowest towards the temple.
+    top = points(x, slant - lift * (1 - abs(ACROSS) ** 2.3) * (1 - 0.16 * ACROSS))
+    return top, points(x, slant + drop * (1 - abs(ACROSS) ** 2.2) * (1 + 0.2 * ACROSS))
 
 
 def _draw_irises(canvas: Canvas, person: Person, gaze: tuple[float, float], white: Patch) -> None:
-    """Irises with a dark rim, pupils and the reflection of the light."""
+    """Irises with dark rims, pupils and the reflection of the light."""
     y = gaze[1] - 0.9
     middles = [(side * EYE_X + gaze[0], y) for side in SIDES]
     canvas.paint(canvas.cover(*(ellipse(*place, 4.9, 4.9) for place in middles), within=white), person.iris * 0.42)
@@ -244,19 +219,13 @@ def _draw_irises(canvas: Canvas, person: Person, gaze: tuple[float, float], whit
 
 
 def draw_brows(canvas: Canvas, person: Person, rng: Random) -> None:
-    """Both brows: thick towards the nose, tapering, with short hairs showing through."""
+    """Draw both brows, which taper outwards and show single hairs."""
     arch = rng.uniform(0.6, 3.0) if person.feminine else rng.uniform(0, 1.8)
     frown = rng.normal(-0.5, 0.8)
     for side in SIDES:
         y = -11.5 - person.brow_lift
-        points = [
-            (7.5, y + 0.5 + frown),
-            (14, y - 0.6),
-            (22, y - 1.2 - arch),
-            (29, y + 0.2 - arch * 0.4),
-            (33.5, y + 4),
-        ]
-        line = spline(np.array(points) * (side, 1) + (person.yaw * 0.8, 0), steps=4)
+        right = points([7.5, 14, 22, 29, 33.5], [y + 0.5 + frown, y - 0.6, y - 1.2 - arch, y + 0.2 - arch * 0.4, y + 4])
+        line = spline(right * (side, 1) + (person.yaw * 0.8, 0), steps=4)
         weight = person.brow_weight
         patch = canvas.cover(ribbon(line, (weight * 0.75, weight * 1.15, weight, weight * 0.7, 0.5)), soft=0.55)
         comb = np.sin((canvas.u[patch.box] * side - canvas.v[patch.box] * 0.6) * 3.1) * 0.14
@@ -265,34 +234,27 @@ def draw_brows(canvas: Canvas, person: Person, rng: Random) -> None:
 
 
 def draw_nose(canvas: Canvas, person: Person) -> None:
-    """Nostrils, wings, the shadow below; the ridge itself is part of the skin's relief."""
+    """Draw the nostrils, wings and shadow of the nose; its ridge is part of the skin's relief."""
     x, y, w = person.yaw * 4.0, person.nose_length, person.nose_width
     canvas.shade(canvas.blob((x - 5 * person.light[0], y + 3.5), rx=w * 0.62, ry=2.3), (0.8, 0.72, 0.7))
     wings, holes = [], []
     for side in SIDES:
         near = side * (1 - 0.22 * person.yaw * side)
-        wing = spline([(x + w * 0.8 * near, y - 7), (x + w * near, y - 3), (x + w * 0.86 * near, y + 1)])
+        wing = spline(points([x + w * 0.8 * near, x + w * near, x + w * 0.86 * near], [y - 7, y - 3, y + 1]))
         wings.append(ribbon(wing, (0.3, 1.5, 1.1)))
         holes.append(ellipse(x + w * 0.46 * near, y + 0.7, w * 0.24 * abs(near), 1.25, count=14))
-    # Only the side away from the light is in shade.
+    # Only the side away from the light is in shadow.
     canvas.shade(canvas.blob((x * 0.4 - math.copysign(6.5, person.light[0]), 4), rx=2.2, ry=7), (0.89, 0.83, 0.82))
     canvas.shade(canvas.cover(*wings, soft=0.7), (0.72, 0.58, 0.56))
     canvas.paint(canvas.cover(*holes, soft=0.6), person.skin * (0.3, 0.2, 0.19), opacity=0.85)
-    bridge, tip = person.yaw * 1.0, x
-    right = [
-        (bridge + 3.2, -1),
-        (bridge + 4.2, 9),
-        (tip + w * 0.8, y - 7),
-        (tip + w, y - 3),
-        (tip + w * 0.7, y + 1.8),
-        (tip, y + 2.8),
-    ]
-    left = [(2 * (bridge if row < 2 else tip) - px, py) for row, (px, py) in enumerate(right)][::-1]
-    canvas.mark(canvas.cover(spline(right + left[1:], closed=True)), NOSE)
+    axis = np.array([person.yaw, person.yaw, x, x, x, x])
+    right = points(axis + [3.2, 4.2, w * 0.8, w, w * 0.7, 0], [-1, 9, y - 7, y - 3, y + 1.8, y + 2.8])
+    left = points(2 * axis - right[:, 0], right[:, 1])[::-1]
+    canvas.mark(canvas.cover(spline(np.concatenate([right, left[1:]]), closed=True)), NOSE)
 
 
 def draw_mouth(canvas: Canvas, person: Person) -> None:
-    """Lips in two tones, and the open mouth with teeth between them."""
+    """Draw lips in two tones and, in an open mouth, the teeth between them."""
     x, half, gape, full = person.yaw * 2.6, person.mouth_width, person.gape, person.lips
     y = 43.5 - gape * 0.25
     rise = 4.0 * person.smile + 0.9
@@ -302,9 +264,8 @@ def draw_mouth(canvas: Canvas, person: Person) -> None:
     seam_top = y - rise * (t * t) + rise * 0.28 - 0.1 * gape * arc
     seam_low = seam_top + gape * arc**0.8
     column = x + half * t * (1 - 0.08 * person.yaw * t)
-    upper, inner = np.stack([column, seam_top + bow * arc**0.35], 1), np.stack([column, seam_top], 1)
-    lower = np.stack([column, seam_low + 5.2 * full * arc**0.75], 1)
-    gap = np.stack([column, seam_low], 1)
+    rows = (seam_top + bow * arc**0.35, seam_top, seam_low, seam_low + 5.2 * full * arc**0.75)
+    upper, inner, gap, lower = (points(column, row) for row in rows)
     canvas.shade(canvas.blob((x, lower[8, 1] + 2.6), rx=half * 0.45, ry=1.7), (0.8, 0.73, 0.72))
     whole = canvas.cover(np.concatenate([upper, lower[::-1]]), soft=0.4)
     canvas.paint(whole, person.lip * 0.8, label=MOUTH, opacity=0.9)
@@ -320,7 +281,7 @@ def draw_mouth(canvas: Canvas, person: Person) -> None:
 
 
 def _draw_teeth(canvas: Canvas, person: Person, inner: Array, gap: Array, place: tuple[float, float]) -> None:
-    """The open mouth between the seams `inner` and `gap` (17, 2): dark inside, teeth hanging from the top."""
+    """The inside of the mouth, between the edges `inner` and `gap` (17, 2) of the lips, and the upper teeth."""
     x, half = place
     inside = canvas.cover(np.concatenate([inner, gap[::-1]]))
     canvas.paint(inside, np.array((74, 26, 28)), opacity=0.95)

@@ -1,11 +1,23 @@
-"""What a drawn person wears and stands before: clothes, hats, glasses, background."""
+"""Clothes, hats, glasses and the background of a drawn face."""
 
 from __future__ import annotations
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-from core.drawn.canvas import HEIGHT, WIDTH, Array, Canvas, Patch, ellipse, mirrored, ribbon, smooth_noise, spline
+from core.drawn.canvas import (
+    HEIGHT,
+    WIDTH,
+    Array,
+    Canvas,
+    Patch,
+    ellipse,
+    mirrored,
+    points,
+    ribbon,
+    smooth_noise,
+    spline,
+)
 from core.drawn.parts import BACKGROUND, EYE_X, GLASSES, SIDES, Head
 from core.drawn.person import Person, Random
 
@@ -15,15 +27,15 @@ FABRICS = (
 )  # fmt: skip
 
 
-def fabric(rng: Random) -> Array:
+def _fabric(rng: Random) -> Array:
     """A random colour of cloth, (3,)."""
     return np.clip(np.array(FABRICS[rng.integers(len(FABRICS))], float) + rng.normal(0, 10, 3), 12, 245)
 
 
 def draw_background(canvas: Canvas, rng: Random) -> None:
-    """Plain, gradient, two-tone, blurred lights, texture or rough shapes, each with a little unevenness."""
+    """Draw a plain wall, a gradient, two tones, blurred lights, texture or rough shapes, each slightly uneven."""
     kind = rng.integers(6)
-    # Walls, wood and leaves far more often than violet light.
+    # Hues of walls, wood and leaves, far more often than violet.
     hue = rng.normal(0.1, 0.12) if rng.random() < 0.6 else rng.normal(0.57, 0.1)
     level = rng.uniform(45, 225)
     first = _tint(hue, 0.45 * rng.random() ** 1.5, level)
@@ -47,18 +59,13 @@ def draw_background(canvas: Canvas, rng: Random) -> None:
         mix = np.zeros_like(x)
         for _ in range(7):
             left, top, wide, high = (
-                rng.uniform(-0.1, 0.8),
-                rng.uniform(-0.1, 0.8),
-                rng.uniform(0.1, 0.4),
-                rng.uniform(0.1, 0.9),
+                rng.uniform(*limits) for limits in ((-0.1, 0.8), (-0.1, 0.8), (0.1, 0.4), (0.1, 0.9))
             )
             mix = np.where((abs(x - left) < wide / 2) & (abs(y - top) < high / 2), rng.uniform(0, 1), mix)
     mix = mix + 0.05 * smooth_noise(rng, 5, 4, (23, 28))
     small = np.clip(first + (second - first) * mix[..., None], 0, 255).astype(np.uint8)
-    picture = (
-        Image.fromarray(small).filter(ImageFilter.GaussianBlur(0.7)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
-    )
-    canvas.pixels[:] = np.asarray(picture)
+    blurred = Image.fromarray(small).filter(ImageFilter.GaussianBlur(0.7))
+    canvas.pixels[:] = np.asarray(blurred.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
 
 
 def _disc(x: Array, y: Array, rng: Random) -> Array:
@@ -74,52 +81,41 @@ def _tint(hue: float, saturation: float, level: float) -> Array:
 
 
 def draw_clothes(canvas: Canvas, person: Person, rng: Random) -> None:
-    """Shoulders in a crew neck, V neck, turtleneck, shirt or jacket."""
+    """Draw the shoulders in a crew neck, V neck, turtleneck, shirt or jacket."""
     kind = rng.integers(5)
-    colour = fabric(rng).astype(np.float32)
+    colour = _fabric(rng).astype(np.float32)
     neck = person.width * (0.62 if person.feminine else 0.76)
     wide = 78 if person.feminine else 90
-    shoulders = [(0, 84), (neck, 86), (neck * 1.5, 93), (wide, 104), (wide + 16, 130)]
-    ring = spline(mirrored(shoulders)) - (2 * person.yaw, 0)
+    shoulders = points([0, neck, neck * 1.5, wide, wide + 16], [84, 86, 93, 104, 130])
     necklines = {0: ellipse(0, 84, neck * 1.02, 12), 1: spline([(-neck, 78), (0, 112), (neck, 78)], steps=2)}
     hole = necklines.get(int(kind), ellipse(0, 70, neck, 13))
-    body = canvas.cover(ring, holes=[hole - (2 * person.yaw, 0)])
+    x = -2 * person.yaw
+    body = canvas.cover(spline(mirrored(shoulders)) + (x, 0), holes=[hole + (x, 0)])
     folds = 1 + np.float32(0.1) * smooth_noise(rng, 3, 9, body.alpha.shape[::-1])
     folds += 0.2 * person.light[0] * np.clip(canvas.u[body.box] / 80, -1, 1)
     canvas.paint(body, colour * folds[..., None], label=BACKGROUND)
-    x = -2 * person.yaw
     if kind == 2:
-        roll = canvas.cover(
-            spline(mirrored([(0, 78), (neck * 0.98, 76), (neck * 1.06, 92), (0, 98)]), closed=True) + (x, 0)
-        )
+        collar = points([0, neck * 0.98, neck * 1.06, 0], [78, 76, 92, 98])
+        roll = canvas.cover(spline(mirrored(collar), closed=True) + (x, 0))
         canvas.paint(roll, colour * (0.92 - 0.2 * (canvas.u[roll.box] / neck) ** 2)[..., None], label=BACKGROUND)
     elif kind >= 3:
         shirt = colour * 0.85 + 30 if kind == 3 else np.array((228, 228, 226))
         for side in SIDES:
-            flap = np.array([(side * neck * 1.02, 76), (side * 3, 96), (side * 12, 109), (side * neck * 1.3, 92)])
+            flap = points(side * np.array([neck * 1.02, 3, 12, neck * 1.3]), [76, 96, 109, 92])
             canvas.paint(canvas.cover(flap + (x, 0)), np.clip(shirt, 0, 245) * (1 + 0.06 * side), label=BACKGROUND)
         if kind == 4:
-            canvas.paint(
-                canvas.cover(np.array([(-5, 95), (5, 95), (8, 125), (-8, 125)]) + (x, 0)), fabric(rng), label=BACKGROUND
-            )
+            tie = canvas.cover(points([-5, 5, 8, -8], [95, 95, 125, 125]) + (x, 0))
+            canvas.paint(tie, _fabric(rng), label=BACKGROUND)
 
 
 def draw_hat(canvas: Canvas, person: Person, head: Head, rng: Random) -> None:
-    """Beanie, cap, hat with a brim, headband or headscarf; all count as background."""
+    """Draw the beanie, cap, brimmed hat, headband or headscarf; all are labelled background."""
     if person.hat == "none":
         return
-    colour = fabric(rng)
+    colour = _fabric(rng)
     if person.hat == "headband":
-        arc = spline(
-            [
-                (-person.width * 1.06, -30),
-                (-person.width * 0.6, -50),
-                (0, -56),
-                (person.width * 0.6, -50),
-                (person.width * 1.06, -30),
-            ]
-        )
-        band = canvas.cover(ribbon(arc, (6, 8, 6)))
+        arc = mirrored(points(person.width * np.array([0, 0.6, 1.06]), [-56, -50, -30]))
+        band = canvas.cover(ribbon(spline(arc), (6, 8, 6)))
         canvas.paint(band, colour * (1 - 0.3 * (canvas.u[band.box] / 48) ** 2)[..., None], label=BACKGROUND)
         return
     if person.hat == "scarf":
@@ -127,10 +123,8 @@ def draw_hat(canvas: Canvas, person: Person, head: Head, rng: Random) -> None:
         return
     w, tall = person.width, person.top - rng.uniform(8, 16)
     edge = -33.0 if person.hat == "beanie" else -38.0
-    dome = spline(mirrored([(0, tall), (w * 0.6, tall + 5), (w * 1.0, tall + 24), (w * 1.1, edge + 6)]))
-    sag = spline(
-        [(w * 1.1, edge + 6), (w * 0.55, edge - 1), (0, edge - 3), (-w * 0.55, edge - 1), (-w * 1.1, edge + 6)]
-    )
+    dome = spline(mirrored(points(w * np.array([0, 0.6, 1, 1.1]), [tall, tall + 5, tall + 24, edge + 6])))
+    sag = spline(mirrored(points(w * np.array([0, 0.55, 1.1]), [edge - 3, edge - 1, edge + 6]))[::-1])
     ring = np.concatenate([dome, sag])
     canvas.shade(canvas.cover(ring + (-3 * person.light[0], 6), soft=3.5, within=head.face), (0.66, 0.6, 0.58))
     body = canvas.cover(ring)
@@ -148,32 +142,11 @@ def draw_hat(canvas: Canvas, person: Person, head: Head, rng: Random) -> None:
 
 
 def _draw_brim(canvas: Canvas, person: Person, head: Head, colour: Array, edge: float) -> None:
-    """The peak of a cap, or the brim all around a hat."""
+    """The peak of a cap or the brim of a hat."""
     w = person.width
-    if person.hat == "cap":
-        ring = spline(
-            [
-                (-w * 0.92, edge + 4),
-                (-w * 0.5, edge - 5),
-                (w * 0.5, edge - 5),
-                (w * 0.92, edge + 4),
-                (w * 0.5, edge + 9),
-                (-w * 0.5, edge + 9),
-            ],
-            True,
-        )
-    else:
-        ring = spline(
-            [
-                (-w * 1.9, edge + 2),
-                (-w, edge - 5),
-                (w, edge - 5),
-                (w * 1.9, edge + 2),
-                (w * 0.9, edge + 8),
-                (-w * 0.9, edge + 8),
-            ],
-            True,
-        )
+    tip, top, bottom, droop, low = (0.92, 0.5, 0.5, 4, 9) if person.hat == "cap" else (1.9, 1, 0.9, 2, 8)
+    x = w * np.array([-tip, -top, top, tip, bottom, -bottom])
+    ring = spline(points(x, [edge + droop, edge - 5, edge - 5, edge + droop, edge + low, edge + low]), closed=True)
     canvas.shade(canvas.cover(ring + (0, 9), soft=4, within=head.face), (0.6, 0.54, 0.52))
     brim = canvas.cover(ring)
     shade = 0.92 - 0.012 * (canvas.v[brim.box] - edge)
@@ -185,52 +158,24 @@ def _draw_brim(canvas: Canvas, person: Person, head: Head, colour: Array, edge: 
 
 def _draw_scarf(canvas: Canvas, person: Person, head: Head, colour: Array, rng: Random) -> None:
     """A headscarf that frames the face and falls over the shoulders."""
-    w, chin = person.width, person.chin
-    outer = spline(
-        mirrored(
-            [
-                (0, person.top - 9),
-                (w * 0.75, person.top + 2),
-                (w * 1.18, -26),
-                (w * 1.26, 20),
-                (w * 1.3, 60),
-                (w * 2, 96),
-                (w * 2.4, 130),
-            ]
-        )
-    )
-    window = spline(
-        mirrored(
-            [
-                (0, -46),
-                (w * 0.55, -42),
-                (w * 0.88, -20),
-                (w * 0.86, 12),
-                (w * 0.62, 45),
-                (w * 0.3, chin - 5),
-                (0, chin - 1),
-            ]
-        )[:-1],
-        closed=True,
-    )
-    window = window - (1.5 * person.yaw, 0)
-    canvas.shade(
-        canvas.cover(outer, holes=[window + (-3 * person.light[0], 4)], soft=3, within=head.face), (0.7, 0.62, 0.6)
-    )
+    w, top, chin = person.width, person.top, person.chin
+    outside = points(w * np.array([0, 0.75, 1.18, 1.26, 1.3, 2, 2.4]), [top - 9, top + 2, -26, 20, 60, 96, 130])
+    inside = points(w * np.array([0, 0.55, 0.88, 0.86, 0.62, 0.3, 0]), [-46, -42, -20, 12, 45, chin - 5, chin - 1])
+    outer = spline(mirrored(outside))
+    window = spline(mirrored(inside)[:-1], closed=True) - (1.5 * person.yaw, 0)
+    shadow = canvas.cover(outer, holes=[window + (-3 * person.light[0], 4)], soft=3, within=head.face)
+    canvas.shade(shadow, (0.7, 0.62, 0.6))
     body = canvas.cover(outer, holes=[window])
     u, v = canvas.u[body.box], canvas.v[body.box]
     wrap = np.sqrt((u / w) ** 2 + ((v + 10) / 62) ** 2)
-    folds = (
-        0.96
-        + 0.1 * np.sin(wrap * 19 + 2.0 * smooth_noise(rng, 5, 4)[body.box])
-        + 0.3 * person.light[0] * np.clip(u / 60, -1, 1)
-    )
+    folds = 0.96 + 0.1 * np.sin(wrap * 19 + 2.0 * smooth_noise(rng, 5, 4)[body.box])
+    folds += 0.3 * person.light[0] * np.clip(u / 60, -1, 1)
     canvas.paint(body, colour * folds[..., None], label=BACKGROUND)
     canvas.shade(canvas.cover(window, soft=3, within=body), (0.62, 0.6, 0.6))
 
 
 def draw_glasses(canvas: Canvas, person: Person, rng: Random) -> None:
-    """Spectacles or, at times, tinted ones; eyes keep their label behind any lens."""
+    """Draw glasses, clear or tinted; the eyes behind keep their label."""
     if person.glasses == "none":
         return
     rx, ry, power, thick = {

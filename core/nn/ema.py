@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -15,9 +14,10 @@ Model = TypeVar("Model", bound=nn.Module)
 class ExponentialAverage(Generic[Model]):
     """Average of a generator's weights over training (Karras et al. 2018, appendix A.1).
 
-    The half-life is counted in images and grows with those seen (a tenth of them, up to `half_life`), so that the
-    random initial weights are forgotten early; both in the spirit of the code of Karras et al. 2020.
-    Running means and variances are averaged as well: with live ones the averaged weights would be normalised wrongly.
+    The half-life is counted in images. It is a tenth of the images seen, at most `half_life`, so that the random
+    initial weights are forgotten early (as in the code of Karras et al. 2020). Running means and variances are averaged
+    too: with live ones the averaged weights would be normalised wrongly. `torch.optim.swa_utils.AveragedModel` would
+    read a counter back from the device, and so wait for it, in every step.
 
     Args:
         model: the model to follow; must not yet be wrapped for several processes or mixed precision.
@@ -44,30 +44,3 @@ class ExponentialAverage(Generic[Model]):
         torch._foreach_lerp_([averaged[name] for name in floating], [live[name] for name in floating], weight)
         for name in averaged.keys() - floating:
             averaged[name].copy_(live[name])  # counters such as num_batches_tracked
-
-
-@torch.no_grad()
-def with_fresh_statistics(model: Model, inputs: Iterable[Tensor]) -> Model:
-    """A copy whose batch-norm statistics are the means over the batches `inputs`; `model` stays as it is.
-
-    Averaged statistics lag behind, as averages of what each layer gave under weights of the past; these are what the
-    averaged weights themselves give (as in Izmailov et al. 2018, section 3.2).
-
-    Args:
-        model: in eval mode, as the copy will be.
-        inputs: batches of equal size; none of them is kept.
-    """
-    fresh = copy.deepcopy(model)
-    layers = [layer for layer in fresh.modules() if isinstance(layer, nn.BatchNorm2d)]
-    if not layers:
-        return fresh
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # the mean over all batches
-        layer.train()
-    for batch in inputs:
-        fresh(batch)
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
-    return fresh.eval()

@@ -1,9 +1,8 @@
 """Grouped convolutions whose second derivatives are grouped convolutions as well.
 
-PyTorch computes the same numbers with one small convolution for every group, 1,900 more a step for R1 and R2 in the
-default `gen.r3gan`: on a GPU each is a launch. Here y = conv(x, w) and its two derivatives are three bilinear maps,
-each of whose derivatives is one of the other two, so that penalties on gradients take a few large ones, whatever their
-order.
+PyTorch computes these second derivatives with one small convolution per group: 1,900 more kernels per step for R1 and
+R2 in the default `gen.r3gan`. Here y = conv(x, w) and its two derivatives are three bilinear maps whose derivatives are
+again among the three, so gradient penalties of any order need only a few large convolutions.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-Context = Any  # what autograd hands to the static methods
+Context = Any  # the ctx argument of autograd functions
 
 
 class _Geometry(NamedTuple):
-    """Of one convolution; pairs are (vertical, horizontal)."""
+    """Of a convolution; lists are (vertical, horizontal)."""
 
     stride: list[int]
     padding: list[int]
@@ -27,7 +26,7 @@ class _Geometry(NamedTuple):
 
 
 def _backward(grad: Tensor, x: Tensor, w: Tensor, geometry: _Geometry, of_input: bool) -> Tensor:
-    """The gradient of sum(grad * conv(x, w)) with respect to x (`of_input`) or w."""
+    """The gradient of sum(grad * conv(x, w)) with respect to x (`of_input`) or to w."""
     stride, padding, dilation, groups = geometry
     mask = [of_input, not of_input, False]
     both = torch.ops.aten.convolution_backward(grad, x, w, None, stride, padding, dilation, False, [0, 0], groups, mask)
@@ -53,7 +52,7 @@ class _Convolve(Function):
 
 
 class _InputGradient(Function):
-    """(dy, w) -> dx; of `like`, an x, it needs the shape alone."""
+    """(dy, w) -> dx; of `like`, an x, only the shape matters."""
 
     @staticmethod
     def forward(ctx: Context, grad: Tensor, w: Tensor, like: Tensor, geometry: _Geometry) -> Tensor:
@@ -70,7 +69,7 @@ class _InputGradient(Function):
 
 
 class _WeightGradient(Function):
-    """(dy, x) -> dw; of `like`, a w, it needs the shape alone."""
+    """(dy, x) -> dw; of `like`, a w, only the shape matters."""
 
     @staticmethod
     def forward(ctx: Context, grad: Tensor, x: Tensor, like: Tensor, geometry: _Geometry) -> Tensor:
@@ -90,7 +89,7 @@ class GroupedConv2d(nn.Conv2d):
     """`nn.Conv2d` with groups and zero padding, for networks that are differentiated twice."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """As `nn.Conv2d`; within autocast, where no second derivatives are taken here, it is that."""
+        """As `nn.Conv2d`, which does the work under autocast, where this project takes no second derivatives."""
         device = x.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             return super().forward(x)

@@ -1,4 +1,4 @@
-"""Model files that describe themselves: safetensors weights with the recipe of the model in their metadata."""
+"""Self-contained model files: safetensors weights with the recipe of the model in their metadata."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from core.cli.files import atomic_path
 
 FILE_NAME = "model.safetensors"
 FORMAT = "facet-model-1"
-# A model file may name a class of ours and nothing else: loading a downloaded file must never run foreign code.
+# Only our classes may be named in a model file: loading a downloaded file must never run foreign code.
 PACKAGES = ("gen", "seg")
 
 
 def build_model(recipe: dict[str, Any]) -> nn.Module:
-    """Make the model that `{"_target_": "package.module.Class", argument: value, ...}` names.
+    """Build the model that `{"_target_": "package.module.Class", argument: value, ...}` describes.
 
     Raises:
-        UserError: the class is not a model of ours, or it refuses an argument.
+        UserError: the class is not a model of this project, or it rejects an argument.
     """
     arguments = dict(recipe)
     target = str(arguments.pop("_target_", ""))
@@ -48,7 +48,7 @@ def save_model(path: str | Path, model: nn.Module, recipe: dict[str, Any], info:
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     metadata = {"format": FORMAT, "recipe": json.dumps(recipe), "info": json.dumps(info)}
     with atomic_path(path) as temporary:
-        # safetensors makes files that their owner alone can read: others of a group shall score a run, too.
+        # safetensors makes files that only their owner can read; others in a group may want to score a run.
         temporary.touch()
         mode = temporary.stat().st_mode
         try:
@@ -59,10 +59,10 @@ def save_model(path: str | Path, model: nn.Module, recipe: dict[str, Any], info:
 
 
 def model_file(run_or_file: str | Path) -> Path:
-    """The model file that a run folder or a file name stands for.
+    """The path of the model file in a run folder, or the given file.
 
     Raises:
-        UserError: there is none.
+        UserError: it does not exist.
     """
     path = Path(run_or_file)
     if path.is_dir():
@@ -73,10 +73,10 @@ def model_file(run_or_file: str | Path) -> Path:
 
 
 def load_model(run_or_file: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Rebuild a model from its file alone, in eval mode on the CPU, with the `info` it was saved with.
+    """Load a model (in eval mode, on the CPU) and its `info` from a file or run folder.
 
     Raises:
-        UserError: the file is missing, damaged, not ours, or its weights do not fit its recipe.
+        UserError: the file is missing, damaged or from another program, or its weights do not fit its recipe.
     """
     path = model_file(run_or_file)
     try:

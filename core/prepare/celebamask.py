@@ -1,57 +1,38 @@
-"""CelebAMask-HQ as downloaded: pictures of 1024x1024, and for each a file per facial part of 512x512."""
+"""CelebAMask-HQ as downloaded: pictures of 1024x1024 pixels, and for each facial part a mask file of 512x512."""
 
 from __future__ import annotations
 
 import io
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from PIL import Image
 
 from core.cli.errors import UserError
 from core.data.mask_classes import CELEBAMASK_HQ
-from core.prepare.geometry import Source, decode
+from core.prepare.image_source import ImageSource, load_image
 from core.prepare.pairs import CHUNK, PairOptions, choose_split, digest
 from core.prepare.store import Store, one_line, stem_of
 
 IMAGES, PARTS = "CelebA-HQ-img", "CelebAMask-HQ-mask-anno"
 MAPPING = "CelebA-HQ-to-CelebA-mapping.txt"
 PART_NAME = re.compile(r"([0-9]+)_(\w+)")
-# What the authors' script compares the numbers in CelebA, from 0, with. CelebA's own parts begin one earlier, its files
-# being numbered from 1: with these borders the first picture of each later part stays in the part before.
+# The thresholds of the authors' script for numbers in CelebA, which start at 0. CelebA's own splits begin one earlier
+# (its files are numbered from 1), so the first picture of valid and of test belongs to the split before.
 FIRST_VALID, FIRST_TEST = 162_771, 182_638
 CLASSES = list(CELEBAMASK_HQ)
 
 
-@dataclass(kw_only=True)
-class CelebAMaskSource(Source):
-    """Pictures with the files of their parts by class index, ascending."""
-
-    store: Store
-    images: list[str]
-    parts: list[list[tuple[int, str]]]
-
-    def load(self, index: int) -> tuple[Image.Image, Image.Image]:
-        """Picture number `index` in RGB (1024x1024) and its merged mask (512x512)."""
-        read = {part: _grey(self.store.read(name)) for part, name in self.parts[index]}
-        return decode(io.BytesIO(self.store.read(self.images[index]))), merge_parts(read)
-
-
-def _grey(content: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(content)) as picture:
-        return picture.convert("L")
-
-
 def merge_parts(parts: Mapping[int, Image.Image]) -> Image.Image:
-    """Paint parts over each other in the official class order, a later class over an earlier one.
+    """Merge part masks in the official order: later classes cover earlier ones.
 
     Args:
-        parts: by class index, mode L of one size, 0 where the part is not.
+        parts: by class index, masks of mode L and equal size that are 0 outside the part.
 
     Raises:
-        ValueError: sizes differ, or there is no part at all.
+        ValueError: different sizes, or no parts.
     """
     sizes = {part.size for part in parts.values()}
     if len(sizes) != 1:
@@ -64,16 +45,16 @@ def merge_parts(parts: Mapping[int, Image.Image]) -> Image.Image:
 
 
 def is_celebamask(store: Store) -> bool:
-    """Whether both folders of the download are there."""
+    """Whether the store has both folders of the download."""
     folders = {part for name in store.images for part in name.split("/")[:-1]}
     return {IMAGES, PARTS} <= folders
 
 
-def open_celebamask(store: Store, options: PairOptions) -> CelebAMaskSource:
-    """The pictures by number, with CelebA's split where the mapping file is.
+def open_celebamask(store: Store, options: PairOptions) -> ImageSource:
+    """The pictures in numerical order, with CelebA's split if the mapping file is there.
 
     Raises:
-        UserError: an unknown part, a picture without parts or parts without a picture, or an odd mapping file.
+        UserError: an unknown part, a picture without parts or parts without a picture, or an invalid mapping file.
     """
     options.refuse(str(store.path), classes="is CelebAMask-HQ, which has classes of its own")
     images: dict[int, str] = {}
@@ -87,31 +68,35 @@ def open_celebamask(store: Store, options: PairOptions) -> CelebAMaskSource:
             if not stem_of(name).isdecimal():
                 raise UserError(f"{store.place(name)} is not named by a number: remove it")
             _put(store, images, int(stem_of(name)), name)
-    for single, what in (
-        (images.keys() - parts.keys(), "picture without parts"),
-        (parts.keys() - images.keys(), "part"),
-    ):
-        if single:
-            lost = min(single)
-            name = images[lost] if lost in images else next(iter(parts[lost].values()))
-            trouble = what if lost in images else "part without picture"
-            raise UserError(f"{store.place(name)} is a {trouble} (of {len(single):,}): unpack the download completely")
+    bare, orphans = images.keys() - parts.keys(), parts.keys() - images.keys()
+    if lost := bare or orphans:
+        name = images[min(lost)] if bare else next(iter(parts[min(lost)].values()))
+        trouble = "picture without parts" if bare else "part without picture"
+        raise UserError(f"{store.place(name)} is a {trouble} (of {len(lost):,}): unpack the download completely")
     numbers = sorted(images)
     split = choose_split(store, [str(number) for number in numbers], _mapped_split(store, numbers), options)
     numbers = numbers[: options.limit]
     files = [name for number in numbers for name in (images[number], *parts[number].values())]
-    return CelebAMaskSource(
+    pictures = [(images[number], parts[number]) for number in numbers]
+    return ImageSource(
         label=store.label,
         names=[images[number].rpartition("/")[2] for number in numbers],
         split=split,
         identity=store.identity(files) | {"layout": "celebamask-hq", "split": digest(split)},
+        load=partial(_load, store, pictures),
         classes=CLASSES,
         palette=[list(colour) for colour in CELEBAMASK_HQ.values()],
         chunk=CHUNK,
-        store=store,
-        images=[images[number] for number in numbers],
-        parts=[sorted(parts[number].items()) for number in numbers],
     )
+
+
+def _load(store: Store, pictures: list[tuple[str, dict[int, str]]], index: int) -> tuple[Image.Image, Image.Image]:
+    image, parts = pictures[index]
+    masks = {}
+    for part, name in sorted(parts.items()):
+        with Image.open(io.BytesIO(store.read(name))) as opened:
+            masks[part] = opened.convert("L")
+    return load_image(store, image), merge_parts(masks)
 
 
 def _put(store: Store, files: dict[int, str], key: int, name: str) -> None:
@@ -131,7 +116,7 @@ def _part_of(store: Store, name: str) -> tuple[int, int]:
 
 
 def _mapped_split(store: Store, numbers: list[int]) -> np.ndarray | None:
-    """CelebA's split of each picture by the mapping file, whose lines are number, number in CelebA, file name."""
+    """CelebA's split by the mapping file, whose lines are number, number in CelebA, file name; None without one."""
     file = next((name for name in sorted(store.files) if name.rpartition("/")[2] == MAPPING), None)
     if file is None:
         return None

@@ -1,4 +1,4 @@
-"""What the masks of a data set together mean: black and white, class indices, or colours of a class table."""
+"""How the masks of a data set encode classes: black and white, class indices, or the colours of a class table."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from core.cli.errors import UserError
 from core.data.mask_classes import IGNORE, MAX_CLASSES, ClassTable, default_palette
 from core.prepare.masks import SAVE_AS, MaskCoding, MaskFacts, colours_of
 
-PLAUSIBLE = 32  # a largest index below this is believed without a class table
+PLAUSIBLE = 32  # largest indices below this are accepted without a class table
 
 
 def coding_of(facts: list[MaskFacts], table: ClassTable | None) -> tuple[MaskCoding, ClassTable]:
-    """What all masks of a data set together mean, and the names and colours of the classes.
+    """How all masks of a data set are decoded, and the names and colours of the classes.
 
-    Masks of one bit a pixel, or of 0 and 255 and nothing else in all files, are binary; all zeros fit any table. Names
-    that no table gives are background and foreground, or class_0, class_1, ...; colours come from the first palette
-    file if no table has them. Masks of colours, and palette files that have a table's colours in another order, go by
-    the colours.
+    Masks with one bit per pixel, or with no value but 0 and 255 in any file, are binary; all zeros fit any table.
+    Colour masks, and palette files that have the table's colours in another order, are decoded by colour. Without a
+    table, classes are called background and foreground, or class_0, class_1, ..., and have the colours of the first
+    palette file, if there is one.
 
     Raises:
-        UserError: a value or colour that is in no class table, a table that does not fit, palettes that differ, or
-            values without a table that are hardly class indices.
+        UserError: a value or colour that is not in the class table, a table that does not fit, palettes that differ,
+            or values without a table that are unlikely to be class indices.
     """
     if _by_colour(facts, table):
         return _colour_coding(facts, table)
-    different = {value for entry in facts for value in entry.values or ()}
-    bits = any(entry.bits for entry in facts)
+    distinct = {value for entry in facts for value in entry.values or ()}
     binary = all(entry.bits or set(entry.values or ()) <= {0, 255} for entry in facts)
-    if table and len(table.names) > 2 and binary and (bits or different != {0}):
-        raise UserError(
-            f"the masks are black and white, which makes two classes, but --classes names {len(table.names)}"
-        )
-    binary = binary and not (table and len(table.names) > 2)
-    if table is None:
-        _refuse_lossy(facts)
-    if binary:
-        count = 2
-    else:
-        count = len(table.names) if table else _largest(facts, different) + 1
+    if table and len(table.names) > 2 and binary:
+        if any(entry.bits for entry in facts) or distinct != {0}:
+            raise UserError(
+                f"the masks are black and white, which makes two classes, but --classes names {len(table.names)}"
+            )
+        binary = False
+    lossy = next((entry for entry in facts if entry.lossy), None)
+    if lossy and table is None:
+        raise UserError(f"{lossy.place} is a JPEG, which blurs class indices: save the masks as PNG or give --classes")
+    count = 2
+    if not binary:
+        count = len(table.names) if table else _largest(facts, distinct) + 1
         for entry in facts:
             wrong = next((value for value in entry.values or () if value != IGNORE and not 0 <= value < count), None)
             if wrong is not None:
@@ -53,15 +53,15 @@ def coding_of(facts: list[MaskFacts], table: ClassTable | None) -> tuple[MaskCod
 
 
 def _by_colour(facts: list[MaskFacts], table: ClassTable | None) -> bool:
-    """Whether the colours of the masks say which class a pixel is, and not their values.
+    """Whether the class of a pixel depends on its colour rather than its value.
 
     Raises:
-        UserError: palettes give one value different colours, and no table says what they mean.
+        UserError: palettes give one value different colours, and no table gives their meaning.
     """
     if any(entry.values is None for entry in facts):
         return True
     has_colours = table is not None and table.colours is not None
-    # Grey in three channels: by the table if it has all these greys, else it is one channel stored three times.
+    # Grey in three channels: colours if the table has all of these greys, else one channel stored three times.
     if has_colours and all(entry.coloured and not entry.unknown for entry in facts):
         return True
     first: dict[int, tuple[tuple[int, ...], MaskFacts]] = {}
@@ -111,12 +111,6 @@ def _meant(table: ClassTable) -> dict[tuple[int, ...], int]:
     return {colour: index for index, colour in enumerate(colours_of(table))} | dict.fromkeys(table.ignored, IGNORE)
 
 
-def _refuse_lossy(facts: list[MaskFacts]) -> None:
-    lossy = next((entry for entry in facts if entry.lossy), None)
-    if lossy:
-        raise UserError(f"{lossy.place} is a JPEG, which blurs class indices: save the masks as PNG or give --classes")
-
-
 def _refuse_extreme(value: int, entry: MaskFacts) -> None:
     if not 0 <= value < MAX_CLASSES:
         raise UserError(
@@ -124,14 +118,14 @@ def _refuse_extreme(value: int, entry: MaskFacts) -> None:
         )
 
 
-def _largest(facts: list[MaskFacts], different: set[int]) -> int:
+def _largest(facts: list[MaskFacts], distinct: set[int]) -> int:
     """The largest class index of masks without a class table."""
     values = [(value, entry) for entry in facts for value in entry.values or () if value != IGNORE]
     largest, holder = max(values, key=lambda found: found[0])
     _refuse_extreme(largest, holder)
-    if largest >= PLAUSIBLE and largest > 2 * len(different):
+    if largest >= PLAUSIBLE and largest > 2 * len(distinct):
         raise UserError(
-            f"{holder.place} holds the value {largest}, but all masks together only {len(different)} different ones, "
+            f"{holder.place} holds the value {largest}, but all masks together only {len(distinct)} different ones, "
             "so they are hardly class indices: save the masks as PNG of class indices or give --classes"
         )
     return largest

@@ -1,4 +1,4 @@
-"""Mask files: what each of them holds, and how it becomes class indices."""
+"""Reading mask files: what each one holds, and how it is decoded to class indices."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from PIL import Image
 
 from core.cli.console import progress_bar, warn
 from core.cli.errors import UserError
+from core.data.decode import reason_of
 from core.data.mask_classes import IGNORE, ClassTable
-from core.prepare.geometry import reason_of
 from core.prepare.store import Store, one_line
 
 Colours = tuple[tuple[int, ...], ...]
-ROWS = 64  # rows of a colour mask looked up at once, which bounds the memory
+Unknown = tuple[tuple[int, ...], tuple[int, int]]  # a colour that is not in the class table, and its (x, y)
+ROWS = 64  # rows of a colour mask looked up at a time, which bounds the memory
 ORIENTATION = 0x0112  # the EXIF tag; 0 and 1 mean upright
 SAVE_AS = "save the masks as 8-bit PNG of class indices, 255 where a pixel is to be ignored"
 
 
 @dataclass(frozen=True)
 class MaskCoding:
-    """How mask files become class indices.
+    """How mask files are decoded to class indices.
 
     Attributes:
         kind: "binary" (anything but 0 is class 1), "index" (values are classes, 255 is ignored) or "colour".
         classes: number of classes.
-        colours: the RGB colour of each class, for kind "colour".
-        ignored: RGB colours that become `IGNORE`, for kind "colour".
+        colours, ignored: for kind "colour", the RGB colour of each class and the colours that become `IGNORE`.
     """
 
     kind: str
@@ -42,7 +42,7 @@ class MaskCoding:
         """The class indices in a mask file, mode L.
 
         Raises:
-            ValueError: a value or colour that is no class; besides whatever the decoder raises for a damaged file.
+            ValueError: a value or colour that is no class. For a damaged file, whatever the decoder raises.
         """
         with Image.open(io.BytesIO(content)) as picture:
             picture.load()
@@ -63,33 +63,20 @@ class MaskCoding:
 
 @dataclass(frozen=True)
 class MaskFacts:
-    """What one pair of files holds.
+    """What one pair of files holds."""
 
-    Attributes:
-        place: where the mask is, for messages.
-        side: of the picture when it is square, else 0.
-        turned: where the picture is if its EXIF rotation, which nothing applies, is not upright, else empty.
-        values: the different values of a mask with one channel, ascending; None for colours. Colours that are grey
-            throughout count as one channel.
-        bits: whether the mask has one bit a pixel.
-        lossy: whether the mask is a JPEG.
-        coloured: whether pixels have three channels.
-        unknown: the first colour of such pixels that is not in the class table, and its (x, y).
-        palette: the colours of a palette file that tells its values apart; one tuple for all files that share it.
-    """
-
-    place: str
-    side: int
-    turned: str
-    values: tuple[int, ...] | None
-    bits: bool
-    lossy: bool
-    coloured: bool
-    unknown: tuple[tuple[int, ...], tuple[int, int]] | None
-    palette: Colours
+    place: str  # of the mask, for messages
+    side: int  # of a square picture, else 0
+    turned: str  # the place of a picture with an EXIF rotation (which is never applied), else empty
+    values: tuple[int, ...] | None  # of a mask with one channel or grey throughout, ascending; None for colours
+    bits: bool  # one bit per pixel
+    lossy: bool  # a JPEG
+    coloured: bool  # three channels
+    unknown: Unknown | None  # in a mask with three channels
+    palette: Colours  # of a palette file whose values have different colours; shared between equal palettes
 
     def shades(self) -> dict[int, tuple[int, ...]]:
-        """The palette's colour of each value that occurs, 255 left out."""
+        """The palette's colour of each value that occurs, except `IGNORE`."""
         shown = [value for value in self.values or () if value != IGNORE] if self.palette else []
         return {value: self.palette[value] for value in shown}
 
@@ -97,15 +84,12 @@ class MaskFacts:
 def examine(
     store: Store, pairs: list[tuple[str, str]], table: ClassTable | None, *, workers: int = 1, quiet: bool = False
 ) -> list[MaskFacts]:
-    """Read the mask and the size of the picture of every (image, mask) pair of files.
+    """Read the mask and the picture's header of each (image, mask) pair, in `workers` threads.
 
-    A pair that cannot be read is left out here: the preparation meets it again and lists it.
-
-    Args:
-        workers: threads.
+    Pairs that cannot be read are left out; the preparation will report them.
 
     Raises:
-        UserError: sizes that differ within a pair, a file of several pictures, fractions, or not one mask can be read.
+        UserError: different sizes within a pair, several pictures in a file, floating-point masks, or no readable pair.
     """
     palettes: dict[Colours, Colours] = {}
     found: list[MaskFacts] = []
@@ -122,7 +106,7 @@ def examine(
     pool = ThreadPoolExecutor(workers)
     try:
         with warnings.catch_warnings(), progress_bar("masks", quiet=quiet) as bar:
-            warnings.simplefilter("ignore")  # remarks on odd palettes and EXIF blocks; bombs come up in preparation
+            warnings.simplefilter("ignore")  # odd palettes and EXIF blocks; preparation refuses decompression bombs
             task = bar.add_task("examine", total=len(pairs))
             for (_, mask), facts in zip(pairs, pool.map(read, pairs), strict=True):
                 bar.advance(task)
@@ -160,15 +144,15 @@ def _facts(
         )
     if opened.mode == "F":
         raise UserError(f"{store.place(mask)} holds floating-point numbers: {SAVE_AS}")
-    values = _channel(opened)
+    channel = _channel(opened)
+    values = None if channel is None else _distinct(channel)
     coloured = opened.mode not in ("1", "L", "LA", "P", "PA") and not opened.mode.startswith("I")
-    different = None if values is None else tuple(_different(values))
-    palette = _palette_of(opened, different or ())
+    palette = _palette_of(opened, values or ())
     return MaskFacts(
         place=store.place(mask),
         side=size[0] if size[0] == size[1] else 0,
         turned=store.place(image) if turned else "",
-        values=different,
+        values=values,
         bits=opened.mode == "1",
         lossy=opened.format in ("JPEG", "MPO"),
         coloured=coloured,
@@ -178,37 +162,34 @@ def _facts(
 
 
 def _is_turned(picture: Image.Image) -> bool:
-    # Without this test Pillow would decode a whole PNG to look behind its pixels. TIFF is turned by Pillow itself.
+    # "exif" is checked first because getexif() decodes a whole PNG. Pillow itself rotates TIFF.
     return "exif" in picture.info and picture.getexif().get(ORIENTATION, 1) not in (0, 1)
 
 
 def _refuse_several(picture: Image.Image, place: str) -> None:
     count = getattr(picture, "n_frames", 1)
-    if count > 1 and picture.format != "MPO":  # cameras put previews behind the picture
+    if count > 1 and picture.format != "MPO":  # where cameras append previews
         raise UserError(f"{place} holds {count} pictures: save each in a file of its own")
 
 
 def _palette_of(picture: Image.Image, values: tuple[int, ...]) -> Colours:
-    """The colours of a palette file; none when values that occur share a colour, as in a palette left empty."""
+    """The 256 colours of a palette file; none if two values that occur have the same, as in an empty palette."""
     if picture.mode not in ("P", "PA"):
         return ()
     flat = picture.getpalette() or []
     flat += [0] * (3 * 256 - len(flat))
-    colours = tuple(tuple(flat[start : start + 3]) for start in range(0, 3 * 256, 3))
+    colours = tuple(zip(flat[::3], flat[1::3], flat[2::3], strict=True))
     shown = [colours[value] for value in values if value != IGNORE]
     return colours if len(set(shown)) == len(shown) else ()
 
 
 def colours_of(table: ClassTable | None) -> Colours:
-    """The colours of a class table; none when it has none."""
+    """The colours of a class table as tuples; empty without table or colours."""
     return tuple(tuple(colour) for colour in table.colours or ()) if table else ()
 
 
 def _channel(picture: Image.Image) -> np.ndarray | None:
-    """The values of a mask with one channel, (H, W) of any integer type, its alpha dropped; None for colours.
-
-    Three channels that are equal everywhere count as one.
-    """
+    """The values of a mask with one channel or three equal ones, (H, W) of any integer type; None for colours."""
     values = np.asarray(picture)
     if picture.mode in ("LA", "PA"):
         values = values[..., 0]
@@ -221,16 +202,14 @@ def _channel(picture: Image.Image) -> np.ndarray | None:
     return values.astype(np.uint8) if values.dtype == bool else values
 
 
-def _different(values: np.ndarray) -> list[int]:
-    # Counting is many times faster than sorting, which is what np.unique does.
+def _distinct(values: np.ndarray) -> tuple[int, ...]:
+    """As np.unique, which would sort: counting is many times faster."""
     small = values.dtype in (np.uint8, np.uint16)
-    return [int(value) for value in (np.flatnonzero(np.bincount(values.ravel())) if small else np.unique(values))]
+    return tuple((np.flatnonzero(np.bincount(values.ravel())) if small else np.unique(values)).tolist())
 
 
-def _look_up(
-    picture: Image.Image, colours: Colours, ignored: Colours
-) -> tuple[np.ndarray, tuple[tuple[int, ...], tuple[int, int]] | None]:
-    """Class indices uint8 (H, W), and the first colour that is not in the table with its (x, y)."""
+def _look_up(picture: Image.Image, colours: Colours, ignored: Colours) -> tuple[np.ndarray, Unknown | None]:
+    """Class indices uint8 (H, W), and the first colour that is not in the table, where the lookup stops."""
     pixels = np.asarray(picture.convert("RGB"))
     codes = _codes(np.array((*colours, *ignored), np.uint8))
     labels = np.array([*range(len(colours)), *[IGNORE] * len(ignored)], np.uint8)
@@ -249,6 +228,6 @@ def _look_up(
 
 
 def _codes(colours: np.ndarray) -> np.ndarray:
-    """One number for each RGB colour, uint32."""
+    """RGB colours (..., 3) as single numbers (...), uint32."""
     red, green, blue = (colours[..., channel].astype(np.uint32) for channel in range(3))
     return red << 16 | green << 8 | blue

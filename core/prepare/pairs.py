@@ -1,13 +1,13 @@
-"""Pictures with masks in files of the same name: an image folder beside a mask folder, in a folder or a zip."""
+"""Pairs of image and mask files with the same name, from an image folder beside a mask folder."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -16,7 +16,7 @@ from core.cli.console import warn
 from core.cli.errors import UserError
 from core.data.dataset import SPLITS
 from core.data.mask_classes import ClassTable
-from core.prepare.geometry import Source, decode
+from core.prepare.image_source import ImageSource, load_image
 from core.prepare.mask_encoding import coding_of
 from core.prepare.masks import MaskCoding, examine
 from core.prepare.store import Store, natural, one_line, short_names, stem_of
@@ -24,101 +24,79 @@ from core.prepare.store import Store, natural, one_line, short_names, stem_of
 IMAGE_FOLDERS = frozenset(("images", "image", "imgs", "img", "jpegimages"))
 MASK_FOLDERS = frozenset(("masks", "mask", "labels", "label", "annotations", "segmentationclass", "gt"))
 SPLIT_FOLDERS = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
-ANNOTATIONS = (".xml", ".json", ".txt")  # boxes, outlines and the like: no masks, and none were meant
+ANNOTATIONS = (".xml", ".json", ".txt")  # boxes and outlines: a folder of these is not meant to hold masks
 VALID_SHARE = 0.1
-CHUNK = 16  # pairs are larger than CelebA's pictures
+CHUNK = 16  # pairs per unit of work: they are larger than CelebA's pictures
 
 
 @dataclass(frozen=True)
 class PairOptions:
-    """What the user chose for a source with masks.
-
-    Attributes:
-        classes: the class table of `--classes`.
-        valid: number of pairs, the last ones by name, that `--valid` holds out.
-        limit: take the first so many pairs alone.
-        quiet: no progress bar.
-        workers: threads that read masks.
-    """
+    """The command-line options for sources with masks."""
 
     classes: ClassTable | None = None
-    valid: int | None = None
-    limit: int | None = None
-    quiet: bool = False
-    workers: int = 1
+    valid: int | None = None  # number of pairs to hold out, the last ones by name
+    limit: int | None = None  # take only the first pairs
+    quiet: bool = False  # no progress bar
+    workers: int = 1  # threads that read masks
 
     def refuse(self, place: str, *, classes: str = "", valid: str = "") -> None:
-        """Raise a UserError for an option that was given and has no meaning here, for the reason stated."""
+        """Raise a UserError if an option was given that the source at `place` cannot use, for the stated reason."""
         for option, given, reason in (("classes", self.classes, classes), ("valid", self.valid, valid)):
             if given is not None and reason:
                 raise UserError(f"{place} {reason}: leave out --{option}")
 
 
-@dataclass(kw_only=True)
-class PairSource(Source):
-    """Image and mask files of a store."""
-
-    store: Store
-    pairs: list[tuple[str, str]]
-    coding: MaskCoding
-
-    def load(self, index: int) -> tuple[Image.Image, Image.Image]:
-        """Picture number `index` in RGB and its class indices."""
-        image, mask = self.pairs[index]
-        return decode(io.BytesIO(self.store.read(image))), self.coding.decode(self.store.read(mask))
-
-
 @dataclass(frozen=True)
-class _Place:
-    """A file in an image or mask folder: the folders around it, those inside it, and the stem, all composed (NFC)."""
+class _Key:
+    """What an image and its mask have in common; all parts are NFC, since macOS decomposes accents in file names."""
 
-    parent: tuple[str, ...]
-    inner: tuple[str, ...]
+    parent: tuple[str, ...]  # the folders above the image or mask folder
+    inner: tuple[str, ...]  # the folders below it
     stem: str
 
 
 def find_pairs(store: Store) -> list[tuple[str, str]] | None:
-    """(image, mask) files in natural order; None when no image folder has a mask folder beside it.
+    """(image, mask) files in natural order; None if no image folder has a mask folder beside it.
 
     Raises:
-        UserError: a picture without mask, a mask without picture, several of one name, or an image or mask folder in
-            which nothing can be read.
+        UserError: an image without mask, a mask without image, several files for one of them, or an image or mask
+            folder without readable files.
     """
-    gifs = [name for name in store.files if name.lower().endswith(".gif")]  # no pictures to train on, but good masks
-    images, masks = _placed(store.images, IMAGE_FOLDERS), _placed([*store.images, *gifs], MASK_FOLDERS)
-    shared = {place.parent for place in images} & {place.parent for place in masks}
+    gifs = [name for name in store.files if name.lower().endswith(".gif")]  # unfit as pictures, but not as masks
+    images, masks = _by_key(store.images, IMAGE_FOLDERS), _by_key([*store.images, *gifs], MASK_FOLDERS)
+    shared = {key.parent for key in images} & {key.parent for key in masks}
     _refuse_empty(store, shared)
     if not shared:
         return None
-    wanted = {place: _only(store, names) for place, names in images.items() if place.parent in shared}
-    partner = {place: _only(store, names) for place, names in masks.items()}
-    _refuse_single(store, [name for place, name in wanted.items() if place not in partner], "has no mask")
-    _refuse_single(store, [name for place, name in partner.items() if place not in wanted], "is a mask without picture")
+    wanted = {key: _only(store, names) for key, names in images.items() if key.parent in shared}
+    partner = {key: _only(store, names) for key, names in masks.items()}
+    _refuse_single(store, [name for key, name in wanted.items() if key not in partner], "has no mask")
+    _refuse_single(store, [name for key, name in partner.items() if key not in wanted], "is a mask without picture")
     used = {*wanted.values(), *partner.values()}
     others = [name for name in store.images if name not in used]
     if others:
         some = f"{len(others):,} picture" + ("s lie" if len(others) > 1 else " lies")
         warn(f"{some} in no image folder beside a mask folder, left out: {store.place(min(others, key=natural))} ...")
-    return sorted(((name, partner[place]) for place, name in wanted.items()), key=lambda pair: natural(pair[0]))
+    return sorted(((name, partner[key]) for key, name in wanted.items()), key=lambda pair: natural(pair[0]))
 
 
-def _placed(names: Iterable[str], folders: frozenset[str]) -> dict[_Place, list[str]]:
-    """Files below folders of these names, by their place; the innermost such folder counts."""
-    found: dict[_Place, list[str]] = {}
+def _by_key(names: Iterable[str], folders: frozenset[str]) -> dict[_Key, list[str]]:
+    """The files below folders with these names; the innermost such folder counts."""
+    found: dict[_Key, list[str]] = {}
     for name in names:
-        composed = unicodedata.normalize("NFC", name)  # macOS writes the accents of names apart
+        composed = unicodedata.normalize("NFC", name)
         parts = tuple(composed.split("/")[:-1])
         depth = next((depth for depth in reversed(range(len(parts))) if parts[depth].lower() in folders), None)
         if depth is not None:
-            found.setdefault(_Place(parts[:depth], parts[depth + 1 :], stem_of(composed)), []).append(name)
+            found.setdefault(_Key(parts[:depth], parts[depth + 1 :], stem_of(composed)), []).append(name)
     return found
 
 
 def _refuse_empty(store: Store, shared: set[tuple[str, ...]]) -> None:
-    """Refuse an image folder beside a mask folder where one of them has nothing that can be read.
+    """Refuse an image folder beside a mask folder if one of them has no readable files.
 
     Args:
-        shared: the folders in which both have something.
+        shared: the folders in which both have some.
     """
     folders = {tuple(name.split("/")[:depth]) for name in store.files for depth in range(1, name.count("/") + 1)}
     folders |= {tuple(name.split("/")) for name in store.folders}
@@ -154,14 +132,14 @@ def _refuse_single(store: Store, names: list[str], trouble: str) -> None:
         raise UserError(f"{first} {trouble}{more}: add what is missing under the same name, or remove it")
 
 
-def open_pairs(store: Store, pairs: list[tuple[str, str]], options: PairOptions) -> PairSource:
-    """The pairs that `find_pairs` found, with a split; every mask is read once to learn what its values mean.
+def open_pairs(store: Store, pairs: list[tuple[str, str]], options: PairOptions) -> ImageSource:
+    """The pairs from `find_pairs` with a split; every mask is read once to find out how it encodes classes.
 
     Raises:
-        UserError: sizes that differ within a pair, values that are no class, options that do not fit the pairs.
+        UserError: different sizes within a pair, values that are not classes, options that do not fit the pairs.
     """
     split = choose_split(store, _stems([image for image, _ in pairs]), _split_folders(store, pairs), options)
-    # All masks, though --limit may take fewer: what 255 means must not depend on it.
+    # All masks are read, though --limit may take fewer: it must not change what 255 means.
     facts = examine(store, pairs, options.classes, workers=options.workers, quiet=options.quiet)
     coding, table = coding_of(facts, options.classes)
     pairs = pairs[: options.limit]
@@ -171,31 +149,36 @@ def open_pairs(store: Store, pairs: list[tuple[str, str]], options: PairOptions)
     meaning: dict[str, object] = {"coding": coding.kind, "classes": table.names, "palette": table.colours}
     if coding.ignored:
         meaning["ignored"] = coding.ignored
-    return PairSource(
+    return ImageSource(
         label=store.label,
         names=short_names(images),
         split=split,
         identity=store.identity([name for pair in pairs for name in pair]) | meaning | {"split": digest(split)},
+        load=partial(_load, store, pairs, coding),
         classes=table.names,
         palette=table.colours,
         chunk=CHUNK,
         native_side=sides.pop() or None if len(sides) == 1 else None,
-        store=store,
-        pairs=pairs,
-        coding=coding,
     )
 
 
+def _load(
+    store: Store, pairs: list[tuple[str, str]], coding: MaskCoding, index: int
+) -> tuple[Image.Image, Image.Image]:
+    image, mask = pairs[index]
+    return load_image(store, image), coding.decode(store.read(mask))
+
+
 def _stems(images: list[str]) -> list[str]:
-    """What the split goes by: the stem, or the path without its ending where several pictures have that stem."""
+    """Names to choose the split by: the stem, or the path without extension if several pictures have that stem."""
     count = Counter(map(stem_of, images))
     return [stem_of(name) if count[stem_of(name)] == 1 else name.rpartition(".")[0] for name in images]
 
 
 def _split_folders(store: Store, pairs: list[tuple[str, str]]) -> np.ndarray | None:
-    """The split that folders named train, valid and test make; None without train or without another of them.
+    """The split given by folders named train, valid and test; None unless train and one of the others exist.
 
-    Folders that all pairs are in tell none of them apart.
+    Folders that contain all pairs are ignored.
     """
     around = [[part.lower() for part in image.split("/")[:-1]] for image, _ in pairs]
     common = set.intersection(*map(set, around))
@@ -212,18 +195,18 @@ def _split_folders(store: Store, pairs: list[tuple[str, str]]) -> np.ndarray | N
 
 
 def choose_split(store: Store, stems: list[str], own: np.ndarray | None, options: PairOptions) -> np.ndarray:
-    """The split of the pairs that `options.limit` leaves, as it is without limit: uint8 (N,), an index into `SPLITS`.
+    """The split of the first `options.limit` pairs, uint8 (N,) of indices into `SPLITS`, the same for any limit.
 
-    Without `options.valid`, and without a validation part in `own`, about one tenth of the training pairs validate. A
-    hash of the stem chooses them, so a pair stays where it is when others are added, with two exceptions: in a set so
-    small that the hash chooses none or all, where one pair is picked, and when another pair comes with the same stem.
+    Without `options.valid`, and without a validation part in `own`, about a tenth of the training pairs are used for
+    validation. A hash of the stem chooses them, so a pair stays in its part when others are added, unless the set is so
+    small that the hash would choose none or all, or another pair with the same stem is added.
 
     Args:
-        stems: of all pairs in natural order; what is hashed, different for each of them.
-        own: the split the source brings along.
+        stems: distinct names of all pairs, in natural order.
+        own: the split that comes with the source.
 
     Raises:
-        UserError: nothing is left to train on, or `options.valid` for a source with a split of its own.
+        UserError: nothing left to train on, or `options.valid` for a source with a split of its own.
     """
     if own is not None:
         options.refuse(str(store.path), valid="has a split of its own")
@@ -246,10 +229,10 @@ def choose_split(store: Store, stems: list[str], own: np.ndarray | None, options
 
 
 def _share(stem: str) -> float:
-    """A number in [0, 1) that looks random and is always the same for the same stem."""
+    """A pseudo-random number in [0, 1) that depends only on the stem."""
     return int.from_bytes(hashlib.sha256(stem.encode("utf-8", "surrogateescape")).digest()[:6], "big") / 2**48
 
 
 def digest(split: np.ndarray | None) -> str | None:
-    """SHA-256 of a split, for a source's identity."""
+    """SHA-256 of a split, for the identity of a source."""
     return None if split is None else hashlib.sha256(split.tobytes()).hexdigest()

@@ -1,46 +1,29 @@
-"""Oxford-IIIT Pet: cats and dogs with trimaps, as torchvision unpacks it."""
+"""Oxford-IIIT Pet as torchvision unpacks it: cats and dogs with trimaps."""
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from core.cli.errors import UserError
-from core.prepare.geometry import Source, decode, reason_of
+from core.data.decode import reason_of
+from core.prepare.image_source import ImageSource, load_image
 from core.prepare.pairs import CHUNK, PairOptions, choose_split, digest
 from core.prepare.store import Store, natural, open_store
 
 CLASSES = ["background", "pet", "border"]
 PALETTE = [[24, 26, 32], [255, 150, 30], [240, 240, 240]]
-LISTS = (("trainval.txt", 0), ("test.txt", 2))  # of each list, the split its pairs are in
+LISTS = (("trainval.txt", 0), ("test.txt", 2))  # and the split of the pairs in each
 TRIMAP_VALUES = (1, 2, 3)  # pet, background, border
-INDEX_OF = np.array((0, 1, 0, 2), np.uint8)
-
-
-@dataclass(kw_only=True)
-class PetSource(Source):
-    """Pictures and trimaps."""
-
-    store: Store
-    pairs: list[tuple[str, str]]
-
-    def load(self, index: int) -> tuple[Image.Image, Image.Image]:
-        """Picture number `index` in RGB and its mask."""
-        image, trimap = self.pairs[index]
-        picture = decode(io.BytesIO(self.store.read(image)))
-        with Image.open(io.BytesIO(self.store.read(trimap))) as opened:
-            values = np.asarray(opened)
-        if values.shape != (picture.height, picture.width) or not np.isin(values, TRIMAP_VALUES).all():
-            raise ValueError(f"the trimap holds more than 1, 2 and 3, or is not {picture.width}x{picture.height}")
-        return picture, Image.fromarray(INDEX_OF[values])
+INDEX_OF = np.array((0, 1, 0, 2), np.uint8)  # class index by trimap value
 
 
 def pet_folder(store: Store) -> str | None:
-    """The path inside the store, empty or ending in `/`, below which `annotations` and `images` are; None elsewhere."""
+    """The path, empty or ending in `/`, of the folder that holds `annotations` and `images`; None if there is none."""
     ending = f"annotations/{LISTS[0][0]}"
     for name in store.files:
         prefix = name.removesuffix(ending)
@@ -50,11 +33,11 @@ def pet_folder(store: Store) -> str | None:
     return None
 
 
-def open_pets(store: Store, prefix: str, options: PairOptions) -> PetSource:
-    """The pairs of both lists; the folder has other files, which do not belong to the data set.
+def open_pets(store: Store, prefix: str, options: PairOptions) -> ImageSource:
+    """The pairs that the two lists name; other files in the folder do not belong to the data set.
 
     Raises:
-        UserError: a list is missing or names a file that is not there.
+        UserError: a list is missing or names a missing file.
     """
     options.refuse(str(store.path), classes="is Oxford-IIIT Pet, which has classes of its own")
     listed: dict[str, int] = {}
@@ -70,32 +53,41 @@ def open_pets(store: Store, prefix: str, options: PairOptions) -> PetSource:
     missing = next((name for pair in pairs for name in pair if name not in store.files), None)
     if missing:
         raise UserError(f"no {store.place(missing)}, though it is listed: fetch Oxford-IIIT Pet again")
-    return PetSource(
+    return ImageSource(
         label=store.label,
         names=[f"{stem}.jpg" for stem in stems],
         split=split,
         identity=store.identity([name for pair in pairs for name in pair])
         | {"layout": "oxford-iiit-pet", "split": digest(split)},
+        load=partial(_load, store, pairs),
         classes=CLASSES,
         palette=PALETTE,
         chunk=CHUNK,
-        store=store,
-        pairs=pairs,
     )
 
 
-def download_pets(root: str | Path, options: PairOptions) -> Source:
-    """Oxford-IIIT Pet through torchvision's downloader, into `root`/oxford-iiit-pet; what is there is not fetched.
+def _load(store: Store, pairs: list[tuple[str, str]], index: int) -> tuple[Image.Image, Image.Image]:
+    image, trimap = pairs[index]
+    picture = load_image(store, image)
+    with Image.open(io.BytesIO(store.read(trimap))) as opened:
+        values = np.asarray(opened)
+    if values.shape != (picture.height, picture.width) or not np.isin(values, TRIMAP_VALUES).all():
+        raise ValueError(f"the trimap holds more than 1, 2 and 3, or is not {picture.width}x{picture.height}")
+    return picture, Image.fromarray(INDEX_OF[values])
+
+
+def download_pets(root: str | Path, options: PairOptions) -> ImageSource:
+    """Fetch Oxford-IIIT Pet with torchvision into `root`/oxford-iiit-pet, unless it is there, and open it.
 
     Raises:
-        UserError: the download failed, or was unpacked incompletely.
+        UserError: the download failed or is incomplete.
     """
     folder = Path(root) / "oxford-iiit-pet"
     try:
         from torchvision.datasets import OxfordIIITPet
 
         OxfordIIITPet(str(root), target_types="segmentation", download=True)
-    except Exception as error:  # the network's refusals come in many kinds
+    except Exception as error:  # downloads fail with many kinds of exception
         raise UserError(
             f"the Oxford-IIIT Pet download failed: {reason_of(error)}; or unpack images.tar.gz and annotations.tar.gz "
             f"from https://www.robots.ox.ac.uk/~vgg/data/pets/ into {folder} and give that folder"

@@ -1,8 +1,8 @@
-"""Decode, resize and crop a source into the prepared format of `core.data.dataset`.
+"""Write a source in the prepared format of `core.data.dataset`.
 
-The work happens in `<out>.part`, which is renamed to `<out>` at the end: a prepared data set is complete or absent.
-Worker processes fill chunks of memory-mapped arrays; a journal lists the finished chunks with a checksum, so an
-interrupted run continues, and a chunk whose bytes never reached the disk is noticed and done again.
+The work happens in `<out>.part`, which is renamed to `<out>` at the end, so a prepared data set is complete or absent.
+A journal lists the finished chunks with their checksums: an interrupted run continues where it stopped, and a chunk
+whose bytes never reached the disk is done again.
 """
 
 from __future__ import annotations
@@ -27,25 +27,26 @@ from core.cli.console import progress_bar
 from core.cli.errors import Interrupted, UserError
 from core.cli.files import read_json, sha256_of, write_json
 from core.data.dataset import FORMAT, PreparedData
-from core.prepare.geometry import Source, transform_name
+from core.prepare.geometry import transform_name
+from core.prepare.image_source import ImageSource
 from core.prepare.workers import Done, Plan, checksum, create_array, open_arrays, running
 
-BAD_LIMIT = 0.01  # more unreadable images than this share mean a broken download rather than a few broken files
-LOCK_WAIT = 5.0  # seconds; workers of a killed run need a moment to notice and let go
+BAD_LIMIT = 0.01  # a larger share of unreadable images means a broken download rather than a few broken files
+LOCK_WAIT = 5.0  # seconds that the workers of a killed run may take to notice and release the lock
 JOURNAL = "journal.jsonl"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The open data set, how many images an interrupted run had left, and seconds taken (0: nothing was to be done)."""
+    """The result of a preparation."""
 
     data: PreparedData
-    resumed: int
-    seconds: float
+    resumed: int  # images that an interrupted run had finished
+    seconds: float  # 0 if there was nothing to do
 
 
 def prepare(
-    source: Source,
+    source: ImageSource,
     out: str | Path,
     *,
     size: int = 64,
@@ -57,22 +58,23 @@ def prepare(
 ) -> Prepared:
     """Write the prepared data set `out` from the first `limit` images (default all) of `source`.
 
-    An image that would be enlarged more than twofold is skipped as tiny, like a corrupt one. An interrupted call
-    continues when repeated; `out` of the same source and settings is left as it is.
+    Corrupt images and tiny ones, which would be enlarged more than twofold, are skipped. An interrupted call continues
+    when repeated; an existing `out` with the same source and settings is kept.
 
     Args:
         size: side in pixels.
         fit: "crop" or "pad", see `core.prepare.geometry.squared`.
-        workers: processes; 1 works in this process.
-        force: replace a prepared data set of another source or other settings.
+        workers: processes; 1 means this process.
+        force: replace an existing prepared data set.
 
     Raises:
-        UserError: `out` is something else, disk full, more than 1% unreadable images, or another process is at it.
-        Interrupted: Ctrl-C; finished chunks are kept.
+        UserError: `out` is something else, the disk is full, more than 1% of the images are unreadable, or another
+            process is writing `out`.
+        Interrupted: on Ctrl-C; finished chunks are kept.
     """
     started = time.monotonic()
     out = Path(out)
-    target = out.resolve()  # a link to a folder on a larger disk keeps pointing there
+    target = out.resolve()  # keeps a link to a folder on a larger disk
     plan = Plan(source, min(limit or len(source.names), len(source.names)), size, fit, Path(f"{target}.part"))
     done: dict[int, Done] = {}
     try:
@@ -93,10 +95,10 @@ def prepare(
 
 
 def _is_prepared(out: Path, plan: Plan, force: bool) -> bool:
-    """Whether `out` is the data set asked for; False when the way is free.
+    """Whether `out` already is the planned data set; False if it can be written.
 
     Raises:
-        UserError: something else is there, and `force` does not cover it.
+        UserError: `out` is something else, and `force` does not allow replacing it.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
@@ -116,9 +118,9 @@ def _is_prepared(out: Path, plan: Plan, force: bool) -> bool:
 
 @contextlib.contextmanager
 def _sole_writer(folder: Path) -> Iterator[None]:
-    """Create `folder` and hold a lock on it, which the system drops when this process and its workers are gone."""
+    """Create `folder` and lock it; the system releases the lock when this process and its workers have ended."""
     folder.mkdir(parents=True, exist_ok=True)
-    if sys.platform == "win32":  # has no flock: there it is up to the user not to start twice
+    if sys.platform == "win32":  # has no flock: users must not start twice
         yield
         return
     import fcntl
@@ -136,7 +138,7 @@ def _sole_writer(folder: Path) -> Iterator[None]:
                 time.sleep(0.1)
             except OSError:
                 break  # a file system without locks, such as some network drives
-        # Whoever held the lock may have finished and renamed the folder since we opened it.
+        # The previous owner of the lock may have finished and renamed the folder since we opened it.
         if not (folder.is_dir() and os.path.samestat(os.fstat(handle), folder.stat())):
             raise UserError(f"another process has just finished {folder}: run again")
         yield
@@ -145,11 +147,11 @@ def _sole_writer(folder: Path) -> Iterator[None]:
 
 
 def _resume(plan: Plan) -> dict[int, Done]:
-    """Finished chunks of an interrupted run under the same heading; else none, and fresh arrays on disk."""
+    """The finished chunks of an interrupted run with the same plan; if there is none, creates empty arrays."""
     journal = plan.folder / JOURNAL
     heading = {"key": plan.key, "chunk": plan.source.chunk, "pillow": PIL.__version__}
     lines: list[dict[str, Any]] = []
-    # A missing file, arrays of another shape or a line cut short by a kill end the reading; what was read counts.
+    # Reading ends at a missing file or a line cut short by a kill; the lines before it count.
     with contextlib.suppress(OSError, ValueError):
         lines.extend(json.loads(line) for line in journal.read_text("utf-8").splitlines())
     if lines and lines[0] == heading:
@@ -168,16 +170,16 @@ def _resume(plan: Plan) -> dict[int, Done]:
 
 
 def _work(plan: Plan, done: dict[int, Done], workers: int, quiet: bool) -> None:
-    """Fill the chunks that are not in `done`, journal each and add it there.
+    """Fill the remaining chunks; add each to the journal and to `done`.
 
     Raises:
-        UserError: more than 1% of the images are unreadable; `<out>.part` is removed.
+        UserError: more than 1% of the images are unreadable; the plan's folder is removed.
     """
     todo = [chunk for chunk in range(math.ceil(plan.count / plan.source.chunk)) if chunk not in done]
     skipped = sum(len(entry.bad) for entry in done.values())
     bar = progress_bar(quiet=quiet)
     task = bar.add_task("prepare", total=plan.count, completed=plan.images_in(done))
-    # The workers start first: forking beside the bar's thread could copy a lock it holds.
+    # The workers start before the bar's thread: a fork could copy a lock that the thread holds.
     with (plan.folder / JOURNAL).open("a", encoding="utf-8") as journal, running(plan, todo, workers) as finished, bar:
         for entry in finished:
             journal.write(json.dumps(vars(entry)) + "\n")
@@ -197,7 +199,7 @@ def _work(plan: Plan, done: dict[int, Done], workers: int, quiet: bool) -> None:
 
 
 def _finish(plan: Plan, bad: list[tuple[int, str]]) -> None:
-    """Close the gaps of unreadable images, write the small files and meta.json, and flush everything to disk."""
+    """Drop unreadable images, write the small files and meta.json, and flush everything to disk."""
     folder, source = plan.folder, plan.source
     keep = np.ones(plan.count, dtype=bool)
     keep[[row for row, _ in bad]] = False
@@ -231,7 +233,7 @@ def _finish(plan: Plan, bad: list[tuple[int, str]]) -> None:
 
 
 def _compact(path: Path, keep: np.ndarray) -> None:
-    """Move the kept rows of a .npy file together, in place and in pieces, and cut the file to length."""
+    """Reduce a .npy file to the rows `keep` marks, in place and piece by piece."""
     array = npy.open_memmap(path, mode="r+")
     filled, step = 0, 1024
     for start in range(0, len(array), step):
@@ -242,12 +244,12 @@ def _compact(path: Path, keep: np.ndarray) -> None:
     del array
     with path.open("r+b") as handle:
         npy.write_array_header_1_0(handle, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        assert handle.tell() == offset  # numpy leaves room in the header for any length of the first axis
+        assert handle.tell() == offset  # NumPy's header has room for any length of the first axis
         handle.truncate(offset + filled * row_bytes)
 
 
 def _put_in_place(folder: Path, target: Path) -> None:
-    """Rename the finished folder to `target`; a data set there is replaced only now."""
+    """Rename the finished folder to `target`, replacing a data set there."""
     (folder / JOURNAL).unlink()
     old = target.with_name(f"{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What can be prepared: image folders and zips (CelebA's layouts among them), pairs with masks, and drawn faces.
+"""Opening a source: image folders and zips, with or without masks, CelebA, and drawn faces.
 
 CelebA is recognised by its partition file (`list_eval_partition.csv` or `.txt`), which gives the official split.
 """
@@ -6,16 +6,17 @@ CelebA is recognised by its partition file (`list_eval_partition.csv` or `.txt`)
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from core.cli.errors import UserError
+from core.data.decode import reason_of
+from core.drawn.face import CLASSES, PALETTE, draw_face
 from core.prepare.celebamask import is_celebamask, open_celebamask
-from core.prepare.geometry import ImageSource, Source, reason_of
+from core.prepare.image_source import ImageSource, load_image
 from core.prepare.pairs import PairOptions, digest, find_pairs, open_pairs
 from core.prepare.pets import open_pets, pet_folder
 from core.prepare.store import Store, open_store, short_names, stem_of
@@ -32,49 +33,34 @@ MANUAL_CELEBA = (
 )
 
 
-@dataclass
-class DrawnSource(Source):
-    """Faces drawn by `core.drawn.face`, with masks."""
-
-    seed: int = 0
-
-    def load(self, index: int) -> tuple[Image.Image, Image.Image]:
-        """Face number `index` (178 wide, 218 high) and its mask."""
-        from core.drawn.face import draw_face
-
-        return draw_face(self.seed, index)
-
-
-def drawn_source(count: int, seed: int) -> DrawnSource:
+def drawn_source(count: int, seed: int) -> ImageSource:
     """`count` drawn faces; of every ten, eight are for training, one for validation and one for testing."""
-    from core.drawn.face import CLASSES, PALETTE
-
     last = np.arange(count) % 10
-    return DrawnSource(
+    return ImageSource(
         label="drawn",
         names=[f"drawn-{index:06d}" for index in range(count)],
         split=np.where(last == 8, 1, np.where(last == 9, 2, 0)).astype(np.uint8),
         identity={"drawn": seed},
+        load=partial(draw_face, seed),
         classes=list(CLASSES),
-        palette=[[int(value) for value in colour] for colour in PALETTE],
+        palette=[list(colour) for colour in PALETTE],
         chunk=16,
-        seed=seed,
     )
 
 
-def open_source(path: str | Path, options: PairOptions | None = None) -> Source:
-    """The images of a folder or a zip, with masks where they are recognised, else all images sorted by path.
+def open_image_source(path: str | Path, options: PairOptions | None = None) -> ImageSource:
+    """The images of a folder or zip: with masks if the layout is known, else all images sorted by path.
 
-    Recognised are CelebAMask-HQ, Oxford-IIIT Pet and image folders beside mask folders; without masks, CelebA's
-    partition file gives the official split.
+    Known are CelebAMask-HQ, Oxford-IIIT Pet and image folders beside mask folders.
 
     Raises:
-        UserError: nothing there, not a zip, encrypted, damaged, without images, at odds with its partition file, masks
-            that do not fit the images, or options that do not fit the source.
+        UserError: the source is missing, damaged, encrypted or without images, its partition file or masks do not fit
+            its images, or the options do not fit the source.
     """
     path, options = Path(path), options or PairOptions()
     if not path.exists():
-        raise UserError(f"no folder or zip at {path}" + _spelling_hint(str(path)))
+        hint = f" (for CelebA from the net: celeba --download; else {MANUAL_CELEBA})" if str(path) == "celeba" else ""
+        raise UserError(f"no folder or zip at {path}{hint}")
     store = open_store(path)
     if is_celebamask(store):
         return open_celebamask(store, options)
@@ -88,89 +74,76 @@ def open_source(path: str | Path, options: PairOptions | None = None) -> Source:
     return _open_images(store)
 
 
-def _spelling_hint(word: str) -> str:
-    return f" (for CelebA from the net: celeba --download; else {MANUAL_CELEBA})" if word == "celeba" else ""
-
-
 def _open_images(store: Store) -> ImageSource:
     members = store.images
     names = short_names(members)
-    place = store.path.resolve().parent
-    split = _split_of(names, _partition_inside(store) or _neighbour_partition(names, (place, place.parent)))
+    split = _split_of(names, _partition_inside(store) or _partition_beside(names, store.path.resolve().parent))
     identity = store.identity(members) | {"split": digest(split)}
-    return ImageSource(store.label, names, split, identity, store=store, members=members)
+    return ImageSource(store.label, names, split, identity, load=partial(_load, store, members))
 
 
-@dataclass(frozen=True)
-class _Text:
-    """A partition file: where it was found and what it says."""
-
-    place: str
-    content: str
+def _load(store: Store, members: list[str], index: int) -> tuple[Image.Image, None]:
+    return load_image(store, members[index]), None
 
 
-def _partition_inside(store: Store) -> _Text | None:
+def _partition_inside(store: Store) -> tuple[str, str] | None:
+    """Place and content of a partition file in the store."""
     for wanted in PARTITION_NAMES:
         for name, (size, _) in store.files.items():
             if (name == wanted or name.endswith(f"/{wanted}")) and size < PARTITION_LIMIT:
-                return _Text(store.place(name), store.text(name))
+                return store.place(name), store.text(name)
     return None
 
 
-def _neighbour_partition(names: list[str], folders: tuple[Path, ...]) -> _Text | None:
-    """A partition file beside the source, looked for only when all images carry CelebA's six-digit numbers."""
+def _partition_beside(names: list[str], folder: Path) -> tuple[str, str] | None:
+    """Place and content of a partition file beside the source, if all images have CelebA's six-digit names."""
     if not all(CELEBA_STEM.fullmatch(stem_of(name)) for name in names):
         return None
-    return _first_text(
-        folder / place / name for folder in folders for place in ("", "Eval") for name in PARTITION_NAMES
-    )
-
-
-def _first_text(candidates: Iterator[Path]) -> _Text | None:
-    for candidate in candidates:
-        if candidate.is_file() and candidate.stat().st_size < PARTITION_LIMIT:
-            return _Text(str(candidate), candidate.read_text("utf-8", errors="replace"))
+    for around in (folder, folder.parent):
+        for path in (around / inner / name for inner in ("", "Eval") for name in PARTITION_NAMES):
+            if path.is_file() and path.stat().st_size < PARTITION_LIMIT:
+                return str(path), path.read_text("utf-8", errors="replace")
     return None
 
 
-def _split_of(names: list[str], text: _Text | None) -> np.ndarray | None:
-    """The split of each name: lines `000001.jpg 0` or `000001.jpg,0`; 0, 1, 2 are train, valid, test."""
-    if text is None:
+def _split_of(names: list[str], partition: tuple[str, str] | None) -> np.ndarray | None:
+    """The split of each name by lines `000001.jpg 0` or `000001.jpg,0`, where 0, 1, 2 are train, valid, test."""
+    if partition is None:
         return None
+    place, content = partition
     parts: dict[str, int] = {}
-    for number, line in enumerate(text.content.splitlines(), start=1):
+    for number, line in enumerate(content.splitlines(), start=1):
         words = line.replace(",", " ").split()
         if not words or (number == 1 and words[-1] == "partition"):
             continue
         if len(words) != 2 or words[1] not in ("0", "1", "2"):
-            raise UserError(f"{text.place} line {number}: expected an image name and 0, 1 or 2, found {line[:60]!r}")
+            raise UserError(f"{place} line {number}: expected an image name and 0, 1 or 2, found {line[:60]!r}")
         parts[stem_of(words[0])] = int(words[1])
     missing = [name for name in names if stem_of(name) not in parts]
     if missing:
         raise UserError(
-            f"{text.place} has no line for {len(missing):,} of the {len(names):,} images "
+            f"{place} has no line for {len(missing):,} of the {len(names):,} images "
             f"({', '.join(missing[:3])}): the file and the images do not belong together; remove one of them"
         )
     return np.array([parts[stem_of(name)] for name in names], dtype=np.uint8)
 
 
-def download_celeba(root: str | Path) -> Source:
-    """CelebA through torchvision's downloader, into `root`/celeba; what is already there is not fetched again.
+def download_celeba(root: str | Path) -> ImageSource:
+    """Fetch CelebA with torchvision into `root`/celeba, unless it is there, and open it.
 
     Raises:
-        UserError: the download failed, with the ways to get the data by hand; or it was unpacked incompletely.
+        UserError: the download failed (the message says how to get the data by hand) or is incomplete.
     """
     try:
         from torchvision.datasets import CelebA
 
         CelebA(str(root), split="all", download=True)
-    # Google Drive's refusals come as RuntimeError, OSError, gdown's own errors or HTML where a zip was expected.
-    except Exception as error:
+    except Exception as error:  # RuntimeError, OSError, gdown's own errors, or HTML where a zip was expected
         lacking = isinstance(error, ModuleNotFoundError) or ("gdown" in str(error) and "install" in str(error))
         reason = "it needs gdown (pip install gdown)" if lacking else reason_of(error)
         raise UserError(f"the CelebA download failed: {reason}; or {MANUAL_CELEBA}") from error
     folder = Path(root) / "celeba"
-    source = open_source(folder)
+    source = open_image_source(folder)
     if len(source.names) != CELEBA_COUNT:
         raise UserError(
             f"{folder} holds {len(source.names):,} images instead of {CELEBA_COUNT:,}: "

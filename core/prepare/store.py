@@ -1,4 +1,4 @@
-"""The files of a source, in a folder or in a zip that is not unpacked; both can be sent to worker processes."""
+"""The files of a source, in a folder or in a zip that is never unpacked; both can be pickled for worker processes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 import os
 import re
 import zipfile
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,23 +18,25 @@ IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".
 
 
 @dataclass
-class Store(ABC):
-    """Files by their path below a folder or inside a zip, hidden ones left out.
+class Store:
+    """The files below a folder or inside a zip, without hidden ones.
 
     Attributes:
         path: the folder or the zip.
-        files: size and a mark that changes with the content of each file, by path with `/`; worker processes, which
-            only read what they are told to, get none.
-        folders: paths of folders, those without a file too; a zip need not list those with files.
+        files: by path with `/`, the size of each file and a number that changes with its content. Not pickled: worker
+            processes are told which files to read.
+        folders: paths of folders, including empty ones; a zip need not list those that hold files.
+        zipped: whether `path` is a zip.
     """
 
     path: Path
     files: dict[str, tuple[int, int]]
     folders: frozenset[str] = frozenset()
+    zipped: bool = False
 
     @property
     def label(self) -> str:
-        """The name of the folder or zip alone."""
+        """The name of the folder or zip, without its path."""
         return self.path.resolve().name
 
     @property
@@ -43,74 +44,37 @@ class Store(ABC):
         """Paths of all image files, sorted."""
         return sorted(name for name in self.files if _is_image(name))
 
-    @abstractmethod
     def read(self, name: str) -> bytes:
-        """The content of one file."""
+        """The content of one file; the CRC of a zip's member is checked."""
+        if not self.zipped:
+            return Path(self.path, name).read_bytes()
+        archive, members = self._archive()
+        return archive.read(members[name])
 
     def open(self, name: str) -> IO[bytes]:
-        """One file to read from, for who needs its beginning alone."""
-        return io.BytesIO(self.read(name))
-
-    @abstractmethod
-    def place(self, name: str) -> str:
-        """Where a file is, for messages: one line."""
-
-    @abstractmethod
-    def identity(self, names: Iterable[str]) -> dict[str, Any]:
-        """A value that changes when the content of these files may have changed."""
+        """Open one file; cheaper than `read` in a folder if only its beginning is needed."""
+        return io.BytesIO(self.read(name)) if self.zipped else Path(self.path, name).open("rb")
 
     def text(self, name: str) -> str:
-        """The content of one text file; bytes that are no UTF-8 are replaced."""
+        """The content of one text file; bytes that are not UTF-8 are replaced."""
         return self.read(name).decode("utf-8", "replace")
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"files": {}, "folders": frozenset()}
-
-
-@dataclass
-class FolderStore(Store):
-    """The files below a folder."""
-
-    def read(self, name: str) -> bytes:
-        """The content of one file."""
-        return Path(self.path, name).read_bytes()
-
-    def open(self, name: str) -> IO[bytes]:
-        """One file to read from, for who needs its beginning alone."""
-        return Path(self.path, name).open("rb")
-
     def place(self, name: str) -> str:
-        """The path of a file."""
-        return one_line(str(self.path / name))
+        """The location of a file in one line, for messages."""
+        return one_line(f"{self.path.name}:{name}" if self.zipped else str(self.path / name))
 
     def identity(self, names: Iterable[str]) -> dict[str, Any]:
-        """Folder, and sizes and dates of the files: content may change behind an unchanged folder date."""
+        """A JSON-ready value that changes whenever the content of these files (or anything in a zip) may have."""
+        if self.zipped:
+            stat = self.path.stat()
+            return {"zip": str(self.path.resolve()), "size": stat.st_size, "mtime": stat.st_mtime_ns}
         digest = hashlib.sha256()
         for name in names:
             digest.update(ascii((name, *self.files[name])).encode())
         return {"folder": str(self.path.resolve()), "files": digest.hexdigest()}
 
-
-@dataclass
-class ZipStore(Store):
-    """The members of a zip."""
-
-    def read(self, name: str) -> bytes:
-        """The content of one member; reading checks its CRC."""
-        archive, members = self._archive()
-        return archive.read(members[name])
-
-    def place(self, name: str) -> str:
-        """Zip and member."""
-        return one_line(f"{self.path.name}:{name}")
-
-    def identity(self, names: Iterable[str]) -> dict[str, Any]:
-        """Path, size and date of the zip, whichever members are asked about."""
-        stat = self.path.stat()
-        return {"zip": str(self.path.resolve()), "size": stat.st_size, "mtime": stat.st_mtime_ns}
-
     def _archive(self) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
-        """This process's own open archive: processes that share one would move each other's file position."""
+        """The archive opened by this process: processes that share a handle would move each other's file position."""
         opened: tuple[int, zipfile.ZipFile, dict[str, zipfile.ZipInfo]] | None = self.__dict__.get("_opened")
         if opened is None or opened[0] != os.getpid():
             archive = zipfile.ZipFile(self.path)
@@ -118,11 +82,13 @@ class ZipStore(Store):
         return opened[1:]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in super().__getstate__().items() if key != "_opened"}
+        state = self.__dict__ | {"files": {}, "folders": frozenset()}
+        state.pop("_opened", None)
+        return state
 
 
 def open_store(path: str | Path) -> Store:
-    """List a folder or a zip that holds at least one image.
+    """List the files of a folder or zip that holds at least one image.
 
     Raises:
         UserError: not a zip, encrypted, damaged, unreadable or without images.
@@ -134,19 +100,19 @@ def open_store(path: str | Path) -> Store:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _list_folder(folder: Path) -> FolderStore:
+def _list_folder(folder: Path) -> Store:
     files: dict[str, tuple[int, int]] = {}
     found: set[str] = set()
     real = folder.resolve()
-    # Of each folder still to be walked, itself and all around it: a link to one of those would lead round and round.
-    around = {folder: {real, *real.parents}}
+    # For each folder still to be walked, itself and its ancestors: following a link to one of them would never end.
+    ancestors = {folder: {real, *real.parents}}
     for place, folders, entries in os.walk(folder, onerror=_raise, followlinks=True):
-        above, kept = around.pop(Path(place)), []
+        above, kept = ancestors.pop(Path(place)), []
         for name in folders:
             inner = Path(place, name)
             target = inner.resolve()
             if _visible(name) and target not in above:
-                around[inner] = above | {target}
+                ancestors[inner] = above | {target}
                 kept.append(name)
         folders[:] = kept
         found.update(Path(place, name).relative_to(folder).as_posix() for name in kept)
@@ -157,14 +123,14 @@ def _list_folder(folder: Path) -> FolderStore:
                 files[file.relative_to(folder).as_posix()] = (stat.st_size, stat.st_mtime_ns)
     if not any(_is_image(name) for name in files):
         raise UserError(f"no images in {folder}: looked for {_suffixes()} at any depth")
-    return FolderStore(folder, files, frozenset(found))
+    return Store(folder, files, frozenset(found))
 
 
 def _raise(error: OSError) -> None:
     raise error
 
 
-def _list_zip(path: Path) -> ZipStore:
+def _list_zip(path: Path) -> Store:
     try:
         with zipfile.ZipFile(path) as archive:
             members = _members(archive)
@@ -181,16 +147,16 @@ def _list_zip(path: Path) -> ZipStore:
         raise UserError(f"{path} is encrypted ({locked}): unpack it with its password and give the folder")
     files = {name: (info.file_size, info.CRC) for name, info in entries.items() if _visible(name)}
     folders = frozenset(name.rstrip("/") for name in members.keys() - entries.keys() if _visible(name))
-    return ZipStore(path.resolve(), files, folders)
+    return Store(path.resolve(), files, folders, zipped=True)
 
 
 def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """Members by path. Some packers of Windows write its own separator, which no zip should hold."""
+    """Members by path, with `/` even where a packer for Windows wrote backslashes."""
     return {info.filename.replace("\\", "/"): info for info in archive.infolist()}
 
 
 def _visible(name: str) -> bool:
-    """Whether no part of a path is hidden. Strings rather than paths: CelebA's zip has 202,599 of them."""
+    """Whether no part of a path is hidden; on strings, which is faster than `Path` for CelebA's 202,599 files."""
     return not ("/." in name or name.startswith((".", "__MACOSX")) or "/__MACOSX" in name)
 
 
@@ -204,26 +170,23 @@ def _suffixes() -> str:
 
 
 def short_names(members: list[str]) -> list[str]:
-    """Paths without the folders all of them share, so that every layout of CelebA gives the names 000001.jpg, ..."""
+    """Paths without the folders that all share, so that every layout of CelebA gives the names 000001.jpg, ..."""
     relative = [name.lstrip("/") for name in members]
     shared = os.path.commonpath({name.rpartition("/")[0] for name in relative})
     return [one_line(name[len(shared) + 1 :] if shared else name) for name in relative]
 
 
 def one_line(name: str) -> str:
-    """A file name as one printable line; control characters and bytes that are no UTF-8 come out as escapes."""
+    """A file name as one printable line, with control characters and invalid UTF-8 escaped."""
     return name if name.isprintable() else name.encode("unicode_escape").decode("ascii")
 
 
 def stem_of(name: str) -> str:
-    """The file name without folders and ending."""
+    """The file name without folders and extension."""
     return name.rpartition("/")[2].rpartition(".")[0]
 
 
 def natural(name: str) -> tuple[list[str | int], str]:
-    """A sorting key by which 2.png comes before 10.png.
-
-    Digits with a letter behind them are text, as in names of hexadecimal digits.
-    """
+    """A sorting key that puts 2.png before 10.png; digits before a letter are text, as in hexadecimal names."""
     words = re.split("([0-9]+)(?![0-9a-z])", name.casefold())
     return [int(word) if place % 2 else word for place, word in enumerate(words)], name

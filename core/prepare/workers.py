@@ -1,7 +1,4 @@
-"""The part of preparation that worker processes share: decode, resize and store the images of one chunk after another.
-
-Chunks go into memory-mapped arrays of `<out>.part`, each with a checksum over its bytes.
-"""
+"""Worker processes, which decode, resize and store images chunk by chunk in memory-mapped arrays."""
 
 from __future__ import annotations
 
@@ -21,6 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -30,59 +28,53 @@ from PIL import Image
 
 from core.cli.errors import UserError
 from core.data.dataset import FORMAT
-from core.prepare.geometry import Source, reason_of, squared
+from core.data.decode import reason_of
+from core.prepare.geometry import squared
+from core.prepare.image_source import ImageSource
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One preparation.
+    """What to prepare."""
 
-    Attributes:
-        source, count: what is prepared, and how many of its images.
-        size, fit: side in pixels, and how pictures are made square (`core.prepare.geometry.squared`).
-        folder: where unfinished work lies.
-    """
-
-    source: Source
-    count: int
-    size: int
-    fit: str
-    folder: Path
+    source: ImageSource
+    count: int  # of its images
+    size: int  # side in pixels
+    fit: str  # how pictures are made square, see `core.prepare.geometry.squared`
+    folder: Path  # for unfinished work
 
     @property
     def key(self) -> str:
-        """Names source content and settings: two plans of equal keys want the same data set."""
-        settings = [FORMAT, self.source.identity, self.count, self.size]
-        if self.fit != "crop":  # cropped data sets keep the names they had before there was a choice
-            settings.append(self.fit)
+        """A hash of source content and settings: plans with equal keys give equal data sets."""
+        settings = [FORMAT, self.source.identity, self.count, self.size, *([self.fit] if self.fit != "crop" else [])]
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Arrays to write and their shapes before unreadable images are dropped."""
+        """The shapes of the arrays by file name, before unreadable images are dropped."""
         flat = (self.count, self.size, self.size)
         return {"images.npy": (*flat, 3)} | ({"masks.npy": flat} if self.source.classes else {})
 
     def rows(self, chunk: int) -> range:
-        """Positions of the images of one chunk."""
+        """Indices of the images in a chunk."""
         return range(self.count)[chunk * self.source.chunk : (chunk + 1) * self.source.chunk]
 
     def images_in(self, chunks: dict[int, Done]) -> int:
-        """Number of images in some chunks, unreadable ones included."""
+        """Number of images in some chunks, including unreadable ones."""
         return sum(len(self.rows(chunk)) for chunk in chunks)
 
 
 @dataclass(frozen=True)
 class Done:
-    """A finished chunk: its checksum over all arrays, and (position, reason) of each unreadable image."""
+    """A finished chunk."""
 
     chunk: int
-    crc: int
-    bad: list[tuple[int, str]]
+    crc: int  # over its rows of all arrays
+    bad: list[tuple[int, str]]  # index of each unreadable image, and the reason
 
 
 def create_array(path: Path, shape: tuple[int, ...]) -> None:
-    """A .npy file of zeros with its space reserved: a disk that fills up later would kill whoever writes to a map."""
+    """Write a .npy file of zeros and reserve its space: writing to a memory map on a full disk kills the process."""
     array = npy.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     total = array.offset + array.nbytes
     del array
@@ -91,13 +83,17 @@ def create_array(path: Path, shape: tuple[int, ...]) -> None:
             with path.open("r+b") as handle:
                 os.posix_fallocate(handle.fileno(), 0, total)
     except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # these: the file system cannot reserve
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot reserve space
             shutil.rmtree(path.parent)
             raise UserError(f"cannot write {path}: {error.strerror} ({total / 1e9:.1f} GB needed)") from error
 
 
 def open_arrays(plan: Plan) -> list[np.memmap]:
-    """The arrays in `<out>.part`, writable; OSError or ValueError when missing or not of the planned shape."""
+    """The arrays in the plan's folder, writable.
+
+    Raises:
+        OSError, ValueError: they are missing or have another shape.
+    """
     arrays = [npy.open_memmap(plan.folder / name, mode="r+") for name in plan.shapes]
     if [array.shape for array in arrays] != list(plan.shapes.values()):
         raise ValueError("arrays of another shape")
@@ -112,64 +108,55 @@ def checksum(arrays: list[np.memmap], rows: range) -> int:
     return crc
 
 
-class _Worker:
-    """Fills chunks; one per process, so that archive and arrays are opened once."""
+def _fill(plan: Plan, arrays: list[np.memmap], chunk: int) -> Done:
+    """Decode, resize and store the images of one chunk."""
+    bad: list[tuple[int, str]] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about odd palettes and EXIF blocks
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for row in plan.rows(chunk):
+            try:
+                pictures = squared(*plan.source.load(row), plan.size, plan.fit)
+                for array, picture in zip(arrays, pictures, strict=True):
+                    array[row] = picture
+            except Exception as error:  # decoders raise nearly any exception for damaged files
+                bad.append((row, reason_of(error)))
+    return Done(chunk, checksum(arrays, plan.rows(chunk)), bad)
 
-    current: _Worker
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.arrays = open_arrays(plan)
-
-    def fill(self, chunk: int) -> Done:
-        """Decode, resize and store the images of one chunk."""
-        rows = self.plan.rows(chunk)
-        bad: list[tuple[int, str]] = []
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks on odd palettes and EXIF blocks
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            for row in rows:
-                try:
-                    for array, picture in zip(self.arrays, self._pictures(row), strict=True):
-                        array[row] = picture
-                except Exception as error:  # decoders answer damaged files with nearly any exception
-                    bad.append((row, reason_of(error)))
-        return Done(chunk, checksum(self.arrays, rows), bad)
-
-    def _pictures(self, row: int) -> list[Image.Image]:
-        picture, mask = self.plan.source.load(row)
-        return squared(picture, mask, self.plan.size, self.plan.fit)
+_assigned: tuple[Plan, list[np.memmap]]  # of this worker process, which opens the arrays only once
 
 
 def _start_worker(plan: Plan) -> None:
-    """Set up a worker process: Ctrl-C is the parent's business, and a parent that was killed ends its workers."""
+    """Set up a worker process, which leaves Ctrl-C to its parent and ends if the parent is killed."""
+    global _assigned
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-    _Worker.current = _Worker(plan)
+        threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
+    _assigned = plan, open_arrays(plan)
 
 
-def _leave_with(parent: BaseProcess) -> None:
+def _exit_after(parent: BaseProcess) -> None:
     parent.join()
     os._exit(1)
 
 
-def _fill(chunk: int) -> Done:
-    return _Worker.current.fill(chunk)
+def _fill_assigned(chunk: int) -> Done:
+    return _fill(*_assigned, chunk)
 
 
 @contextlib.contextmanager
 def running(plan: Plan, todo: list[int], workers: int) -> Iterator[Iterator[Done]]:
-    """Chunks as they get finished, by worker processes when there is more than one chunk and `workers` > 1."""
+    """Yield the chunks `todo` as they are finished, by worker processes unless one chunk or worker is all there is."""
     workers = min(workers, len(todo))
     if workers <= 1:
-        yield map(_Worker(plan).fill, todo)
+        yield map(partial(_fill, plan, open_arrays(plan)), todo)
         return
-    method = "fork" if sys.platform == "linux" else "spawn"  # fork starts at once but is unsafe on macOS
+    method = "fork" if sys.platform == "linux" else "spawn"  # fork is faster but unsafe on macOS
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method), _start_worker, (plan,))
     try:
-        futures = [pool.submit(_fill, chunk) for chunk in todo]
+        futures = [pool.submit(_fill_assigned, chunk) for chunk in todo]
         yield (future.result() for future in as_completed(futures))
     except BrokenProcessPool as error:
         raise UserError("a worker process was ended (out of memory or disk?): run again to continue") from error

@@ -1,7 +1,7 @@
-"""Submission archives as bytes: reading a .tar.gz nobody trusts, and writing one that is the same every time.
+"""Submission archives as bytes: reading an untrusted .tar.gz, and writing a reproducible one.
 
-Nothing is ever unpacked to disk. Whatever an archive holds, reading it ends after a bounded amount of work and
-memory, and what is wrong with it comes back as text: the file may come from a stranger.
+Nothing is unpacked to disk. Reading takes a bounded amount of work and memory whatever the archive holds, and reports
+what is wrong with it as text.
 """
 
 from __future__ import annotations
@@ -17,66 +17,55 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from core.cli.text import listed, shown
+
 # A valid submission is about 10 MB in 1,001 members of at most 20 KB. The limits leave room for archives that are
-# merely wrong (so that every fault in them can be told) and still bound the work on hostile ones to some seconds.
+# merely wrong, so that all their faults can be reported, and bound the work on hostile ones to a few seconds.
 MAX_MEMBERS = 5_000
 MAX_MEMBER_BYTES = 1 << 20
 MAX_TOTAL_BYTES = 256 << 20
 MAX_HEADER_BYTES = 64 << 10  # extension headers (long names, pax records) are held in memory by tarfile
 
-SHOWN_NAMES = 5  # of the files that share one problem
 _BLOCK = 512
 _EXTENSION_TYPES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _LONG_NAME_TYPES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 
 class Problems:
-    """What is wrong, grouped: one line per kind with the first names and the number of the others."""
+    """Problems grouped by kind, with the files that have each."""
 
     def __init__(self) -> None:
         self._names: dict[str, list[str]] = {}
 
     def add(self, kind: str, name: str = "") -> None:
-        """Note one problem, of a file when `name` is given."""
+        """Note a problem, of a file if `name` is given."""
         names = self._names.setdefault(kind, [])
         if name:
             names.append(name)
 
     def lines(self) -> list[str]:
-        """One line per kind, in the order in which the kinds were first met."""
+        """One line per kind in the order of first occurrence: the first names and the number of the others."""
         return [kind + (f": {listed(names)}" if names else "") for kind, names in self._names.items()]
-
-
-def listed(names: list[str]) -> str:
-    """The first names and the number of the others: `a, b, c, d, e and 7 more`."""
-    more = f" and {len(names) - SHOWN_NAMES:,} more" if len(names) > SHOWN_NAMES else ""
-    return ", ".join(names[:SHOWN_NAMES]) + more
-
-
-def shown(name: str) -> str:
-    """A file name fit for a terminal: control characters escaped, very long ones cut."""
-    text = name if name.isprintable() else ascii(name)
-    return text if len(text) <= 100 else text[:97] + "..."
 
 
 @dataclass(frozen=True)
 class Member:
-    """A harmless entry of an archive: the parts of its path, and its content (None for a folder)."""
+    """A harmless entry of an archive: the parts of its path, and its content (None: a folder)."""
 
     parts: tuple[str, ...]
     data: bytes | None
 
 
 class _Refused(Exception):
-    """Reading cannot go on; the message says why."""
+    """Reading must stop; the message says why."""
 
 
 class _Tape:
-    """The decompressed bytes of an archive: counted, limited, and refusing to be read past their end.
+    """The decompressed bytes of an archive, with a limit and an error at their end.
 
-    tarfile treats the end of the data, and a header it cannot parse, as the end of the archive, and skips over a
-    member of claimed terabytes by reading on forever: it gets an error at the end instead, and `last` keeps the block
-    it stopped at.
+    tarfile takes the end of the data, or a header it cannot parse, for the end of the archive, and would skip a member
+    of claimed terabytes by reading on forever. Here it gets an error at the end, and `last` keeps the block it stopped
+    at.
     """
 
     def __init__(self, source: gzip.GzipFile) -> None:
@@ -88,8 +77,8 @@ class _Tape:
         """Up to `size` bytes.
 
         Raises:
-            EOFError: there are none left.
-            _Refused: the limit is passed.
+            EOFError: no bytes are left.
+            _Refused: the limit is exceeded.
         """
         self.last = self._source.read(size)
         self._total += len(self.last)
@@ -101,9 +90,9 @@ class _Tape:
 
 
 class _Header(tarfile.TarInfo):
-    """A member header; one that would make tarfile hold much memory or run backwards is refused when parsed."""
+    """A member header that refuses, when parsed, to take much memory or to move backwards."""
 
-    # Not frombuf: Pythons with the security fixes of 2025 no longer call it on the way to the next member.
+    # Not `frombuf`, which Pythons with the security fixes of 2025 no longer call on the way to the next member
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         if self.size < 0:
             raise _Refused("damaged: a member has a negative size")
@@ -113,7 +102,7 @@ class _Header(tarfile.TarInfo):
 
 
 def read_members(path: Path, problems: Problems) -> Iterator[Member]:
-    """Yield the harmless members of a .tar.gz in their order; everything else becomes a problem, never an exception."""
+    """Yield the harmless members of a .tar.gz in order; anything else becomes a problem, never an exception."""
     try:
         if not path.is_file():
             raise FileNotFoundError(2, "no such file")
@@ -129,8 +118,7 @@ def read_members(path: Path, problems: Problems) -> Iterator[Member]:
         problems.add(f"not a gzip file, or a damaged one ({error})")
     except OSError as error:
         problems.add(f"cannot be read: {error.strerror or error}")
-    # tarfile documents no complete list of what it raises on hostile input (ValueError, RecursionError and
-    # OverflowError have all been seen), and none of them is worth a traceback.
+    # tarfile does not document what it raises on hostile input: ValueError, RecursionError, OverflowError and others.
     except Exception as error:
         problems.add(f"not a tar archive, or a damaged one ({' '.join(str(error).split()) or type(error).__name__})")
 
@@ -138,7 +126,7 @@ def read_members(path: Path, problems: Problems) -> Iterator[Member]:
 def _walk(tape: _Tape, problems: Problems) -> Iterator[Member]:
     """Yield harmless members until the archive ends; `tape.last` is then the block at which tarfile stopped."""
     seen: set[tuple[str, ...]] = set()
-    # Blocks of one header each, so that nothing is read ahead of the header that ends the archive.
+    # In blocks the size of a header, so that nothing is read beyond the header that ends the archive
     with tarfile.open(fileobj=tape, mode="r|", bufsize=_BLOCK, tarinfo=_Header) as tar:  # type: ignore[call-overload]
         for number, header in enumerate(tar, start=1):
             if number > MAX_MEMBERS:
@@ -156,7 +144,7 @@ def _walk(tape: _Tape, problems: Problems) -> Iterator[Member]:
 
 
 def _hazard(header: tarfile.TarInfo) -> str | None:
-    """Why a member must not be touched, or None."""
+    """Why a member must not be read, or None."""
     name = header.name
     if header.issym() or header.islnk():
         return "link instead of a file"
@@ -178,7 +166,7 @@ def _hazard(header: tarfile.TarInfo) -> str | None:
 
 
 def _check_end(tape: _Tape, problems: Problems) -> None:
-    """After the last member there must be a block of zeros, and nothing but zeros after it."""
+    """Check that only zeros follow the last member."""
     if tape.last.strip(b"\0"):
         problems.add("damaged: the header after the last readable member cannot be read, nor anything behind it")
         return
@@ -187,13 +175,13 @@ def _check_end(tape: _Tape, problems: Problems) -> None:
             pass
         problems.add("has data after the end of the archive")
     except EOFError:
-        # GzipFile raises it on a truncated file too; then the checksum at the end was never reached.
+        # GzipFile also raises it on a truncated file, before the checksum at the end.
         if tape.last:
             raise
 
 
 def write_members(stream: BinaryIO, folder: str, files: Iterable[tuple[str, bytes]]) -> None:
-    """Write `folder/` with `files` as a .tar.gz whose bytes depend on nothing but folder, names and contents."""
+    """Write `folder/` with `files` as a .tar.gz whose bytes depend only on the folder, names and contents."""
     packed = _StoredGzip(stream)
     form = tarfile.GNU_FORMAT
     with tarfile.open(fileobj=packed, mode="w|", format=form, encoding="utf-8") as tar:  # type: ignore[call-overload]
@@ -204,7 +192,7 @@ def write_members(stream: BinaryIO, folder: str, files: Iterable[tuple[str, byte
 
 
 def _fixed_header(name: str, kind: bytes, mode: int, size: int) -> tarfile.TarInfo:
-    """A header without time and owner."""
+    """A header without time or owner."""
     header = tarfile.TarInfo(name)
     header.type, header.mode, header.size = kind, mode, size
     header.mtime = header.uid = header.gid = 0
@@ -213,10 +201,10 @@ def _fixed_header(name: str, kind: bytes, mode: int, size: int) -> tarfile.TarIn
 
 
 class _StoredGzip:
-    """A gzip stream of stored (uncompressed) deflate blocks, written by hand.
+    """A gzip stream of stored (uncompressed) deflate blocks.
 
-    PNG data does not compress, only tar's headers would (9% of the file). Stored blocks cost no time, and unlike
-    compressed ones, or zlib's own level 0, their bytes do not depend on which zlib a machine has.
+    PNG data does not compress; only tar's headers would, 9% of the file. Stored blocks take no time, and their bytes do
+    not depend on the version of zlib, as those of its compressed blocks and of its level 0 do.
     """
 
     def __init__(self, stream: BinaryIO) -> None:

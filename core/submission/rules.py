@@ -1,7 +1,7 @@
-"""What a submission must be: 1,000 distinct 64x64 RGB PNGs with plausible pixels, flat in one folder of a .tar.gz.
+"""The rules for submissions: 1,000 distinct 64x64 RGB PNGs with plausible pixels, flat in one folder of a .tar.gz.
 
-One set of rules for a folder that is to be packed and for an archive that somebody packed. Every rule reports in
-words what is wrong and what to do, and all faults are told at once.
+The same rules apply to a folder before packing and to a packed archive. All problems are reported at once, each with
+what is wrong and what to do.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from PIL import Image
 
 from core.cli.errors import UserError
 from core.cli.files import atomic_path
+from core.cli.text import shown
 from core.submission.archive import (
     MAX_MEMBER_BYTES,
     MAX_MEMBERS,
     MAX_TOTAL_BYTES,
-    Member,
     Problems,
     read_members,
-    shown,
     write_members,
 )
 
@@ -34,11 +33,11 @@ EXPECTED_COUNT = 1000
 EXPECTED_SIZE = 64
 SUFFIX = ".tar.gz"
 
-# Safe as a file name on every system, and wide enough for the numbers universities give out (20231234, s1234567).
+# Safe as a file name on every system, and wide enough for usual student numbers (20231234, s1234567)
 _STUDENT_NUMBER = re.compile(r"[A-Za-z]?[0-9]{5,12}")
 _LITTER = re.compile(r"\.DS_Store|Thumbs\.db|desktop\.ini|__MACOSX|\._.*", re.IGNORECASE)
 
-# What pytorch_fid counts as an image, by its lower-case ending.
+# Lower-case endings of the files that pytorch_fid takes for images
 _IMAGE_ENDINGS = frozenset({".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _ARCHIVE_ENDINGS = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
 _JPEG_REASON = "JPEG (JPEG artefacts change the score: save PNG)"
@@ -53,15 +52,15 @@ _SIGNATURES = {
     b"\x1f\x8b": "named .png but really a gzip archive",
 }
 _COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGBA"}
-# Largest picture that is decoded for scoring: four times the pixels of 512x512, where 1 MiB of PNG could hold 300 MB.
+# The largest picture decoded for scoring: four times the pixels of 512x512. 1 MiB of PNG could hold 300 MB.
 _MAX_PIXELS = 1 << 20
 
 
 def require_student_number(student_number: str) -> str:
-    """Return a well-formed student number: 5 to 12 digits, one letter in front allowed.
+    """Return the student number if it is well-formed: 5 to 12 digits, after at most one letter.
 
     Raises:
-        UserError: it is anything else.
+        UserError: it is not.
     """
     if not _STUDENT_NUMBER.fullmatch(student_number):
         raise UserError(
@@ -74,21 +73,22 @@ def require_student_number(student_number: str) -> str:
 
 
 @dataclass(frozen=True)
-class Source:
-    """A folder to be packed: its files (name, content) by name, what was left out, and what cannot be packed."""
+class FolderContent:
+    """The content of a folder to pack: files (name, content) sorted by name, names left out, and problems."""
 
     entries: list[tuple[str, bytes]]
     left_out: list[str]
     problems: list[str]
 
 
-def read_folder(folder: Path, on_file: Callable[[int, int], None] = lambda done, total: None) -> Source:
-    """Read the files of a folder, telling `on_file` how many of how many are done.
+def read_folder(folder: Path, on_file: Callable[[int, int], None] = lambda done, total: None) -> FolderContent:
+    """Read the files of a folder, except for what operating systems leave behind (.DS_Store, Thumbs.db, ...).
 
-    Litter that operating systems leave (.DS_Store, Thumbs.db, ...) is left out and listed as such.
+    Args:
+        on_file: called with the numbers of files done and in all.
 
     Raises:
-        UserError: it cannot be read, or is far too large to be a submission.
+        UserError: the folder cannot be read, or is far too large for a submission.
     """
     problems = Problems()
     entries: list[tuple[str, bytes]] = []
@@ -105,29 +105,25 @@ def read_folder(folder: Path, on_file: Callable[[int, int], None] = lambda done,
             if not path.is_file():
                 problems.add("not a file (images must lie directly in the folder)", shown(path.name))
             else:
-                entries.append((path.name, b"" if _name_problem(path.name) else _read_start(path)))
-                total += len(entries[-1][1])
+                with path.open("rb") as handle:  # not read if its name is wrong, nor beyond the largest allowed size
+                    data = b"" if _name_problem(path.name) else handle.read(MAX_MEMBER_BYTES + 1)
+                entries.append((path.name, data))
+                total += len(data)
             if total > MAX_TOTAL_BYTES:
                 raise UserError(f"{folder} holds more than {MAX_TOTAL_BYTES >> 20} MiB: is it the right folder?")
             on_file(done, len(paths))
     except OSError as error:
         raise UserError(f"cannot read {error.filename or folder}: {error.strerror or error}") from error
-    return Source(entries, left_out, problems.lines())
-
-
-def _read_start(path: Path) -> bytes:
-    """The content of a file, or one byte more than is allowed of it."""
-    with path.open("rb") as handle:
-        return handle.read(MAX_MEMBER_BYTES + 1)
+    return FolderContent(entries, left_out, problems.lines())
 
 
 def read_archive(path: str | Path) -> list[tuple[str, np.ndarray]]:
-    """Read the images of an archive for scoring: (name, uint8 (H, W, 3)) in the order of their names.
+    """Read the images of an archive for scoring: (name, uint8 (H, W, 3)), sorted by name.
 
-    The archive must be safe and its images 8-bit RGB PNGs in one folder; number and size are left to the caller.
+    Any number of images of any size will do.
 
     Raises:
-        UserError: it is not so; the first problem and the number of the others.
+        UserError: the archive is not safe, or does not hold 8-bit RGB PNGs in one folder; names the first problem.
     """
     path = Path(path)
     structure, faults = Problems(), Problems()
@@ -156,15 +152,16 @@ def summary(problems: list[str]) -> str:
 
 
 def _flat_files(path: Path, folder: str | None, problems: Problems) -> Iterable[tuple[str, bytes]]:
-    """The files of an archive that lie in `folder` (None: in whatever folder comes first), without that folder."""
+    """Name and content of the files in `folder` of an archive (None: in the first folder)."""
     for member in read_members(path, problems):
         name = shown("/".join(member.parts))
         if any(_LITTER.fullmatch(part) for part in member.parts):
-            # Harmless to most tools, but `._face.png` is an image to the evaluator and stops it.
+            # The evaluator takes `._face.png` for an image and stops at it.
             problems.add("litter of an operating system: pack without it", name)
             continue
-        folder = folder or _top_folder(member)
         is_file, depth = member.data is not None, len(member.parts)
+        if not folder and depth > is_file:  # it is a folder or lies in one
+            folder = member.parts[0]
         if (depth and member.parts[0] != folder) or (is_file and depth < 2):
             problems.add(f"outside the folder {shown(folder or '<student number>')}/", name)
         elif depth > 2 or (depth == 2 and not is_file):
@@ -173,19 +170,16 @@ def _flat_files(path: Path, folder: str | None, problems: Problems) -> Iterable[
             yield member.parts[-1], member.data
 
 
-def _top_folder(member: Member) -> str | None:
-    """The folder a member lies in or is; None for a file outside of all folders."""
-    return member.parts[0] if len(member.parts) > 1 or (member.parts and member.data is None) else None
-
-
 # --- checking ---------------------------------------------------------------------------------------------------
 
 
 def check_archive(path: str | Path, student_number: str | None = None, count: int = EXPECTED_COUNT) -> list[str]:
-    """All problems of an archive, the gravest kinds first; none means that it can be handed in.
+    """All problems of an archive; an archive without any can be handed in.
 
-    The name must be `<student number>.tar.gz` and the images lie in a folder `<student number>/`. A `student_number`
-    takes the place of the one in the file name, for an archive that has not got its name yet.
+    The name must be `<student number>.tar.gz`, and the images must lie in a folder `<student number>/`.
+
+    Args:
+        student_number: used instead of the one in the file name, for an archive under a temporary name.
     """
     path = Path(path)
     if not path.is_file():
@@ -204,7 +198,7 @@ def check_archive(path: str | Path, student_number: str | None = None, count: in
 
 
 def check_images(entries: Iterable[tuple[str, bytes]], count: int = EXPECTED_COUNT) -> list[str]:
-    """All problems of a set of image files (name, content): their number, each file, and the set as a whole."""
+    """All problems of image files (name, content): their number, single files, and the set as a whole."""
     faults = Problems()
     found = 0
     pixels: list[np.ndarray] = []
@@ -230,7 +224,7 @@ def check_images(entries: Iterable[tuple[str, bytes]], count: int = EXPECTED_COU
 
 
 class _Unfit(Exception):
-    """One file breaks a rule: `kind` says which, `name` is the file, with details that differ from file to file."""
+    """A file breaks a rule; problems of one `kind` are reported together, each with its `name` and a `detail`."""
 
     def __init__(self, kind: str, name: str, detail: str = "") -> None:
         super().__init__(kind)
@@ -239,7 +233,7 @@ class _Unfit(Exception):
 
 
 def _name_problem(name: str) -> str | None:
-    """Why the evaluator would not take a file with this name for a PNG, or None."""
+    """Why the evaluator would not accept a file of this name as a PNG, or None."""
     ending = Path(name).suffix
     if ending == ".png":
         return None if name.isprintable() else "file name with control or undecodable characters: rename it"
@@ -255,10 +249,10 @@ def _name_problem(name: str) -> str | None:
 
 
 def _decode(name: str, data: bytes, side: int | None) -> np.ndarray:
-    """Decode an 8-bit RGB PNG of `side` x `side` pixels (None: of any size up to a million pixels) completely.
+    """Decode an 8-bit RGB PNG of `side` x `side` pixels (None: up to a million pixels).
 
     Raises:
-        _Unfit: it is anything else.
+        _Unfit: the data is anything else.
     """
     if kind := _name_problem(name):
         raise _Unfit(kind, name)
@@ -276,7 +270,7 @@ def _decode(name: str, data: bytes, side: int | None) -> np.ndarray:
     depth, colour = data[24], data[25]
     if colour != 2 or depth != 8:
         raise _Unfit("not 8-bit RGB: convert it", name, f"{depth}-bit {_COLOURS.get(colour, 'unknown colours')}")
-    # The size is known before anything is decoded: a small file can claim a picture of gigabytes.
+    # Checked before decoding, because a small file can claim a picture of gigabytes
     if (width, height) != (side, side) if side else width * height > _MAX_PIXELS:
         raise _Unfit(f"not {side}x{side}" if side else "too large to be scored", name, f"{width}x{height}")
     if b"acTL" in chunks:
@@ -284,13 +278,13 @@ def _decode(name: str, data: bytes, side: int | None) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             return np.asarray(image.convert("RGB"))
-    # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on damaged files, without a complete list.
+    # Pillow does not document what it raises on damaged files: OSError, SyntaxError, ValueError, struct.error, ...
     except Exception as error:
         raise _Unfit("damaged PNG: save it again", name, "truncated" if "truncated" in str(error) else "") from error
 
 
 def _png_chunks(name: str, data: bytes) -> list[bytes]:
-    """The types of a PNG's chunks up to IEND, their checksums verified: Pillow accepts files cut behind the pixels."""
+    """The types of a PNG's chunks up to IEND, with checksums verified: Pillow accepts files cut after the pixels."""
     kinds: list[bytes] = []
     position = len(_PNG_SIGNATURE)
     while not kinds or kinds[-1] != b"IEND":
@@ -304,24 +298,22 @@ def _png_chunks(name: str, data: bytes) -> list[bytes]:
     return kinds
 
 
-# Plausible pixels. Measured on ten sets of 1,000 CelebA faces at 64x64, each: 0.8..1.3% zeros, 2.5..3.4% at either end
-# (0, 1, 254, 255), standard deviation 74, the 0.1% and 99.9% quantiles at 0 and 255, no neighbours (of 120 million)
-# more than 200 apart. The same sets saved wrongly: unscaled tanh clamped 58% zeros; unscaled tanh wrapped around 2.9%
-# (x * 255) or 4.5% (x * 127.5) of neighbours more than 200 apart and fewer 101..156 apart; [0, 1] floats cast: none
-# above 1; tanh cast: 98% zeros, nothing but 0, 1, 255; scaled twice: none below 127. Every limit is far from both.
+# Plausible pixels. Ten sets of 1,000 CelebA faces at 64x64 had 0.8..1.3% zeros, 2.5..3.4% of pixels at either end (0,
+# 1, 254, 255), a standard deviation of 74, their 0.1% and 99.9% quantiles at 0 and 255, and none of 120 million
+# neighbours more than 200 apart. Saved wrongly, they had: unscaled tanh, clamped: 58% zeros; unscaled tanh, wrapped:
+# 2.9% (x * 255) or 4.5% (x * 127.5) of neighbours more than 200 apart and fewer 101..156 apart; [0, 1] floats cast to
+# bytes: nothing above 1; tanh cast to bytes: 98% zeros and only 0, 1, 255; scaled twice: nothing below 127. Every limit
+# is far from both sides.
 _MAX_ZEROS = 0.25
 _MAX_ENDS = 0.90
-_MAX_BOTH_ENDS = 0.15  # at either end: clamping unscaled tanh fills only the lower one, saturation both
-_MIN_DEVIATION = 2.0  # an untrained generator has 0.5, one that learned anything tens
-_MAX_JUMPS = 0.02  # line drawings with hard black outlines reach 1.5%
+_MAX_BOTH_ENDS = 0.15  # at each end: clamped unscaled tanh fills only the lower one, saturation both
+_MIN_DEVIATION = 2.0  # an untrained generator has 0.5, a trained one tens
+_MAX_JUMPS = 0.02  # drawings with hard black outlines reach 1.5%
 _ENOUGH = 16  # pictures; a single dark face may have 51% zeros
 
 
 def implausible(pixels: np.ndarray) -> str | None:
-    """Why uint8 pictures (N, H, W, 3) cannot be a set of faces as a generator makes them, or None.
-
-    The reasons exclude one another: the first that holds is the one to mend.
-    """
+    """Why uint8 pictures (N, H, W, 3) cannot be a generator's faces, or None: the first reason that applies."""
     share = np.bincount(pixels.reshape(-1), minlength=256) / pixels.size
     low, high = np.searchsorted(share.cumsum(), (0.001, 0.999))
     if high <= 1:
@@ -362,11 +354,12 @@ def write_archive(
 ) -> Path:
     """Pack image files (name, content) as `out/<student_number>.tar.gz`, atomically.
 
-    The same input gives the same bytes. What was written is read back and checked before it gets its name. An archive
-    of the same name is replaced only with `force`, or when it is byte for byte the same.
+    The same input gives the same bytes. The archive is read back and checked before it gets its name. It replaces a
+    different archive of that name only with `force`.
 
     Raises:
-        UserError: ill-formed student number, entries that break a rule, an archive in the way, or no place to write.
+        UserError: ill-formed student number, entries that break a rule, a different archive of this name, or `out`
+            cannot be written to.
     """
     target = Path(out) / f"{require_student_number(student_number)}{SUFFIX}"
     if target.parent.exists() and not target.parent.is_dir():

@@ -1,4 +1,4 @@
-"""Checkpoints to resume from: complete or absent, the newest readable one wins."""
+"""Checkpoints to resume from: complete or absent; the newest intact one is used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Checkpoints:
 
     Args:
         folder: where the files live; made on the first save.
-        keep: how many to leave; two, so that a damaged newest one costs one interval and not the run.
+        keep: how many to keep; with two, a damaged newest one costs one interval and not the run.
     """
 
     def __init__(self, folder: str | Path, keep: int = 2) -> None:
@@ -34,7 +34,7 @@ class Checkpoints:
         """Write `state` atomically, then remove checkpoints beyond `keep`.
 
         Raises:
-            UserError: it cannot be written; the checkpoints before are untouched.
+            UserError: it cannot be written; earlier checkpoints are untouched.
         """
         path = self.folder / f"{images_seen:012d}.pt"
         with atomic_path(path) as temporary:
@@ -49,7 +49,7 @@ class Checkpoints:
     def load_newest(self) -> dict[str, Any] | None:
         """The newest checkpoint that is intact, on the CPU; None when there is none at all.
 
-        A damaged one is named in a warning before the next older one is tried.
+        Warns about a damaged one and tries the next older one.
 
         Raises:
             UserError: there are checkpoints, but none is intact.
@@ -71,7 +71,7 @@ class Checkpoints:
             path.unlink()
 
 
-# What reading a damaged zip archive or pickle is known to raise (a flipped bit can turn up anywhere in it).
+# What reading a damaged zip archive or pickle is known to raise, depending on where the flipped bit is.
 _DAMAGE = (
     OSError,
     EOFError,
@@ -86,7 +86,7 @@ _DAMAGE = (
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A checkpoint whose every checksum fits: those of the zip archive that `torch.save` writes."""
+    """A checkpoint, after verifying the checksums of the zip archive that `torch.save` wrote."""
     with zipfile.ZipFile(path) as archive:
         if member := archive.testzip():
             raise ValueError(f"checksum of {member}")

@@ -1,4 +1,4 @@
-"""The statistics of a run as curves: one PNG of panels above one another, against the images seen."""
+"""The statistics of a run as curves: one PNG with a panel per topic, against the images seen."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FILE_NAME = "curves.png"
-# Okabe & Ito's colours (2008), which can also be told apart by colour-blind people.
+# Okabe & Ito's colours (2008), which colour-blind people can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-DECADE = 10.0  # from this ratio of largest to smallest value a panel that may is drawn on a logarithmic scale
-CROWDED = 300  # points from which on a running mean is drawn over them
-DOTTED = 60  # points up to which each is marked
+DECADE = 10.0  # ratio of largest to smallest value from which a `wide` panel has a logarithmic scale
+CROWDED = 300  # points above which a running mean is drawn over them
+DOTTED = 60  # points up to which each one is marked
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Panel:
 
     Attributes:
         title: what is plotted, with its unit if it has one.
-        keys: keys of the rows, with the names of their lines; those without a number in any row are left out.
+        keys: keys of the rows, with the names of their lines; keys without any number are left out.
         limits: ends of the vertical axis; None fits it to the numbers.
         best: which value of the first key is marked.
         wide: use a logarithmic scale where the numbers span more than a decade and are all positive.

@@ -1,14 +1,14 @@
-"""What every training command does around its steps: resume, progress, statistics, checkpoints, stopping."""
+"""What every training command does around its steps: resuming, progress, statistics, checkpoints, stopping."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, NoneType
+from types import NoneType
 from typing import Any
 
 import torch
@@ -21,16 +21,17 @@ from core.cli.config import as_dict
 from core.cli.console import StatusProgress, console, progress_bar, say, warn
 from core.cli.errors import Interrupted, UserError
 from core.nn.model_file import FILE_NAME
+from core.training.callbacks import Callback, Tracker
 from core.training.checkpoint import Checkpoints
-from core.training.distributed import MeanMeter, NonFiniteError, StopRequest, is_due, pick_device, start_accelerator
-from core.training.machine import choose_precision
+from core.training.distributed import start_accelerator
+from core.training.machine import choose_precision, pick_device
+from core.training.meter import MeanMeter, NonFiniteError, is_due
 from core.training.rundir import RunFolder
+from core.training.stopping import StopRequest
 
-VOTE_EVERY = 10  # steps between the moments at which several processes agree to stop
-# Settings that leave every step as it is, so a run may go on with other values.
+VOTE_EVERY = 10  # steps between votes of several processes on whether to stop
+# Settings that do not change any step, so a run may continue with other values.
 CHANGEABLE = ("name", "runs", "total_images", "save_every", "tracker", "data")
-# Keys that the configuration of older runs lacks, with the values that do what those runs did.
-ADDED: dict[str, Any] = {"compile": False, "optim.fused": None}
 
 
 @dataclass
@@ -58,7 +59,7 @@ def check_common(config: LoopConfig, processes: int, least_images: int = 2) -> N
     """Refuse settings that cannot work in any training command.
 
     Args:
-        least_images: of each process in a step; batch normalisation needs two.
+        least_images: per process and step; batch normalisation needs two.
 
     Raises:
         UserError: naming the key.
@@ -110,22 +111,29 @@ def make_optimizer(recipe: dict[str, Any], network: nn.Module) -> torch.optim.Op
 
 
 class TrainingLoop(ABC):
-    """One training run: its state on disk, what is shown, and the steps, which a subclass defines.
+    """One training run: its state on disk, its progress and its steps, which a subclass defines.
 
     Args:
-        statistics: names of the scalars that `step` notes in `meter`.
+        statistics: names of the scalars that `step` adds to `meter`.
+        callbacks: what else happens, in this order.
     """
 
     def __init__(
-        self, config: LoopConfig, accelerator: Accelerator, run: RunFolder, statistics: tuple[str, ...]
+        self,
+        config: LoopConfig,
+        accelerator: Accelerator,
+        run: RunFolder,
+        statistics: tuple[str, ...],
+        callbacks: Sequence[Callback],
     ) -> None:
         self.settings, self.accelerator, self.run = config, accelerator, run
+        self.callbacks = [*callbacks, *([Tracker()] if config.tracker else [])]
         self.checkpoints, self.meter = Checkpoints(run.state), MeanMeter(statistics)
         self.images_seen = 0
 
     @abstractmethod
     def parts(self) -> dict[str, Any]:
-        """What a checkpoint holds besides `meter`: name -> anything with `state_dict` and `load_state_dict`."""
+        """What a checkpoint holds besides `meter`: name -> object with `state_dict` and `load_state_dict`."""
 
     @abstractmethod
     def step(self) -> None:
@@ -135,24 +143,17 @@ class TrainingLoop(ABC):
     def export(self) -> None:
         """Write the model files (called on process 0 after each checkpoint)."""
 
-    def before_checkpoint(self) -> None:  # noqa: B027 (most have none)
-        """Write files that a run must have when it continues from the checkpoint (process 0, just before each)."""
-
     @abstractmethod
     def describe(self) -> str:
         """One line about what is about to run."""
 
     @abstractmethod
     def status(self, means: dict[str, float]) -> str:
-        """Mean statistics of an interval in words, for the progress bar."""
+        """The mean statistics of an interval as text for the progress bar."""
 
     def warnings(self, means: dict[str, float]) -> list[str]:
-        """What is worth a warning after an interval with these mean statistics."""
+        """Warnings that the mean statistics of an interval call for."""
         return []
-
-    @abstractmethod
-    def after_step(self, before: int, last: bool) -> None:
-        """Whatever is due now that the images seen went from `before` to `images_seen`; `last`: no step follows."""
 
     @property
     def finished(self) -> bool:
@@ -179,18 +180,21 @@ class TrainingLoop(ABC):
         """Write a checkpoint and the model files (process 0; every process must call it).
 
         Raises:
-            UserError: training has diverged, or the disk is full; what was saved before stays.
+            UserError: training has diverged, or the disk is full; earlier checkpoints stay.
         """
         self.fold()
-        # Losses are taken before an update: one whose gradients overflowed shows in the weights alone so far.
+        # The last loss was computed before its update: if its gradients overflowed, only the weights show it so far.
         for name, part in self.parts().items():
             if isinstance(part, nn.Module) and not all(value.isfinite().all() for value in part.state_dict().values()):
                 raise self.diverged(f"weights of the {name} are not finite", self.images_seen)
+        for callback in self.callbacks:
+            callback.before_checkpoint(self)
         if self.accelerator.is_main_process:
-            self.before_checkpoint()
             state = {name: part.state_dict() for name, part in self._all_parts().items()}
             self.checkpoints.save(self.images_seen, state | {"images_seen": self.images_seen})
             self.export()
+        for callback in self.callbacks:
+            callback.after_checkpoint(self)
 
     # -- training
 
@@ -207,7 +211,7 @@ class TrainingLoop(ABC):
             raise self.diverged(str(error), first + (error.step + 1) * self.settings.batch_size) from error
 
     def diverged(self, what: str, images: int) -> UserError:
-        """The error for numbers that are no longer finite after `images`: where it stands and what to try."""
+        """The error for numbers that are no longer finite after `images`: what was saved, and what to try."""
         saved = self.checkpoints.files()
         good = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was saved yet"
         return UserError(
@@ -216,21 +220,26 @@ class TrainingLoop(ABC):
         )
 
     def log(self, started: float, first: int) -> str:
-        """Close a statistics interval: fold, write a row, warn; returns the status for the progress bar."""
+        """End a statistics interval: write a row, warn, and return the text for the progress bar."""
         self.fold()
         means = self.meter.means()
         self.meter.reset()
         warnings = self.warnings(means)
         if self.accelerator.is_main_process:
             rate = (self.images_seen - first) / (time.perf_counter() - started)
-            self.run.append_stats({"images": self.images_seen, **means, "images_per_s": rate})
-            self.accelerator.log(means, step=self.images_seen)
+            self.record({**means, "images_per_s": rate}, means)
             for warning in warnings:
                 self.warn(warning)
-        return self.status(means)
+        return self.status(means) + "".join(callback.status() for callback in self.callbacks)
+
+    def record(self, row: dict[str, Any], values: dict[str, float]) -> None:
+        """Add a row to stats.jsonl (process 0); `values` are what of it is drawn or tracked."""
+        self.run.append_stats({"images": self.images_seen, **row})
+        for callback in self.callbacks:
+            callback.after_row(self, values)
 
     def warn(self, text: str) -> None:
-        """Show a warning and keep it with the statistics."""
+        """Show a warning and add it to the statistics."""
         warn(text)
         self.run.append_stats({"images": self.images_seen, "warning": text})
 
@@ -252,7 +261,8 @@ class TrainingLoop(ABC):
                 bar.update(task, completed=min(self.images_seen, config.total_images))
                 if is_due(before, self.images_seen, config.log_every):
                     told = self.show(bar, self.log(started, first), told)
-                self.after_step(before, last=self.images_seen >= config.total_images)
+                for callback in self.callbacks:
+                    callback.after_step(self, before, last=self.images_seen >= config.total_images)
                 if is_due(before, self.images_seen, config.save_every):
                     self.save()
                 if self.stop_agreed(stop):
@@ -261,7 +271,7 @@ class TrainingLoop(ABC):
         self.save()
 
     def show(self, bar: StatusProgress, status: str, told: float) -> float:
-        """Update the bar; where none can be drawn (a log file) print a line every half minute instead."""
+        """Update the bar; in a log file, where none can be drawn, print a line every half minute instead."""
         bar.status = status
         now = time.perf_counter()
         if console.is_terminal or not self.accelerator.is_main_process or now - told < 30:
@@ -272,7 +282,7 @@ class TrainingLoop(ABC):
         return now
 
     def stop_agreed(self, stop: StopRequest) -> bool:
-        """Whether all processes stop here: a signal reaches them at different steps, so several take a vote."""
+        """Whether all processes stop here. A signal reaches them at different steps, so they vote."""
         if self.accelerator.num_processes == 1:
             return stop.received
         if self.images_seen // self.settings.batch_size % VOTE_EVERY:
@@ -286,37 +296,35 @@ def run_loop(
     build: Callable[[Accelerator, RunFolder], TrainingLoop],
     identity: dict[str, Any],
     changeable: Collection[str],
-    added: Mapping[str, Any] = MappingProxyType({}),
 ) -> RunFolder:
     """Train from the start or from where the run stands, and return its folder.
 
     Args:
         config: checked settings.
         build: makes the loop, its state loaded.
-        identity: what else must not change between two parts of a run, such as hashes of the data; kept in config.yaml.
-        changeable: keys that may.
-        added: as `ADDED`, the command's own.
+        identity: what else must stay the same when a run continues, such as hashes of the data; kept in config.yaml.
+        changeable: keys that may change.
 
     Raises:
         UserError: a run folder of other settings, divergence, or a full disk.
         Interrupted: stopped on request, after saving.
     """
     run = RunFolder(Path(config.runs) / config.name)
-    # What it comes to is part of the run: another machine may choose differently, and would be refused.
+    # Stored as resolved: on another machine `auto` may choose differently, and such a run must not continue unnoticed.
     config.mixed_precision = choose_precision(config.mixed_precision, pick_device())
     resolved = as_dict(config) | identity
-    # One that ended before it saved anything has nothing to be continued, or lost.
+    # A run that ended before it saved anything has nothing to continue, and nothing to lose.
     if Checkpoints(run.state).files() or (run.path / FILE_NAME).exists():
-        run.check_config(resolved, (*changeable, *run.newer_keys(resolved, ADDED | dict(added))))
+        run.check_config(resolved, changeable)
     accelerator = start_accelerator(config.mixed_precision, config.tracker, run.path)
     loop = build(accelerator, run)
+    for callback in loop.callbacks:
+        callback.start(loop)
     if accelerator.is_main_process:
         run.write_config(resolved)
         run.rewind_stats(loop.images_seen)
         loop.checkpoints.remove_leftovers()
         say(loop.describe())
-    if config.tracker:
-        accelerator.init_trackers("curves")
     with StopRequest().listening() as stop:
         try:
             with explained_compiler() if config.compile else contextlib.nullcontext():
@@ -328,7 +336,7 @@ def run_loop(
 
 @contextlib.contextmanager
 def explained_compiler() -> Iterator[None]:
-    """One line for what torch.compile cannot do here."""
+    """Turn an error of torch.compile into one line."""
     from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
 
     try:
@@ -339,6 +347,6 @@ def explained_compiler() -> Iterator[None]:
 
 
 def describe_machine(accelerator: Accelerator, precision: str) -> str:
-    """Processes, device, threads and precision in words."""
+    """Processes, device, threads and precision as text."""
     place = f"{accelerator.num_processes} x {accelerator.device.type}"
     return f"{place}, {torch.get_num_threads()} threads, {precision}"

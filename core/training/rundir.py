@@ -1,4 +1,4 @@
-"""The folder of a run: its configuration, written once, and its statistics, one JSON line an interval."""
+"""The folder of a run: its configuration, written once, and its statistics, one JSON line per interval."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class RunFolder:
         self.samples, self.state = self.path / "samples", self.path / "state"
 
     def check_config(self, config: dict[str, Any], changeable: Collection[str]) -> None:
-        """Refuse to continue a run with other settings than it was started with.
+        """Refuse to continue a run with settings other than those it was started with.
 
         Args:
-            changeable: keys that do not alter what a step computes.
+            changeable: keys that do not change what a step computes.
 
         Raises:
             UserError: settings differ, naming each key with its old and new value.
@@ -48,26 +48,13 @@ class RunFolder:
                 "Use another name=..., or the old settings to continue"
             )
 
-    def newer_keys(self, config: dict[str, Any], added: dict[str, Any]) -> list[str]:
-        """Keys that the run was started without and that `config` leaves at what was done then: no change of settings.
-
-        Args:
-            added: keys that configurations of older runs may lack, with the values that do what those runs did.
-        """
-        try:
-            stored = flatten(OmegaConf.to_container(OmegaConf.load(self.config)))
-        except Exception:  # no run yet, or a damaged file, of which `check_config` tells
-            return []
-        wanted = flatten(config)
-        return [key for key, value in added.items() if key not in stored and wanted.get(key) == value]
-
     def write_config(self, config: dict[str, Any]) -> None:
         """Store the resolved configuration."""
         with atomic_path(self.config) as temporary:
             temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
 
     def rewind_stats(self, images_seen: int) -> None:
-        """Drop rows after `images_seen` (and a torn last line): a killed run may have passed its checkpoint."""
+        """Drop rows after `images_seen`, and a torn last line: a killed run may have gone past its checkpoint."""
         if not self.stats.exists():
             return
         kept = []
@@ -82,7 +69,7 @@ class RunFolder:
             temporary.write_text("".join(kept), encoding="utf-8")
 
     def append_stats(self, row: dict[str, Any]) -> None:
-        """Add one row; `images` says when.
+        """Append a row; its `images` says when.
 
         Raises:
             UserError: it cannot be written.

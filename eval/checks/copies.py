@@ -1,47 +1,47 @@
-"""The honesty checks for copies: samples that repeat one another, and samples that repeat training images."""
+"""The honesty checks for copies: samples that repeat each other, and samples that repeat training images."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image
 from scipy.stats import betabinom, rankdata
 
 from core.data.images import make_grid
-from eval.checks.verdicts import BLOCK, Check, Finding, as_many, judge, nearest_among, percent, thumbnails
+from eval.checks.verdicts import BLOCK, Check, Finding, as_many, conclude, nearest_among, percent, thumbnails
 
-# Two pictures are the same when their root mean square difference is below this share of the standard deviation of
-# all pixels: 15 of 74 grey levels for faces. The closest two of 1,000 faces are 25 apart, noise of 5 levels is 5.
+# Two pictures are the same when their root mean square difference is at most this share of the standard deviation of
+# all pixels: 15 of 74 grey levels for faces. The closest two of 1,000 faces differ by 25, noise of 5 levels by 5.
 SAME_PIXELS = 0.20
-# Shares of samples. CelebA holds a few photographs twice, once among 500 in one part of it: so few are no fault.
+# Shares of samples. CelebA holds a few photographs twice, up to one in 500 in parts of it, so that few are no fault.
 TWINS_DOUBT = 0.005
 TWINS_BAD = 0.01
 COPIES_BAD = 0.01
-# Held-out reals define what is close to a training image: nearer than all but this share of them.
+# A sample is close to a training image if it is nearer than all but this share of held-out reals.
 CLOSE = 0.01
 CLOSE_DOUBT = 0.03
 CLOSE_BAD = 0.10
-RARE = 1e-4  # probability by chance below which a number of close samples is held for real
+RARE = 1e-4  # below this probability, a number of close samples is not taken for chance
 # Probability that a sample is nearer to the training set than a held-out real; 0.5 for a perfect generator.
 NEARER_DOUBT = 0.60
 CERTAIN = 4.0  # standard deviations of the rank sum
-SHRUNK = 0.95  # median distance in proportion to held-out reals', below which all distances are smaller
+SHRUNK = 0.95  # median distance relative to that of held-out reals; below, all distances have shrunk
 PAIRS_SHOWN = 12
 PAIRS_A_ROW = 4
 
 
 def duplicates(pixels: np.ndarray, features: np.ndarray, real_features: np.ndarray | None = None) -> Check:
-    """Whether samples are equal to, or nearly, other samples.
+    """Whether samples are equal to other samples, or nearly so.
 
-    Near duplicates are looked for in features and in thumbnails, and decided in pixels: noise that no eye sees moves
-    Inception features by as much as another face does, so that no distance of features separates the two.
+    Candidates are found by features and by thumbnails and decided by pixels. Features alone cannot decide, because
+    invisible noise moves Inception features as much as a different face does.
 
     Args:
         pixels: uint8 (N, H, W, 3) of samples.
         features: float (N, D) of the same samples.
-        real_features: float (M, D) of reals, M at least N where possible, to say how far apart reals are; or None.
+        real_features: float (M, D) of reals, M at least N where possible, for their usual distance; or None.
     """
     count = len(pixels)
     if count < 2:
@@ -74,31 +74,25 @@ def duplicates(pixels: np.ndarray, features: np.ndarray, real_features: np.ndarr
             f"Only {len(twins):,} of the {count:,} samples look the same as another one.",
             "So few may be chance, or in the data: CelebA itself holds some photographs twice. Look at them.",
         )
-    return judge("duplicates", findings, fine, figures, shown)
+    return conclude("duplicates", findings, fine, figures, shown)
 
 
-def _duplicate_findings(count: int, repeats: int, twins: int) -> list[Finding]:
-    findings = []
+def _duplicate_findings(count: int, repeats: int, twins: int) -> Iterator[Finding]:
     if repeats:
-        findings.append(
-            Finding(
-                "bad",
-                f"{repeats:,} of the {count:,} samples repeat another one pixel for pixel.",
-                "The same seeds were drawn twice, or files were copied to reach the number. Draw every sample with a "
-                "seed of its own; the score of a set with repetitions is worth nothing.",
-            )
+        yield Finding(
+            "bad",
+            f"{repeats:,} of the {count:,} samples repeat another one pixel for pixel.",
+            "The same seeds were drawn twice, or files were copied to reach the number. Draw every sample with a "
+            "seed of its own; the score of a set with repetitions is worth nothing.",
         )
-    # Exact ones count with their originals; what is left are altered ones.
+    # Exact repeats count here with their originals; more twins than those are altered copies.
     if twins > 2 * repeats and twins / count > TWINS_DOUBT:
-        findings.append(
-            Finding(
-                "bad" if twins / count >= TWINS_BAD else "doubt",
-                f"{twins:,} of the {count:,} samples ({percent(twins / count)}) look the same as another one.",
-                "The generator gives nearly one picture for different seeds (mode collapse), or samples were altered "
-                "and added again. Look at the pairs; an earlier checkpoint may be better.",
-            )
+        yield Finding(
+            "bad" if twins / count >= TWINS_BAD else "doubt",
+            f"{twins:,} of the {count:,} samples ({percent(twins / count)}) look the same as another one.",
+            "The generator gives nearly one picture for different seeds (mode collapse), or samples were altered "
+            "and added again. Look at the pairs; an earlier checkpoint may be better.",
         )
-    return findings
 
 
 def _exact_repeats(pixels: np.ndarray) -> int:
@@ -107,7 +101,7 @@ def _exact_repeats(pixels: np.ndarray) -> int:
 
 
 def _each_pair_once(chosen: np.ndarray, twin: np.ndarray) -> np.ndarray:
-    """Pairs (i, twin of i), int64 (P, 2), in this order and each once, whichever way round."""
+    """Pairs (i, twin of i), int64 (P, 2), in this order; each pair once, whichever way round."""
     pairs = dict.fromkeys((min(i, j), max(i, j)) for i, j in zip(chosen.tolist(), twin[chosen].tolist(), strict=True))
     return np.array(list(pairs), np.int64).reshape(-1, 2)
 
@@ -120,15 +114,15 @@ def memorisation(
 ) -> Check:
     """Whether samples are nearer to training images than real images that the generator has never seen.
 
-    The rank sum of the two sets of distances, as a z value, is the test of data-copying of Meehan et al. ("A
+    The rank sum of the two sets of distances, as a z value, is the test for data copying of Meehan et al. ("A
     Non-Parametric Test to Detect Data-Copying in Generative Models", AISTATS 2020) over the whole space instead of
-    cell by cell: far below 0 means copying, far above 0 means samples off the data. It does not see a few copies
-    among many good samples; the share of samples nearer than 1% of held-out reals and the comparison in pixels do.
+    cell by cell: far below 0 means copying, far above 0 means samples off the data. It misses a few copies among many
+    good samples, which the share of samples nearer than 1% of held-out reals and the comparison of pixels find.
 
     Args:
         pixels: uint8 (N, H, W, 3) of samples.
         train_nearest: distance (N,) and index (N,) of the training image nearest to each sample in features.
-        held_out_nearest: the same of held-out reals (M,), against the same training images; None: there are none.
+        held_out_nearest: the same for held-out reals (M,), against the same training images; None if there are none.
         read_train: uint8 pixels (K, H, W, 3) of the training images with these indices (K,).
     """
     distance, index = train_nearest
@@ -140,41 +134,36 @@ def memorisation(
         "copies": int(copies.sum()),
         "median_distance": float(np.median(distance)),
     }
-    findings = _copy_findings(int(copies.sum()), len(distance))
-    if held_out_nearest is None or len(held_out_nearest[0]) < 2:
-        if findings:
-            return judge("memorisation", findings, ("", ""), figures, shown)
-        return Check(
-            "memorisation",
-            "skipped",
-            "There are no held-out real images to compare with.",
-            "No sample equals its nearest training image in pixels, but how near is too near only held-out reals can "
-            "tell: train on split=train of data with a split and keep the rest for this check.",
-            figures,
-            shown,
-        )
-    return _against_held_out(distance, held_out_nearest[0], findings, figures, shown)
+    findings = list(_copy_findings(int(copies.sum()), len(distance)))
+    if held_out_nearest is not None and len(held_out_nearest[0]) > 1:
+        return _against_held_out(distance, held_out_nearest[0], findings, figures, shown)
+    if findings:
+        return conclude("memorisation", findings, ("", ""), figures, shown)
+    headline = "There are no held-out real images to compare with."
+    details = (
+        "No sample equals its nearest training image in pixels, but how near is too near only held-out reals can tell: "
+        "train on split=train of data with a split and keep the rest for this check."
+    )
+    return Check("memorisation", "skipped", headline, details, figures, shown)
 
 
 def _distance_from_originals(
     pixels: np.ndarray, index: np.ndarray, read_train: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """How far samples are from their training images in pixels, (N,), read a block at a time."""
+    """Distance in pixels of each sample from its training image, (N,), reading a block of images at a time."""
     apart = []
     for start in range(0, len(pixels), BLOCK):
         block = pixels[start : start + BLOCK]
         originals = _at_size(read_train(index[start : start + BLOCK]), pixels.shape[1:3])
-        # A generator trained with mirrored images copies them mirrored, too.
+        # A generator trained with mirrored images copies these as well.
         mirrored = pixel_distance(block[:, :, ::-1], originals)
         apart.append(np.minimum(pixel_distance(block, originals), mirrored))
     return np.concatenate(apart)
 
 
-def _copy_findings(copies: int, count: int) -> list[Finding]:
-    if not copies:
-        return []
-    return [
-        Finding(
+def _copy_findings(copies: int, count: int) -> Iterator[Finding]:
+    if copies:
+        yield Finding(
             "bad" if copies / count >= COPIES_BAD else "doubt",
             f"{copies:,} of the {count:,} samples ({percent(copies / count)}) are copies of training images.",
             "They agree pixel by pixel with their nearest training image, as it is or mirrored. A few may be honest "
@@ -182,7 +171,6 @@ def _copy_findings(copies: int, count: int) -> list[Finding]:
             "(or that training images were handed in), and the score rewards it. Train on more images, or stop "
             "earlier.",
         )
-    ]
 
 
 def _against_held_out(
@@ -192,7 +180,7 @@ def _against_held_out(
     figures: dict[str, float | int],
     shown: np.ndarray,
 ) -> Check:
-    """The verdict from the distances of samples and of held-out reals."""
+    """The check with the distances of held-out reals, which may add a finding."""
     z, nearer = rank_sum(distance, held_out)
     close, by_chance = _close_share(distance, held_out)
     shrinking = float(np.median(distance) / max(np.median(held_out), 1e-12))
@@ -205,56 +193,56 @@ def _against_held_out(
     }
     many_close = close > CLOSE_DOUBT and by_chance < RARE
     as_a_whole = z < -CERTAIN and nearer > NEARER_DOUBT
-    # Distances brought to the median of the held-out ones: are some samples still exceptionally near?
+    # Are some samples still exceptionally near after scaling all distances to the median of the held-out ones?
     rest_close, rest_chance = _close_share(distance / shrinking, held_out) if shrinking > 0 else (1.0, 0.0)
     exceptional = rest_close > CLOSE_DOUBT and rest_chance < RARE
     if (many_close or as_a_whole) and shrinking < SHRUNK and not exceptional and not findings:
-        findings.append(
-            Finding(
-                "doubt",
-                f"All samples lie nearer to the training images than held-out reals do (median {shrinking:.2f} times "
-                "as far), no single pair stands out.",
-                "Copying is not the only explanation: blurred samples, or ones enlarged from half the size, lie "
-                "nearer to everything because they lack detail. See what the pixel check says of sharpness, and look "
-                "at the pairs: the same person in the same pose is memorised, a mere resemblance is not.",
-            )
+        headline = (
+            f"All samples lie nearer to the training images than held-out reals do (median {shrinking:.2f} times as "
+            "far), no single pair stands out."
         )
+        advice = (
+            "Copying is not the only explanation: blurred samples, or ones enlarged from half the size, lie nearer to "
+            "everything because they lack detail. See what the pixel check says of sharpness, and look at the pairs: "
+            "the same person in the same pose is memorised, a mere resemblance is not."
+        )
+        findings.append(Finding("doubt", headline, advice))
     elif many_close or as_a_whole:
-        findings.append(
-            Finding(
-                "bad" if close > CLOSE_BAD else "doubt",
-                f"{percent(close)} of the samples are nearer to a training image than 1% of held-out reals are "
-                f"(z = {z:.1f}).",
-                "A generator that has not memorised has about 1% there and z near 0. Look at the pairs; train on more "
-                "images, or use an earlier checkpoint.",
-            )
+        headline = (
+            f"{percent(close)} of the samples are nearer to a training image than 1% of held-out reals are "
+            f"(z = {z:.1f})."
         )
+        advice = (
+            "A generator that has not memorised has about 1% there and z near 0. Look at the pairs; train on more "
+            "images, or use an earlier checkpoint."
+        )
+        findings.append(Finding("bad" if close > CLOSE_BAD else "doubt", headline, advice))
     told = "farther from the training images than" if z > CERTAIN else "about as far from the training images as"
     fine = (
         f"No sample is a copy: {percent(close)} are nearer to a training image than 1% of held-out reals are.",
         f"As a whole they are {told} held-out reals (z = {z:.1f}; below -{CERTAIN:.0f} would "
         "mean copying)." + (" Farther means that they do not look like the data yet." if z > CERTAIN else ""),
     )
-    return judge("memorisation", findings, fine, figures, shown)
+    return conclude("memorisation", findings, fine, figures, shown)
 
 
 def rank_sum(distance: np.ndarray, held_out: np.ndarray) -> tuple[float, float]:
-    """Mann-Whitney: the z value of samples' distances among held-out ones, and the probability of being nearer.
+    """Mann-Whitney test: the z value of samples' distances, and the probability that a sample is nearer.
 
-    z is standard normal when both come from one distribution (without the correction for ties, which continuous
-    distances do not have), negative when samples are nearer.
+    z is negative when samples are nearer, and standard normal when both come from one distribution. Ties are not
+    corrected for, since continuous distances have none.
     """
     n, m = len(distance), len(held_out)
     ranks = rankdata(np.concatenate([distance, held_out]))
-    farther = float(ranks[:n].sum() - n * (n + 1) / 2)  # pairs in which the sample is farther, ties as halves
+    farther = float(ranks[:n].sum() - n * (n + 1) / 2)  # pairs in which the sample is farther; ties count half
     return (farther - n * m / 2) / float(np.sqrt(n * m * (n + m + 1) / 12)), 1 - farther / (n * m)
 
 
 def _close_share(distance: np.ndarray, held_out: np.ndarray) -> tuple[float, float]:
-    """Share of samples nearer than the 1% quantile of held-out reals, and how likely so many are by chance.
+    """Share of samples nearer than the 1% quantile of held-out reals, and the probability of so many by chance.
 
-    How many of n fall below the k-th smallest of m from the same distribution is beta-binomial, whatever it is; so
-    the uncertainty of a quantile from few held-out reals is part of the probability.
+    How many of n values fall below the k-th smallest of m from the same distribution is beta-binomial, whatever that
+    distribution. So the probability includes the uncertainty of a quantile of few held-out reals.
     """
     n, m = len(distance), len(held_out)
     kth = max(1, round(CLOSE * m))
@@ -266,18 +254,18 @@ def _close_share(distance: np.ndarray, held_out: np.ndarray) -> tuple[float, flo
 
 
 def pixel_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Root mean square difference in grey levels, float64 (N,), of pictures (N, H, W, 3) and their counterparts."""
+    """Root mean square difference in grey levels, float64 (N,), of two arrays of pictures (N, H, W, 3)."""
     squares = [np.square(np.subtract(a, b, dtype=np.float32)).mean() for a, b in zip(first, second, strict=True)]
     return np.sqrt(np.array(squares, np.float64))
 
 
 def _deviation(pixels: np.ndarray) -> float:
-    """Standard deviation of all pixels, from at most 1,000 pictures."""
+    """Standard deviation of all pixels, estimated from at most 1,000 pictures."""
     return float(pixels[:: -(-len(pixels) // 1000)].std(dtype=np.float64))
 
 
 def _at_size(pixels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Pictures (N, H', W', 3) brought to height and width `size` where they have another one."""
+    """Pictures (N, H', W', 3) resized to height and width `size` if necessary."""
     if pixels.shape[1:3] == tuple(size):
         return pixels
     resized = [Image.fromarray(one).resize((size[1], size[0]), Image.Resampling.BILINEAR) for one in pixels]
@@ -285,7 +273,7 @@ def _at_size(pixels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 
 def pairs_grid(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Pairs of pictures (N, H, W, 3) side by side, at most 12 pairs, four a row: uint8 RGB."""
+    """A grid of at most 12 pairs of pictures (N, H, W, 3) side by side, four pairs per row: uint8 RGB."""
     count = min(len(left), PAIRS_SHOWN)
     pairs = np.concatenate([left[:count], right[:count]], axis=2)
     return make_grid(pairs, columns=min(PAIRS_A_ROW, count), gap=4)

@@ -1,10 +1,10 @@
-"""What a report judges by: features and pixels of the samples and of the real images, and which rows are what."""
+"""The material of a report: features and pixels of samples and real images, and which images were trained on."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 from core.cli.errors import UserError
 from core.data.dataset import SPLITS, PreparedData
 from core.nn.model_file import load_model
+from eval.distances import Score, plan_floor, score_against, spread
 from eval.features.cache import Extractor, features_key, remembered, set_key
-from eval.features.image_sets import ImageSet, Source
+from eval.features.image_sets import ImageSet, Samples
 from eval.features.reference import RealFeatures, open_reference, random_rows
 from eval.metrics.frechet import Statistics, frechet_distance
-from eval.score import Score, plan_floor, score_against, spread
 
 UNKNOWN = (
     "It is not known which images the generator was trained on, so copies are looked for among all real images, and "
@@ -31,37 +31,24 @@ FOREIGN = (
 )
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One way to choose the real images that samples are compared with.
-
-    Attributes:
-        name: in words.
-        rows: positions in the real images, ascending.
-    """
-
-    name: str
-    rows: np.ndarray
-
-
 class Evidence:
     """Samples and real images, and, after `extract`, their features.
 
     Attributes:
         n: samples in a set.
-        trained_on: rows of the real images among which copies are looked for.
+        trained_on: rows of the real images to search for the originals of copies.
         held_out: rows that the generator has certainly not seen.
-        doubt: what is not known about its training, in a sentence; empty when all is known.
+        doubt: what is unknown about its training, in a sentence; empty when all is known.
 
     Args:
-        course: the course's own folder of real images, if it is at hand.
+        course: the course's own folder of real images, if available.
 
     Raises:
-        UserError: source or data cannot be used.
+        UserError: samples or data cannot be used.
     """
 
-    def __init__(self, source: Source, data: Path, seed: int, course: Path | None = None) -> None:
-        self.seed, self.source, self.n = seed, source, source.count
+    def __init__(self, samples: Samples, data: Path, seed: int, course: Path | None = None) -> None:
+        self.seed, self.samples, self.n = seed, samples, samples.count
         self.reference = open_reference(data)
         self.course = None if course is None else open_reference(course)
         self.data = PreparedData.open(data) if (data / "meta.json").is_file() else None
@@ -70,10 +57,10 @@ class Evidence:
         self._look_up_training()
 
     def _look_up_training(self) -> None:
-        """What a run says of its training: on which data, and on which split of them."""
-        if self.source.facts["kind"] != "model" or self.data is None:
+        """Read from a run which data and which split it was trained on."""
+        if self.samples.facts["kind"] != "model" or self.data is None:
             return
-        model = Path(self.source.facts["model"])
+        model = Path(self.samples.facts["model"])
         trained = load_model(model)[1].get("data", {}).get("sha256")
         if trained not in (None, self.data.fingerprint):
             self.doubt = FOREIGN
@@ -90,44 +77,44 @@ class Evidence:
             self.held_out = np.setdiff1d(np.arange(len(self.data)), self.trained_on)
             self.doubt = ""
 
-    def extract(self, extractor: Extractor, folder: Path, many: Source | None = None) -> None:
-        """Get all features, from where they are kept or by the network; every process must call it.
+    def extract(self, extractor: Extractor, folder: Path, many: Samples | None = None) -> None:
+        """Load or extract all features; every process must call it.
 
         Args:
-            folder: where those of samples are kept; those of the real images are kept in the folder of the data.
-            many: one set of samples, of which all others are the first; their features are then parts of its.
+            folder: keeps the features of samples; those of real images are kept in the folder of the data.
+            many: one large sample set that starts with all the others, whose features are then parts of its own.
         """
         self.extractor, self.folder = extractor, folder
         self.real = RealFeatures(self.reference, extractor, folder)
-        # The real images first: they take longest, and are kept should anything fail afterwards.
+        # The real images first: they take longest, and their features survive a later failure.
         self.features = self.real.of(np.arange(len(self.real)))
         if self.course is not None:
             self.course_real = RealFeatures(self.course, extractor, folder)
             self.course_real.of(self.course.rows, "course's real images")
-        numbers = range(self.source.sets)
+        numbers = range(self.samples.sets)
         if many is None:
             self.many = None
-            self.sets = [extractor.samples(self.source, index, folder) for index in numbers]
+            self.sets = [extractor.samples(self.samples, index, folder) for index in numbers]
         else:
             self.many = extractor.samples(many, 0, folder)
             self.sets = [self.many.take(np.arange(index * self.n, (index + 1) * self.n)) for index in numbers]
 
     def read_samples(self, most: int) -> None:
-        """Read the pictures of the first `most` samples, for the checks."""
-        self.images: ImageSet = self.source.open_set(0)
+        """Read the pixels of the first `most` samples, for the checks."""
+        self.images: ImageSet = self.samples.open_set(0)
         self.pixels = self.images.read(0, min(most, len(self.images)))
 
-    def comparisons(self, random: int) -> list[Comparison]:
-        """All real images, the training split where there is one, and `random` real images."""
+    def references(self, random: int) -> dict[str, np.ndarray]:
+        """Rows of all real images, of the training split if there is one, and of `random` real images, by name."""
         every = np.arange(len(self.reference.every))
-        ways = [Comparison("all of the data", every)]
+        rows = {"all of the data": every}
         if self.data is not None and self.data.split is not None:
             training = np.flatnonzero(self.data.split == SPLITS.index("train"))
             if len(training) > 1:
-                ways.append(Comparison("training split", training))
+                rows["training split"] = training
         if random < len(every):
-            ways.append(Comparison(f"{random:,} random", random_rows(every, random, self.seed)))
-        return ways
+            rows[f"{random:,} random"] = random_rows(every, random, self.seed)
+        return rows
 
     @cached_property
     def drawn(self) -> list[Statistics]:
@@ -135,14 +122,14 @@ class Evidence:
         return [kept.statistics() for kept in self.sets]
 
     def scores(self, random: int, floor_sets: int) -> list[dict[str, Any]]:
-        """The score of the sample sets against every choice of real images; kept."""
+        """The score of the sample sets against each reference; kept on disk."""
 
         def usual(rows: np.ndarray) -> Callable[[], Score]:
             return lambda: score_against(self.real, rows, self.drawn, self.n, floor_sets, self.seed)
 
         found = [
-            self._kept_score(way.name, self.real.key(way.rows), floor_sets, usual(way.rows))
-            for way in self.comparisons(random)
+            self._kept_score(name, self.real.key(rows), floor_sets, usual(rows))
+            for name, rows in self.references(random).items()
         ]
         if self.course is not None:
             name = f"the course's {Path(self.course.facts['path']).name}/"
@@ -154,7 +141,7 @@ class Evidence:
     def _kept_score(
         self, name: str, rows: dict[str, Any], floor_sets: int, compute: Callable[[], Score]
     ) -> dict[str, Any]:
-        """A score as the report holds it, against the real images with this key."""
+        """A score against the real images with the key `rows`, as report.json states it."""
         key = self.key() | {"against": rows, "floor sets": floor_sets}
         score = Score(**remembered(self.folder, "score", key, lambda: asdict(compute())))
         return {
@@ -169,15 +156,15 @@ class Evidence:
         }
 
     def key(self) -> dict[str, Any]:
-        """What names samples and real images together."""
+        """What identifies samples and real images together."""
         return features_key(self.extractor.features) | {
             "real": self.real.key(np.arange(len(self.real))),
-            "samples": [set_key(self.source, index) for index in range(self.source.sets)],
+            "samples": [set_key(self.samples, index) for index in range(self.samples.sets)],
             "seed": self.seed,
         }
 
     def _course_score(self, floor_sets: int) -> Score:
-        """The score against the course's images; the floor is that of images of the data which are not among them."""
+        """The score against the course's images; images of the data that are not among them give the floor."""
         statistics = self.course_real.sums(np.arange(len(self.course_real))).statistics()
         values = [frechet_distance(one, statistics) for one in self.drawn]
         plan = plan_floor(len(self.real), self.also_in_course, self.n, floor_sets, self.seed)
@@ -188,7 +175,7 @@ class Evidence:
 
     @cached_property
     def also_in_course(self) -> np.ndarray:
-        """Rows of the real images that the course's folder holds too, pixel for pixel."""
+        """Rows of real images that are also in the course's folder, pixel for pixel."""
         if self.course is None:
             return np.arange(0)
         known = {digest for _, digest in _digests(self.course.images)}

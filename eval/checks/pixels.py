@@ -1,72 +1,72 @@
-"""The honesty check of pixels: mistakes in saving, colours and artefacts, found by comparison with real images."""
+"""The honesty check of pixels: mistakes in saving, wrong colours and artefacts, found by comparing with real images."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 from scipy.fft import dctn
 
 from core.submission.rules import implausible
-from eval.checks.verdicts import Check, Finding, judge, percent
+from eval.checks.verdicts import Check, Finding, conclude, percent
 
-# Statistics of pixels settle long before; more only cost time.
-MOST_IMAGES = 1000
-MOST_CUT = 200  # for the search for blocks, the slowest part
-FEWEST_IMAGES = 16  # below, single pictures decide: one dark face alone may be half black
+MOST_IMAGES = 1000  # more cost time and hardly change the statistics
+MOST_CUT = 200  # for the search for JPEG blocks, the slowest part
+FEWEST_IMAGES = 16  # among fewer, a single picture decides: one dark face may be half black
 
-# A picture is grey when its channels differ nowhere by more than rounding. One of 2,200 CelebA faces is.
+# A picture is grey when its channels never differ by more than rounding. One of 2,200 CelebA faces is.
 GREY_RANGE = 3
 GREY_DOUBT = 0.10
 GREY_BAD = 0.50
-# Channels are swapped when another order fits the reals this much better. Faces, BGR: 2 grey levels instead of 25.
+# Channels are swapped when another order fits the reals this much better. For faces in BGR: 2 grey levels, not 25.
 SWAPPED_GAIN = 0.5
-SWAPPED_LEAST = 6.0  # grey levels; below, no order fits badly enough for the comparison to mean anything
-# Pixels at exactly 0 or 255 beyond the share of the reals (faces: 1% and 1%).
+SWAPPED_LEAST = 6.0  # grey levels; below, every order fits and the comparison means nothing
+# Share of pixels at exactly 0 or 255 beyond that of the reals (faces: 1% and 1%).
 CLIPPED_DOUBT = 0.03
 CLIPPED_BAD = 0.12
-# Distance of histograms, grey levels: 2 between sets of 1,000 faces, 8 to 10 for a DCGAN in good order.
+# Distance of histograms in grey levels: 2 between sets of 1,000 faces, 8 to 10 for a good DCGAN.
 COLOUR_DOUBT = 15.0
-CHANCE = 3.0  # standard deviations of a set's mean brightness that chance may add to it
+CHANCE = 3.0  # standard deviations of a set's mean brightness that chance may add to the distance
 # Mean difference of neighbouring pixels in proportion to the reals': faces enlarged twofold have 0.65.
 SOFT_DOUBT = 0.75
 NOISY_DOUBT = 1.5
-# Fine detail in JPEG's 8x8 blocks in proportion to blocks shifted by half, again in proportion to the reals': 0.4 at
-# JPEG quality 95, 0.2 at 90, 0.05 at 50; 1.06 for a DCGAN, 1 for other faces. Not for quality 100, which loses little.
+# Fine detail in JPEG's 8x8 blocks relative to blocks shifted by half, as a multiple of the reals' value: 0.4 at JPEG
+# quality 95, 0.2 at 90, 0.05 at 50; 1.06 for a DCGAN, 1 for other faces. Quality 100 loses too little to be seen.
 JPEG_DOUBT = 0.65
 JPEG_BAD = 0.30
 # Coefficients of a block that JPEG sets to zero first: the row and column numbers add up to 7 or more.
 _FINE = np.add.outer(np.arange(8), np.arange(8)) >= 7
-_GONE = 1.0  # rounding of decoded pixels leaves less than this of a coefficient that was zero
+_GONE = 1.0  # a coefficient that JPEG set to zero stays below this after the rounding of pixels
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _NAMES = "RGB"
 
 
 def pixel_statistics(pixels: np.ndarray, real_pixels: np.ndarray) -> Check:
-    """Whether the pixels of samples are distributed as those of reals, and what mistake explains it if not.
+    """Whether the pixels of samples are distributed like those of reals, and if not, which mistake explains it.
 
     Args:
-        pixels: uint8 (N, H, W, 3), RGB, of samples; at most 1,000 of them, evenly chosen, are looked at.
-        real_pixels: uint8 (M, H', W', 3) of reals; the comparison is finer when H', W' = H, W.
+        pixels: uint8 (N, H, W, 3), RGB, of samples; 1,000 evenly spaced ones are used.
+        real_pixels: uint8 (M, H', W', 3) of reals; sharpness is compared only if H', W' = H, W.
     """
     if min(len(pixels), len(real_pixels)) < FEWEST_IMAGES:
-        headline = f"Too few pictures to judge pixels by: at least {FEWEST_IMAGES} samples and reals are needed."
+        headline = f"Too few pictures to conclude pixels by: at least {FEWEST_IMAGES} samples and reals are needed."
         return Check("pixels", "skipped", headline, "Sample more, or compare with more reals.", {})
     pixels, reals = _evenly(pixels), _evenly(real_pixels)
     shares, real_shares = _histograms(pixels), _histograms(reals)
     figures = _figures(pixels, reals, shares, real_shares)
-    findings = [finding for finding in [_jpeg(figures)] if finding]
-    # One mistake changes all statistics: the first that explains them is told, not its consequences.
-    explanations = (
-        lambda: _broken(pixels, reals),
-        lambda: _grey(figures),
-        lambda: _swapped(shares, real_shares),
-        lambda: _clipped(figures),
-        lambda: _colours(pixels, reals, figures),
+    findings = list(_jpeg(figures))
+    # One mistake changes all statistics, so only the first that explains them is reported, not its consequences.
+    explanations = itertools.chain(
+        _broken(pixels, reals),
+        _grey(figures),
+        _swapped(shares, real_shares),
+        _clipped(figures),
+        _colours(pixels, reals, figures),
     )
-    findings += list(itertools.islice(filter(None, (explain() for explain in explanations)), 1))
-    if pixels.shape[1:3] == reals.shape[1:3] and (finding := _sharpness(figures)):
-        findings.append(finding)
+    findings += itertools.islice(explanations, 1)
+    if pixels.shape[1:3] == reals.shape[1:3]:
+        findings += _sharpness(figures)
     means = ", ".join(
         f"{name} {figures[f'mean_{name}']:.0f} ± {figures[f'sd_{name}']:.0f} "
         f"(reals {figures[f'real_mean_{name}']:.0f} ± {figures[f'real_sd_{name}']:.0f})"
@@ -78,22 +78,22 @@ def pixel_statistics(pixels: np.ndarray, real_pixels: np.ndarray) -> Check:
         f"Mean and standard deviation: {means}. At 0: {percent(figures['zeros'])} (reals "
         f"{percent(figures['real_zeros'])}), at 255: {percent(figures['full'])} ({percent(figures['real_full'])}).",
     )
-    return judge("pixels", findings, fine, figures)
+    return conclude("pixels", findings, fine, figures)
 
 
 def _evenly(pixels: np.ndarray, most: int = MOST_IMAGES) -> np.ndarray:
-    """At most `most` of the pictures, spread over all of them."""
+    """At most `most` of the pictures, evenly spaced."""
     return pixels[np.linspace(0, len(pixels) - 1, min(len(pixels), most)).astype(np.int64)]
 
 
 def _histograms(pixels: np.ndarray) -> np.ndarray:
-    """Share of each value in each channel, float64 (3, 256)."""
+    """Share of each pixel value in each channel, float64 (3, 256)."""
     channels = [pixels[..., channel].reshape(-1) for channel in range(3)]
     return np.stack([np.bincount(values, minlength=256) / values.size for values in channels])
 
 
 def _apart(shares: np.ndarray, others: np.ndarray) -> float:
-    """Wasserstein distance of histograms in grey levels, the mean of the channels."""
+    """Wasserstein distance of histograms in grey levels, averaged over channels."""
     return float(np.abs(shares.cumsum(axis=1) - others.cumsum(axis=1)).sum(axis=1).mean())
 
 
@@ -120,22 +120,22 @@ def _figures(
 def _colour_range(pixels: np.ndarray) -> np.ndarray:
     """The largest difference between channels within each picture, (N,)."""
     first, second, third = (pixels[..., channel] for channel in range(3))
-    # Pairwise, because the minimum over an axis of length 3 takes twenty times as long.
+    # Pairwise, because a minimum over an axis of length 3 takes twenty times as long
     widest = np.maximum(np.maximum(first, second), third) - np.minimum(np.minimum(first, second), third)
     return np.asarray(widest.max(axis=(1, 2)))
 
 
 def _gradient(pixels: np.ndarray) -> float:
-    """Mean difference of pixels from their right neighbours, grey levels."""
+    """Mean absolute difference between horizontal neighbours, in grey levels."""
     return float(np.abs(np.diff(pixels[..., 1].astype(np.int16), axis=2)).mean())
 
 
 def on_grid_detail(pixels: np.ndarray) -> float:
-    """Fine detail in 8x8 blocks where JPEG would cut them, in proportion to blocks shifted by half a block.
+    """Fine detail in the 8x8 blocks of JPEG relative to blocks shifted by half a block.
 
-    Counts cosine coefficients of high frequency that are not zero. JPEG (ITU-T T.81) rounds them to zero in its own
-    blocks and not in others, so that an image saved as JPEG has far below 1, at any sharpness; any other is near 1.
-    Pictures smaller than 16 pixels, or without any detail, have 1.
+    Counts the cosine coefficients of high frequency that are not zero. JPEG (ITU-T T.81) rounds them to zero in its own
+    blocks only, so the value is far below 1 for images that were JPEG files, however sharp, and near 1 for others. It
+    is 1 for pictures smaller than 16 pixels or without any detail.
 
     Args:
         pixels: uint8 (N, H, W, 3).
@@ -155,109 +155,102 @@ def _detail(luma: np.ndarray) -> float:
     return float((np.abs(coefficients[..., _FINE]) >= _GONE).mean())
 
 
-# --- one mistake each: a finding, or None -----------------------------------------------------------------------
+# --- findings, one mistake each ---------------------------------------------------------------------------------
 
 
-def _broken(pixels: np.ndarray, reals: np.ndarray) -> Finding | None:
-    """What no set of faces can look like; the rules are those of the packer."""
+def _broken(pixels: np.ndarray, reals: np.ndarray) -> Iterator[Finding]:
+    """Pixels that no set of faces can have, by the rules of the packer."""
     reason = implausible(pixels)
-    # Data that break these rules themselves (drawings, scans) are no faces: then the rules say nothing.
-    if reason is None or implausible(reals) is not None:
-        return None
-    return Finding(
-        "bad",
-        f"The pictures are saved wrongly: {reason}.",
-        "The score measures this mistake and not the generator. core.data.images.to_uint8 is the right conversion from "
-        "[-1, 1]; images that `gen.sample` writes have it.",
-    )
+    # The rules say nothing if the data break them too: drawings or scans, for example.
+    if reason is not None and implausible(reals) is None:
+        yield Finding(
+            "bad",
+            f"The pictures are saved wrongly: {reason}.",
+            "The score measures this mistake and not the generator. core.data.images.to_uint8 is the right conversion "
+            "from [-1, 1]; images that `gen.sample` writes have it.",
+        )
 
 
-def _grey(figures: dict[str, float | int]) -> Finding | None:
+def _grey(figures: dict[str, float | int]) -> Iterator[Finding]:
     excess = figures["grey"] - figures["real_grey"]
-    if excess < GREY_DOUBT:
-        return None
-    return Finding(
-        "bad" if excess > GREY_BAD else "doubt",
-        f"{percent(figures['grey'])} of the samples are grey (reals: {percent(figures['real_grey'])}).",
-        "All three channels are equal: one channel was written three times, or the generator has lost its colours.",
-    )
+    if excess >= GREY_DOUBT:
+        yield Finding(
+            "bad" if excess > GREY_BAD else "doubt",
+            f"{percent(figures['grey'])} of the samples are grey (reals: {percent(figures['real_grey'])}).",
+            "All three channels are equal: one channel was written three times, or the generator has lost its colours.",
+        )
 
 
-def _swapped(shares: np.ndarray, real_shares: np.ndarray) -> Finding | None:
+def _swapped(shares: np.ndarray, real_shares: np.ndarray) -> Iterator[Finding]:
     as_is = _apart(shares, real_shares)
     orders = list(itertools.permutations(range(3)))[1:]
     order = min(orders, key=lambda order: _apart(shares[list(order)], real_shares))
     best = _apart(shares[list(order)], real_shares)
-    if as_is < SWAPPED_LEAST or best > SWAPPED_GAIN * as_is:
-        return None
-    name = "".join(_NAMES[order.index(channel)] for channel in range(3))
-    return Finding(
-        "bad",
-        f"The channels are swapped: as {name} the colours are {best:.0f} grey levels from the reals', as RGB "
-        f"{as_is:.0f}.",
-        "OpenCV reads and writes BGR: convert with pixels[..., ::-1] before saving with Pillow.",
-    )
+    if as_is >= SWAPPED_LEAST and best <= SWAPPED_GAIN * as_is:
+        name = "".join(_NAMES[order.index(channel)] for channel in range(3))
+        yield Finding(
+            "bad",
+            f"The channels are swapped: as {name} the colours are {best:.0f} grey levels from the reals', as RGB "
+            f"{as_is:.0f}.",
+            "OpenCV reads and writes BGR: convert with pixels[..., ::-1] before saving with Pillow.",
+        )
 
 
-def _clipped(figures: dict[str, float | int]) -> Finding | None:
+def _clipped(figures: dict[str, float | int]) -> Iterator[Finding]:
     excess = max(figures["zeros"] - figures["real_zeros"], figures["full"] - figures["real_full"])
-    if excess < CLIPPED_DOUBT:
-        return None
-    return Finding(
-        "bad" if excess > CLIPPED_BAD else "doubt",
-        f"Pixels are clipped: {percent(figures['zeros'])} at 0 and {percent(figures['full'])} at 255 (reals: "
-        f"{percent(figures['real_zeros'])} and {percent(figures['real_full'])}).",
-        "Values outside the range were cut off: the generator saturates, or pixels were scaled by too much, such as "
-        "normalised with other numbers than 0.5 and 0.5.",
-    )
+    if excess >= CLIPPED_DOUBT:
+        yield Finding(
+            "bad" if excess > CLIPPED_BAD else "doubt",
+            f"Pixels are clipped: {percent(figures['zeros'])} at 0 and {percent(figures['full'])} at 255 (reals: "
+            f"{percent(figures['real_zeros'])} and {percent(figures['real_full'])}).",
+            "Values outside the range were cut off: the generator saturates, or pixels were scaled by too much, such "
+            "as normalised with other numbers than 0.5 and 0.5.",
+        )
 
 
-def _colours(pixels: np.ndarray, reals: np.ndarray, figures: dict[str, float | int]) -> Finding | None:
+def _colours(pixels: np.ndarray, reals: np.ndarray, figures: dict[str, float | int]) -> Iterator[Finding]:
     # Small sets differ by chance, as much as the brightness of pictures does.
     spread = float(reals.mean(axis=(1, 2, 3)).std())
     limit = COLOUR_DOUBT + CHANCE * spread * np.sqrt(1 / len(pixels) + 1 / len(reals))
-    if figures["histogram_distance"] <= limit:
-        return None
-    shifts = ", ".join(f"{name} {figures[f'mean_{name}'] - figures[f'real_mean_{name}']:+.0f}" for name in _NAMES)
-    contrast = np.mean([figures[f"sd_{name}"] / max(figures[f"real_sd_{name}"], 1e-9) for name in _NAMES])
-    return Finding(
-        "doubt",
-        f"Colours differ from the data by {figures['histogram_distance']:.0f} grey levels.",
-        f"The channels are shifted by {shifts} and have {contrast:.2f} times the contrast. Either the generator has "
-        "not learned the colours yet, or samples and data went through different conversions.",
-    )
+    if figures["histogram_distance"] > limit:
+        shifts = ", ".join(f"{name} {figures[f'mean_{name}'] - figures[f'real_mean_{name}']:+.0f}" for name in _NAMES)
+        contrast = np.mean([figures[f"sd_{name}"] / max(figures[f"real_sd_{name}"], 1e-9) for name in _NAMES])
+        yield Finding(
+            "doubt",
+            f"Colours differ from the data by {figures['histogram_distance']:.0f} grey levels.",
+            f"The channels are shifted by {shifts} and have {contrast:.2f} times the contrast. Either the generator "
+            "has not learned the colours yet, or samples and data went through different conversions.",
+        )
 
 
-def _sharpness(figures: dict[str, float | int]) -> Finding | None:
+def _sharpness(figures: dict[str, float | int]) -> Iterator[Finding]:
     ratio = figures["gradient"] / max(figures["real_gradient"], 1e-9)
-    if SOFT_DOUBT <= ratio <= NOISY_DOUBT:
-        return None
-    soft = ratio < SOFT_DOUBT
-    return Finding(
-        "doubt",
-        f"The samples are {'softer' if soft else 'rougher'} than the reals: neighbouring pixels differ {ratio:.2f} "
-        "times as much.",
-        "They are blurred, or were enlarged from a smaller size."
-        if soft
-        else "They are noisy, or have a pattern of the upsampling: look at one of them enlarged.",
-    )
+    if not SOFT_DOUBT <= ratio <= NOISY_DOUBT:
+        soft = ratio < SOFT_DOUBT
+        yield Finding(
+            "doubt",
+            f"The samples are {'softer' if soft else 'rougher'} than the reals: neighbouring pixels differ "
+            f"{ratio:.2f} times as much.",
+            "They are blurred, or were enlarged from a smaller size."
+            if soft
+            else "They are noisy, or have a pattern of the upsampling: look at one of them enlarged.",
+        )
 
 
-def _jpeg(figures: dict[str, float | int]) -> Finding | None:
+def _jpeg(figures: dict[str, float | int]) -> Iterator[Finding]:
     on_grid, real = figures["on_grid"], figures["real_on_grid"]
     if on_grid < JPEG_DOUBT * real:
-        return Finding(
+        yield Finding(
             "bad" if on_grid < JPEG_BAD * real else "doubt",
             f"The samples were JPEG files: detail in 8x8 blocks is {percent(on_grid)} of what it is between them.",
             "Compression adds blocks and takes away detail, and the score counts both; saving as PNG afterwards does "
             "not bring it back. Save PNG from the start.",
         )
-    if real < JPEG_DOUBT and on_grid > real / JPEG_DOUBT:
-        return Finding(
+    elif real < JPEG_DOUBT and on_grid > real / JPEG_DOUBT:
+        yield Finding(
             "doubt",
             f"The reals were JPEG files at this very size: detail in 8x8 blocks is {percent(real)} of what it is "
             "between them.",
             "They have artefacts that good samples lack, and the score counts that. Prepare the data from the "
             "originals, which are shrunk after decoding.",
         )
-    return None

@@ -1,12 +1,12 @@
 """Honesty checks: what a score alone does not show, each with a verdict in words.
 
-This module holds what all checks share, and the two that need neither pixels nor a training set: mode collapse and
-the terms of the comparison. `eval.checks.pixels` looks at pixels, `eval.checks.copies` for copies.
+This module holds what all checks share, and the two checks of features and settings: mode collapse and sample size.
+`eval.checks.pixels` looks at pixels, `eval.checks.copies` for copies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,20 +19,20 @@ from core.data.images import make_grid
 Verdict = Literal["ok", "doubt", "bad", "skipped"]
 _GRAVITY: tuple[Verdict, ...] = ("ok", "doubt", "bad")
 
-# Coverage as a share of what other reals reach. They reach it by definition; a sampler that misses a third of the
-# data's neighbourhoods stays below 0.7, one that knows a few faces only below 0.3.
+# Coverage as a share of that of other reals. A sampler that misses a third of the data's neighbourhoods stays below
+# 0.7, one that knows only a few faces below 0.3.
 COVERAGE_DOUBT = 0.7
 COVERAGE_BAD = 0.3
-# Share of samples around one of them, beyond that of reals: 1% to 3% around the densest of 300 faces, 3% for a DCGAN.
+# Share of samples around a single one, beyond that of reals: 1% to 3% around the densest of 300 faces, 3% for a DCGAN.
 DENSE_DOUBT = 0.05
 DENSE_BAD = 0.20
-# Effective number of different samples as a share of that of as many reals: 0.87 for a DCGAN in good order.
+# Effective number of different samples as a share of that of as many reals: 0.87 for a good DCGAN.
 DISTINCT_DOUBT = 0.4
 DISTINCT_BAD = 0.15
-FEWEST = 100  # samples; among fewer, a handful that happen to be alike is a large share
+FEWEST = 100  # samples; among fewer, a handful that look alike by chance is a large share
 DENSEST_SHOWN = 16  # pictures of the most repeated mode
 
-BLOCK = 500  # rows of a distance matrix held at a time: 50,000 samples then take 200 MB
+BLOCK = 500  # rows of a distance matrix in memory at once: 200 MB for 50,000 samples
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Check:
     Attributes:
         name: short name, the key in reports.
         verdict: `ok`, `doubt` (look at it before relying on the score), `bad` (the score misleads) or `skipped`.
-        headline: what was found, one sentence.
+        headline: the result, one sentence.
         details: what it means and what to do, a few sentences.
         figures: the numbers behind it.
-        pictures: RGB uint8 (H, W, 3) to show with it, or None.
+        pictures: RGB uint8 (H, W, 3) that illustrate it, or None.
     """
 
     name: str
@@ -58,16 +58,16 @@ class Check:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong: how bad, what (a sentence), what it means and what to do (sentences)."""
+    """A problem: how bad, what (one sentence), what it means and what to do (a few sentences)."""
 
     verdict: Verdict
     headline: str
     advice: str
 
 
-def judge(
+def conclude(
     name: str,
-    findings: list[Finding],
+    found: Iterable[Finding],
     fine: tuple[str, str],
     figures: dict[str, float | int],
     pictures: np.ndarray | None = None,
@@ -77,20 +77,20 @@ def judge(
     Args:
         fine: headline and details when there are no findings.
     """
+    findings = sorted(found, key=lambda finding: -_GRAVITY.index(finding.verdict))
     if not findings:
         return Check(name, "ok", *fine, figures, pictures)
-    ordered = sorted(findings, key=lambda finding: -_GRAVITY.index(finding.verdict))
-    others = [f"{finding.headline} {finding.advice}" for finding in ordered[1:]]
-    details = " ".join([ordered[0].advice, *others])
-    return Check(name, ordered[0].verdict, ordered[0].headline, details, figures, pictures)
+    first, *others = findings
+    details = " ".join([first.advice, *(f"{finding.headline} {finding.advice}" for finding in others)])
+    return Check(name, first.verdict, first.headline, details, figures, pictures)
 
 
 def distances_among(features: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Distances (rows, N) of features (N, D) from all of them, block by block, with the first row's index.
+    """Distances (rows, N) between features (N, D), block by block, each with the index of its first row.
 
-    The distance of a vector from itself is infinite: it is not its own neighbour.
+    The distance of a vector from itself is infinite, since it is not its own neighbour.
     """
-    # Centred float64: the product form would otherwise lose the small distances in the length of the vectors.
+    # Centred and in float64, because the product form loses small distances between long vectors
     points = np.asarray(features, np.float64)
     points = points - points.mean(axis=0)
     squares = (points**2).sum(axis=1)
@@ -102,7 +102,7 @@ def distances_among(features: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def nearest_among(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distance float64 (N,) and index int64 (N,) of the nearest other vector of features (N, D), N at least 2."""
+    """Distance float64 (N,) and index int64 (N,) of the nearest other vector for features (N, D), N at least 2."""
     distance, index = np.empty(len(features)), np.empty(len(features), np.int64)
     for start, block in distances_among(features):
         nearest = block.argmin(axis=1)
@@ -112,9 +112,9 @@ def nearest_among(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def as_many(features: np.ndarray, count: int) -> np.ndarray:
-    """`count` of the vectors at random (the same at every call), all where there are no more.
+    """`count` random vectors, the same at every call; all if there are no more.
 
-    Distances to nearest neighbours fall with the number of vectors: sets are compared at equal numbers.
+    Distances to nearest neighbours fall with the number of vectors, so sets are compared at equal numbers.
     """
     if len(features) <= count:
         return features
@@ -122,7 +122,7 @@ def as_many(features: np.ndarray, count: int) -> np.ndarray:
 
 
 def percent(share: float) -> str:
-    """A share in words: two digits that matter, and never 0% for something that is there."""
+    """A share as text with two significant digits, never 0% for something that occurs."""
     return f"{100 * share:.0f}%" if share >= 0.0995 or share == 0 else f"{100 * share:.2g}%"
 
 
@@ -139,9 +139,9 @@ def mode_collapse(
 ) -> Check:
     """Whether the samples leave out parts of the data or repeat a few modes.
 
-    Two pictures count as the same mode when they are nearer, both in features and coarsely in pixels, than half of
-    all reals are to their nearest neighbour. Either alone misleads: smooth pictures are near in features whatever
-    they show, and a background alone can make pixels agree. The effective number of samples gives each the weight
+    Two pictures count as the same mode when they are nearer, both in features and in thumbnails, than half of all reals
+    are to their nearest neighbour. Either alone misleads: smooth pictures are near in features whatever they show, and
+    a shared background alone makes pixels agree. The effective number of samples weights each sample by
     1 / (samples of its mode). Both figures are compared with those of as many reals.
 
     Args:
@@ -149,10 +149,10 @@ def mode_collapse(
         real_features: float (M, D) of reals, M at least N where possible.
         pixels: uint8 (N, H, W, 3) of the samples.
         real_pixels: uint8 (M, H', W', 3) of the reals.
-        coverage: coverage of the reals by the samples (Naeem et al. 2020), None: not known.
+        coverage: of the reals by the samples (Naeem et al. 2020); None if unknown.
         floor_coverage: coverage by as many other reals.
     """
-    # Both sides at one number, with the reals' own spacing at that number as the yardstick.
+    # Equal numbers of both, with the distances between reals as the yardstick
     count = min(len(features), len(real_features))
     if count < FEWEST:
         headline = f"Too few images to tell modes apart: at least {FEWEST} samples and reals are needed."
@@ -172,7 +172,7 @@ def mode_collapse(
         "effective_number": distinct,
         "effective_number_of_reals": real_distinct,
     }
-    findings = _repetition(dense, real_dense, distinct, real_distinct)
+    findings = list(_repetition(dense, real_dense, distinct, real_distinct))
     shown = _of_one_mode(spaces[0], densest, pixels[chosen]) if findings else None
     covered = ""
     if coverage is not None and floor_coverage:
@@ -184,78 +184,68 @@ def mode_collapse(
         f"Counted by neighbourhoods, they are worth {distinct:,.0f} different pictures (reals: {real_distinct:,.0f})."
         + covered,
     )
-    return judge("mode collapse", findings, fine, figures, shown)
+    return conclude("mode collapse", findings, fine, figures, shown)
 
 
 def thumbnails(pixels: np.ndarray) -> np.ndarray:
-    """Pictures (N, H, W, 3) as 8x8 averages, float64 (N, 192): what is left of them without detail and noise."""
+    """Pictures (N, H, W, 3) as 8x8 averages, float64 (N, 192), without detail and noise."""
     blocks = [torch.from_numpy(pixels[start : start + BLOCK]) for start in range(0, len(pixels), BLOCK)]
     small = [functional.adaptive_avg_pool2d(block.permute(0, 3, 1, 2).float(), 8).flatten(1) for block in blocks]
     return np.asarray(torch.cat(small).double().numpy())
 
 
 def _neighbours(spaces: tuple[np.ndarray, ...], radii: tuple[float, ...]) -> np.ndarray:
-    """How many pictures lie within the radius of each in every space, itself included."""
+    """How many pictures lie within the radius of each picture in every space, itself included."""
     counts = []
     for blocks in zip(*(distances_among(space) for space in spaces), strict=True):
-        # "Not farther than": reals that are all repeated have radius 0, and their repetitions count, too.
+        # <=, so that repetitions count where all reals are repeated and the radius is 0
         within = [block <= radius for (_, block), radius in zip(blocks, radii, strict=True)]
         counts.append(np.logical_and.reduce(within).sum(axis=1))
     return np.concatenate(counts) + 1
 
 
-def _repetition(dense: float, real_dense: float, distinct: float, real_distinct: float) -> list[Finding]:
-    """Findings about samples that crowd around few of them."""
-    findings = []
-    excess = dense - real_dense
+def _repetition(dense: float, real_dense: float, distinct: float, real_distinct: float) -> Iterator[Finding]:
+    """Findings about samples that crowd around a few of them."""
+    excess, ratio = dense - real_dense, distinct / real_distinct
     if excess > DENSE_DOUBT:
-        findings.append(
-            Finding(
-                "bad" if excess > DENSE_BAD else "doubt",
-                f"One mode is repeated: {percent(dense)} of the samples lie around a single one "
-                f"({percent(real_dense)} among reals).",
-                "The generator draws nearly the same picture from many seeds. Use an earlier checkpoint; a smaller "
-                "learning rate of the discriminator or a gradient penalty keeps it from happening.",
-            )
+        yield Finding(
+            "bad" if excess > DENSE_BAD else "doubt",
+            f"One mode is repeated: {percent(dense)} of the samples lie around a single one "
+            f"({percent(real_dense)} among reals).",
+            "The generator draws nearly the same picture from many seeds. Use an earlier checkpoint; a smaller "
+            "learning rate of the discriminator or a gradient penalty keeps it from happening.",
         )
-    ratio = distinct / real_distinct
     if ratio < DISTINCT_DOUBT:
-        findings.append(
-            Finding(
-                "bad" if ratio < DISTINCT_BAD else "doubt",
-                f"The samples are worth only {distinct:,.0f} different pictures, as many reals {real_distinct:,.0f}.",
-                "They crowd together: few modes, or pictures so blurred that they resemble one another. Look at the "
-                "grid of samples; sampling with less truncation or training longer gives more variety.",
-            )
+        yield Finding(
+            "bad" if ratio < DISTINCT_BAD else "doubt",
+            f"The samples are worth only {distinct:,.0f} different pictures, as many reals {real_distinct:,.0f}.",
+            "They crowd together: few modes, or pictures so blurred that they resemble one another. Look at the "
+            "grid of samples; sampling with less truncation or training longer gives more variety.",
         )
-    return findings
 
 
-def _lack_of_coverage(coverage: float, floor: float, collapsed: bool) -> list[Finding]:
-    """The finding that parts of the data have no sample near them, if so."""
+def _lack_of_coverage(coverage: float, floor: float, collapsed: bool) -> Iterator[Finding]:
+    """A finding if parts of the data have no sample near them."""
     ratio = coverage / floor
-    if ratio >= COVERAGE_DOUBT:
-        return []
-    cause = (
-        "Together with the repetitions this is mode collapse: whole kinds of faces are missing."
-        if collapsed
-        else "The samples differ from one another, so either kinds of faces are missing or the samples lie off the "
-        "data altogether: low precision and density say the latter."
-    )
-    headline = (
-        f"Only {percent(coverage)} of the real images have a sample near them (of as many other reals: "
-        f"{percent(floor)})."
-    )
-    return [Finding("bad" if ratio < COVERAGE_BAD else "doubt", headline, cause)]
+    if ratio < COVERAGE_DOUBT:
+        yield Finding(
+            "bad" if ratio < COVERAGE_BAD else "doubt",
+            f"Only {percent(coverage)} of the real images have a sample near them (of as many other reals: "
+            f"{percent(floor)}).",
+            "Together with the repetitions this is mode collapse: whole kinds of faces are missing."
+            if collapsed
+            else "The samples differ from one another, so either kinds of faces are missing or the samples lie off the "
+            "data altogether: low precision and density say the latter.",
+        )
 
 
 def _of_one_mode(features: np.ndarray, centre: int, pixels: np.ndarray) -> np.ndarray:
-    """The sample at the centre of a mode and those nearest to it, as a grid."""
+    """A grid of the sample at the centre of a mode and its nearest samples."""
     distance = np.square(np.asarray(features, np.float64) - features[centre]).sum(axis=1)
     return make_grid(pixels[np.argsort(distance, kind="stable")[:DENSEST_SHOWN]])
 
 
-# --- the terms of the comparison --------------------------------------------------------------------------------
+# --- sample size ------------------------------------------------------------------------------------------------
 
 
 def sample_size(
@@ -265,25 +255,16 @@ def sample_size(
     sizes: tuple[tuple[int, int], tuple[int, int]],
     lossy: tuple[int, int] = (0, 0),
 ) -> Check:
-    """What numbers and kinds of images mean for the score.
+    """What the numbers and file formats of images mean for the score.
 
     Args:
         count: images in a sample set.
         reference_count: real images they are compared with.
         dims: dimensions of the features.
         sizes: (height, width) of samples and of reals.
-        lossy: JPEG or WebP files among samples and among reals, for folders.
+        lossy: JPEG or WebP files among samples and among reals.
     """
-    findings = _size_findings(sizes) + _lossy_findings(lossy)
-    if reference_count <= dims:
-        findings.append(
-            Finding(
-                "doubt",
-                f"The {reference_count:,} real images are fewer than the {dims:,} dimensions.",
-                "Their covariance is singular: there is a distance, but it depends strongly on which reals were "
-                "taken. Take all of the data as the reference.",
-            )
-        )
+    findings = list(_size_findings(reference_count, dims, sizes, lossy))
     figures: dict[str, float | int] = {"count": count, "reference": reference_count, "dims": dims}
     told = (
         f"Few images bias the distance upward: {count:,} perfect samples would not score 0 but about the floor of "
@@ -293,41 +274,38 @@ def sample_size(
     if min(count, reference_count) <= dims:
         told += f" With no more images than the {dims:,} dimensions this bias is large."
     fine = (f"{count:,} samples against {reference_count:,} real images: compare with scores at these numbers.", told)
-    check = judge("sample size", findings, fine, figures)
+    check = conclude("sample size", findings, fine, figures)
     return replace(check, details=f"{check.details} {told}") if findings else check
 
 
-def _size_findings(sizes: tuple[tuple[int, int], tuple[int, int]]) -> list[Finding]:
+def _size_findings(
+    reference_count: int, dims: int, sizes: tuple[tuple[int, int], tuple[int, int]], lossy: tuple[int, int]
+) -> Iterator[Finding]:
     (height, width), (real_height, real_width) = sizes
-    if sizes[0] == sizes[1]:
-        return []
-    return [
-        Finding(
+    if sizes[0] != sizes[1]:
+        yield Finding(
             "bad",
             f"The samples are {width}x{height} pixels, the reals {real_width}x{real_height}.",
             "Inception sees both at 299x299, so the difference in sharpness counts as a difference in content. Sample "
             "at the size of the data, or prepare the data at the size of the samples.",
         )
-    ]
-
-
-def _lossy_findings(lossy: tuple[int, int]) -> list[Finding]:
-    findings = []
     if lossy[0]:
-        findings.append(
-            Finding(
-                "bad",
-                f"{lossy[0]:,} of the scored files are JPEG or WebP.",
-                "Lossy files score differently from the pictures they were made of: save PNG.",
-            )
+        yield Finding(
+            "bad",
+            f"{lossy[0]:,} of the scored files are JPEG or WebP.",
+            "Lossy files score differently from the pictures they were made of: save PNG.",
         )
     if lossy[1]:
-        findings.append(
-            Finding(
-                "doubt",
-                f"{lossy[1]:,} of the real files are JPEG or WebP.",
-                "Samples saved as PNG then lack artefacts that the reals have: prepare the data set from its "
-                "originals, which are shrunk after decoding.",
-            )
+        yield Finding(
+            "doubt",
+            f"{lossy[1]:,} of the real files are JPEG or WebP.",
+            "Samples saved as PNG then lack artefacts that the reals have: prepare the data set from its originals, "
+            "which are shrunk after decoding.",
         )
-    return findings
+    if reference_count <= dims:
+        yield Finding(
+            "doubt",
+            f"The {reference_count:,} real images are fewer than the {dims:,} dimensions.",
+            "Their covariance is singular: there is a distance, but it depends strongly on which reals were taken. "
+            "Take all of the data as the reference.",
+        )

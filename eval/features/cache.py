@@ -1,8 +1,8 @@
-"""Work that is done once and kept on disk: features of image sets, and figures that take long.
+"""Results kept on disk: features of image sets, and figures that are slow to compute.
 
-Features of an image set are extracted in blocks of 256 images, each a file of its own until all are there. So an
-interrupted extraction goes on where it was, and several processes share one by taking every so-manieth block: an image
-is in the same batch with the same neighbours however many there are.
+Features are extracted in blocks of 256 images. Each block is a file until all are done, so an interrupted extraction
+resumes where it stopped. Several processes deal the blocks out in turn; batches never cross a block, so each image has
+the same neighbours in its batch, and the same rounding, on any number of processes.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from core.cli.files import atomic_path, digest_of, read_json, write_json
 from core.data.loader import read_rows
 from core.training.distributed import Ranks
 from eval.features.extractors import Features
-from eval.features.image_sets import ImageSet, Source
+from eval.features.image_sets import ImageSet, Samples
 from eval.metrics.frechet import RunningSums, Statistics
 
-FORMAT = 2  # raised whenever what is kept would no longer be what this code computes
-PARTS, KEY = ".parts", "key.json"  # folder of blocks beside the file that will hold them, and what they are of
-BLOCK = 256  # images in a file while features are extracted; batches do not cross its border
-LONG = 20_000  # features from which on what is done with all of them takes more than some seconds
-ROWS = 4096  # features in memory at once, where a whole data set may not fit
+FORMAT = 2  # raise it when the code computes other values than those kept on disk
+PARTS, KEY = ".parts", "key.json"  # folder of blocks beside the future features file, and the key of the images
+BLOCK = 256  # images in a block
+LONG = 20_000  # from this many features on, a pass over them takes seconds and shows a progress bar
+ROWS = 4096  # features in memory at once
 
 
 class KeptFeatures:
-    """Some rows of features on disk, in any order; what is read is a copy, so that memory stays small.
+    """Some rows of a features file, in any order. Reading copies the rows, so memory use stays small.
 
     Attributes:
         file: array file of float32 features (N, D).
@@ -57,7 +57,7 @@ class KeptFeatures:
         return self.shape[0]
 
     def __getitem__(self, chosen: slice | np.ndarray) -> np.ndarray:
-        """float32 features (n, D) of a slice or of an array of positions."""
+        """float32 features (n, D) at a slice or an array of positions."""
         every = np.arange(len(self)) if self.rows is None else self.rows
         return read_rows(self._mapped, every[chosen])
 
@@ -66,7 +66,7 @@ class KeptFeatures:
         return KeptFeatures(self.file, rows if self.rows is None else self.rows[rows])
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """All of it in order, up to 4,096 rows at a time, under a progress bar where that takes long."""
+        """All rows in order, up to 4,096 at a time, with a progress bar if there are many."""
         with progress_bar(quiet=len(self) < LONG) as bar:
             task = bar.add_task("features", total=len(self))
             for start in range(0, len(self), ROWS):
@@ -75,11 +75,11 @@ class KeptFeatures:
                 bar.advance(task, len(block))
 
     def statistics(self) -> Statistics:
-        """Mean and covariance, in the form that is fast for fewer rows than dimensions, else in constant memory."""
+        """Mean and covariance: in the fast form for fewer rows than dimensions, else in constant memory."""
         return Statistics.of(self[:]) if len(self) < self.shape[1] else self.sums().statistics()
 
     def sums(self) -> RunningSums:
-        """Sums over all of it."""
+        """Sums over all rows."""
         sums = RunningSums(self.shape[1])
         for block in self.blocks():
             sums.add(block)
@@ -87,16 +87,16 @@ class KeptFeatures:
 
 
 def features_key(features: Features) -> dict[str, Any]:
-    """What names an extractor in the keys of kept results."""
+    """What identifies an extractor in the keys of kept results."""
     names = ("name", "dims", "weights_sha256", "transform")
     return {"format": FORMAT} | {name: getattr(features, name) for name in names}
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """How features are had: by which network, how many images at a time, and by which processes together.
+    """A feature network with its batch size and the processes that share the work.
 
-    Every process must ask for the same features in the same order.
+    Every process must request the same features in the same order.
     """
 
     features: Features
@@ -106,17 +106,17 @@ class Extractor:
     def extract(
         self, open_images: Callable[[], ImageSet], key: dict[str, Any], folder: Path, label: str
     ) -> KeptFeatures:
-        """Features of images, from `folder` where they are kept under this key, else extracted and kept there.
+        """Features of images: read from `folder` if kept there under this key, else extracted and kept there.
 
-        Another command that works in the same folder is waited for.
+        Waits for any other command that works in the same folder.
 
         Args:
-            open_images: gives the images; called only when they are needed.
-            key: names their content exactly.
+            open_images: opens the images; called only if they are needed.
+            key: identifies their content exactly.
             label: of the progress bar.
 
         Raises:
-            UserError: they cannot be kept there, or an image cannot be read; on all processes.
+            UserError: the folder cannot be written to, or an image cannot be read; raised on all processes.
         """
         whole, path = self._place(key, folder)
         with self._alone_in(folder):
@@ -141,7 +141,7 @@ class Extractor:
 
     @contextmanager
     def _alone_in(self, folder: Path) -> Iterator[None]:
-        """Keep other commands out of a folder: two would write the same blocks, and one remove them too early."""
+        """Lock a folder: two commands would write the same blocks, and one would remove them while the other reads."""
         if not self.ranks.first:
             yield
             return
@@ -160,20 +160,20 @@ class Extractor:
         finally:
             lock.release()
 
-    def samples(self, source: Source, index: int, folder: Path) -> KeptFeatures:
-        """Features of sample set `index` of `source`, kept in `folder`."""
-        label = f"samples {index + 1}/{source.sets}" if source.sets > 1 else "samples"
-        return self.extract(lambda: source.open_set(index), set_key(source, index), folder, label)
+    def samples(self, samples: Samples, index: int, folder: Path) -> KeptFeatures:
+        """Features of sample set `index`, kept in `folder`."""
+        label = f"samples {index + 1}/{samples.sets}" if samples.sets > 1 else "samples"
+        return self.extract(lambda: samples.open_set(index), set_key(samples, index), folder, label)
 
     def _place(self, key: dict[str, Any], folder: Path) -> tuple[dict[str, Any], Path]:
-        """The whole key, with the network's part, and the file that goes with it."""
+        """The key with the network's part, and the features file for it."""
         whole = features_key(self.features) | {"images": key}
         return whole, folder / f"{self.features.name}-{self.features.dims}-{digest_of(whole)}.npy"
 
     def is_kept(self, key: dict[str, Any], folder: Path) -> bool:
-        """Whether `extract` would find features there; a file that is damaged or not theirs is announced.
+        """Whether `extract` would find features there; prints a note about a damaged or foreign file.
 
-        The first process looks for all: what one sees, another may not see yet.
+        Only the first process looks, because a file that it sees may not be visible to the others yet.
         """
         return self.ranks.of_first(self.ranks.first and self._look(key, folder))
 
@@ -192,7 +192,7 @@ class Extractor:
         return False
 
     def _extract_blocks(self, images: ImageSet, parts: Path, label: str) -> None:
-        """Write the missing ones of this process's blocks."""
+        """Write those of this process's blocks that are missing."""
         starts = range(0, len(images), BLOCK)[self.ranks.index :: self.ranks.count]
         spans = [(start, min(start + BLOCK, len(images))) for start in starts]
         missing = [(start, stop) for start, stop in spans if not self._is_block(_block(parts, start), stop - start)]
@@ -218,7 +218,7 @@ class Extractor:
                     np.save(handle, np.concatenate(found).astype("<f4"))
 
     def _is_block(self, path: Path, count: int) -> bool:
-        """Whether a block is there, whole."""
+        """Whether a block exists and is complete."""
         try:
             return np.load(path, mmap_mode="r", allow_pickle=False).shape == (count, self.features.dims)
         except (OSError, ValueError, EOFError):
@@ -230,7 +230,7 @@ def _block(parts: Path, start: int) -> Path:
 
 
 def _ahead(read: Callable[[tuple[int, int]], np.ndarray], spans: list[tuple[int, int]]) -> Iterator[np.ndarray]:
-    """What `read` gives for each span in turn; one span ahead, so that decoding and the network overlap."""
+    """Read each span in turn, one ahead of the consumer, so that decoding and the network overlap."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(read, spans[0]) if spans else None
         for following in [*spans[1:], None]:
@@ -242,10 +242,10 @@ def _ahead(read: Callable[[tuple[int, int]], np.ndarray], spans: list[tuple[int,
 
 
 def _join(parts: Path, path: Path, shape: tuple[int, int]) -> None:
-    """Make one array file of all blocks."""
-    for torn in path.parent.glob(f".{path.name}.*.part"):  # of a command that was killed
+    """Join all blocks into one array file."""
+    for torn in path.parent.glob(f".{path.name}.*.part"):  # left by a killed command
         torn.unlink(missing_ok=True)
-    # Written as a stream: a full disk is an error there, and would end the process in a memory map.
+    # A stream, because a full disk raises an error there, whereas in a memory map it kills the process.
     with atomic_path(path) as temporary, temporary.open("wb") as handle:
         npy.write_array_header_1_0(handle, {"descr": "<f4", "fortran_order": False, "shape": shape})
         for start in range(0, shape[0], BLOCK):
@@ -253,7 +253,7 @@ def _join(parts: Path, path: Path, shape: tuple[int, int]) -> None:
 
 
 def _remove_others(folder: Path, key: dict[str, Any]) -> None:
-    """Remove features of what was in the place of these images before: of an older model, or of older data."""
+    """Remove features of images that these have replaced: those of an older model, or of older data."""
     names = [name for name in ("kind", "sha256", "model_sha256") if name in key]
     for described in [*folder.glob("*.json"), *folder.glob(f"*{PARTS}/{KEY}")]:
         try:
@@ -269,17 +269,17 @@ def _remove_others(folder: Path, key: dict[str, Any]) -> None:
             described.with_suffix(".npy").unlink(missing_ok=True)
 
 
-def set_key(source: Source, index: int) -> dict[str, Any]:
-    """What names the content of one sample set, wherever it lies and however many others there are."""
-    names = ("kind", "sha256", "model_sha256", "count")
-    key = {name: source.facts[name] for name in names if name in source.facts}
-    return key | ({"first_seed": source.facts["first_seeds"][index]} if "first_seeds" in source.facts else {})
+def set_key(samples: Samples, index: int) -> dict[str, Any]:
+    """What identifies the content of a sample set, wherever it lies and however many other sets there are."""
+    facts = samples.facts
+    key = {name: facts[name] for name in ("kind", "sha256", "model_sha256", "count") if name in facts}
+    return key | ({"first_seed": facts["first_seeds"][index]} if "first_seeds" in facts else {})
 
 
 def remembered(folder: Path, name: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A JSON result, from `folder` when it was computed there under the same key before."""
+    """A JSON result: read from `folder` if it was kept there under this key, else computed and kept."""
     path = folder / f"{name}-{digest_of(key)}.json"
-    # Through JSON and back, so that a fresh result and a kept one are the same (tuples, NumPy numbers).
+    # Converted to JSON and back, so that a new result equals a kept one (tuples become lists).
     key = json.loads(json.dumps(key))
     if path.is_file():
         try:

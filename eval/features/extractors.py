@@ -1,7 +1,7 @@
-"""Feature extractors: pixels in, one vector per image out.
+"""Feature extractors: one vector per image.
 
-`InceptionFeatures` is the network of pytorch-fid, fed exactly as pytorch-fid feeds it. `RandomFeatures` is a small
-fixed random network for quick relative checks without any download; a distance on it is `fd_random`, never FID.
+`InceptionFeatures` is the network of pytorch-fid with exactly its input. `RandomFeatures` is a small fixed random
+network for quick relative checks without a download; a distance on it is `fd_random`, never FID.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import functools
 import hashlib
 import itertools
 import pickle
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,25 +25,26 @@ from torch.nn import functional
 from core.cli.console import say
 from core.cli.errors import UserError
 from core.cli.files import sha256_of
-from core.training.distributed import full_precision
+from core.training.distributed import Ranks
+from core.training.machine import full_precision, pick_device
+from eval.features.settings import FID_DIMS, InceptionSection, metric_name, require_features
 
-PUBLISHED_SHA256_PREFIX = "6726825d"  # of pytorch-fid's weights; also in the name of the file
+PUBLISHED_SHA256_PREFIX = "6726825d"  # of pytorch-fid's weights, as in their file name
 INCEPTION_TRANSFORM = "uint8 pixels / 255, bilinear to 299x299 (align_corners=False, no antialias), 2x - 1, mean pooled"
 RANDOM_TRANSFORM = "uint8 pixels / 127.5 - 1, bilinear to 64x64 (align_corners=False), mean pooled"
 RANDOM_DIMS = 256
-RANDOM_SEED = 2022  # part of the definition of fd_random: changing it changes every value
+RANDOM_SEED = 2022  # part of the definition of fd_random; another seed changes every value
 
 
-class Features(Protocol):
-    """What turns images into vectors, with everything that names it in results and cache keys.
+class Features(ABC):
+    """A network that turns images into vectors, with everything that identifies it in results and cache keys.
 
     Attributes:
         name: `inception` or `random`.
-        metric: the only name under which a distance on these features may be reported.
+        metric: name of a distance on these features.
         dims: length D of a vector.
         weights_sha256: SHA-256 of the weights file, or of the generated weights.
         transform: what happens to pixels before and after the network.
-        device: where it runs.
     """
 
     name: str
@@ -54,49 +56,51 @@ class Features(Protocol):
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 pixels (N, H, W, 3), RGB -> float32 features (N, D)."""
-        ...
+        with torch.inference_mode(), full_precision(self.device):
+            images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float()
+            return np.asarray(self._embed(images).cpu().numpy())
+
+    @abstractmethod
+    def _embed(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in [0, 255] -> features (N, D)."""
 
 
-class InceptionFeatures:
+class InceptionFeatures(Features):
     """The Inception network of pytorch-fid up to one of its blocks, with weights from a file.
 
     Args:
         dims: 64, 192, 768 or 2048 (the pooled last block, on which FID is defined).
-        weights: a state dict in pytorch-fid's key names; layers after the wanted block may be missing.
-        device: where it runs.
+        weights: file with a state dict in pytorch-fid's key names; layers after the block may be missing.
 
     Raises:
-        UserError: other `dims`; the file is damaged, is no such state dict or stops before the block.
+        UserError: other `dims`; the file is damaged, holds no such state dict or lacks layers of the block.
     """
 
     name = "inception"
     transform = INCEPTION_TRANSFORM
 
     def __init__(self, dims: int, weights: Path, device: torch.device) -> None:
-        require_dims(dims)
+        require_features(self.name, dims)
         self.dims = dims
-        self.metric = "FID" if dims == 2048 else f"FID-{dims}"
+        self.metric = metric_name(self.name, dims)
         self.weights = weights
         self.device = device
         network = _build_inception(dims, _read_weights(weights), weights)
         self.weights_sha256 = sha256_of(weights)
-        # Convolutions on NHWC are the faster ones on CPUs and tensor cores alike; the values are the same.
+        # NHWC convolutions are faster, on CPUs and tensor cores alike, and give the same values.
         self.network = network.eval().to(device).to(memory_format=torch.channels_last)
 
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 pixels (N, H, W, 3), RGB -> float32 features (N, D)."""
-        with torch.inference_mode(), full_precision(self.device):
-            images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float().div(255)
-            maps = self.network(images)[0]
-            # Blocks before the last are maps; pytorch-fid takes their mean over positions.
-            return np.asarray(functional.adaptive_avg_pool2d(maps, 1).flatten(1).cpu().numpy())
+    def _embed(self, images: Tensor) -> Tensor:
+        maps = self.network(images.div(255))[0]
+        # Blocks before the last give maps, which pytorch-fid averages over positions.
+        return functional.adaptive_avg_pool2d(maps, 1).flatten(1)
 
 
-class RandomFeatures:
-    """A fixed random convolutional network: needs no download, runs 1,000 images 64x64 in about a second on a CPU.
+class RandomFeatures(Features):
+    """A fixed random convolutional network: no download, about a second on a CPU for 1,000 images of 64x64 pixels.
 
-    Its weights come from numpy's Philox generator, so that they are the same on every machine. Distances on it rank
-    models coarsely and are not comparable with FID.
+    Its weights come from NumPy's Philox generator, so they are the same on every machine. Distances on it rank models
+    coarsely and are not comparable with FID.
     """
 
     name = "random"
@@ -116,28 +120,38 @@ class RandomFeatures:
         self.weights_sha256 = hashlib.sha256(b"".join(kernel.tobytes() for kernel in kernels)).hexdigest()
         self.kernels = [torch.from_numpy(kernel).to(device) for kernel in kernels]
 
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 pixels (N, H, W, 3), RGB -> float32 features (N, 256)."""
-        with torch.inference_mode(), full_precision(self.device):
-            maps = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float().div(127.5).sub(1)
-            maps = functional.interpolate(maps, size=(64, 64), mode="bilinear", align_corners=False)
-            for kernel in self.kernels:
-                maps = functional.leaky_relu(functional.conv2d(maps, kernel, stride=2, padding=1), 0.2)
-            return np.asarray(maps.mean(dim=(2, 3)).cpu().numpy())
+    def _embed(self, images: Tensor) -> Tensor:
+        maps = functional.interpolate(images.div(127.5).sub(1), size=(64, 64), mode="bilinear", align_corners=False)
+        for kernel in self.kernels:
+            maps = functional.leaky_relu(functional.conv2d(maps, kernel, stride=2, padding=1), 0.2)
+        return maps.mean(dim=(2, 3))
 
 
-def require_dims(dims: int) -> None:
-    """Refuse a number of dimensions that no block of pytorch-fid's network has."""
-    if dims not in published.InceptionV3.BLOCK_INDEX_BY_DIM:
-        known = ", ".join(map(str, published.InceptionV3.BLOCK_INDEX_BY_DIM))
-        raise UserError(f"fid.dims={dims}: pytorch-fid's network gives {known}")
+def make_features(name: str, inception: InceptionSection, device: str, ranks: Ranks | None = None) -> Features:
+    """The extractor called `name`, `inception` or `random`, on `device` (`auto`: a GPU if there is one).
+
+    Args:
+        ranks: the processes that all make it. The first one downloads missing weights for all.
+
+    Raises:
+        UserError: unknown name, device or dims; weights that are damaged or cannot be downloaded.
+    """
+    require_features(name, inception.dims)
+    place = pick_device(device)
+    if name == "random":
+        return RandomFeatures(place)
+    ranks = ranks or Ranks()
+    if ranks.first:
+        find_weights(inception.weights)
+    ranks.wait()
+    return InceptionFeatures(inception.dims or FID_DIMS, find_weights(inception.weights), place)
 
 
 def find_weights(given: str | None) -> Path:
     """The Inception weights file: the given one, else the torch hub cache, else pytorch-fid's download into it.
 
     Raises:
-        UserError: it is not there and cannot be downloaded; says where to put it.
+        UserError: the file does not exist and cannot be downloaded; says where to put it.
     """
     if given is not None:
         if not Path(given).is_file():
@@ -150,8 +164,8 @@ def find_weights(given: str | None) -> Path:
 
 
 def _download(url: str, target: Path) -> None:
-    """Fetch the weights into the hub cache, where pytorch-fid finds them too; a wrong hash leaves nothing behind."""
-    # Said beforehand: behind some firewalls the attempt takes minutes to fail.
+    """Download the weights into the hub cache, where pytorch-fid finds them too; a wrong hash leaves no file."""
+    # Printed first, because behind some firewalls the attempt takes minutes to fail.
     say(f"note: downloading {url} to {target}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +178,7 @@ def _download(url: str, target: Path) -> None:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from a file, tensors only: code in a pickle is never run."""
+    """A state dict from a file; loads tensors only, so that code in a pickle never runs."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
@@ -180,8 +194,9 @@ def _build_inception(dims: int, state: dict[str, Tensor], path: Path) -> nn.Modu
     try:
         with _loading(state), torch.device("meta"):
             network = published.InceptionV3([published.InceptionV3.BLOCK_INDEX_BY_DIM[dims]])
-    except RuntimeError as error:  # load_state_dict: shapes differ
-        raise UserError(f"{path} does not fit pytorch-fid's Inception network: {_last_line(error)}") from error
+    except RuntimeError as error:  # of load_state_dict: shapes differ, one per line
+        mismatch = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"{path} does not fit pytorch-fid's Inception network: {mismatch}") from error
     assert isinstance(network, nn.Module)
     unset = sum(value.is_meta for value in network.state_dict().values())
     if unset:
@@ -196,10 +211,10 @@ def _build_inception(dims: int, state: dict[str, Tensor], path: Path) -> nn.Modu
 
 @contextmanager
 def _loading(state: dict[str, Tensor]) -> Iterator[None]:
-    """While active, pytorch-fid's network constructor takes `state` where it would download its weights.
+    """Make pytorch-fid's network constructor use `state` where it would download its weights.
 
-    The constructor offers no other way in. Missing entries are left out (and found afterwards), because a file that
-    ends with the wanted block serves.
+    The constructor has no argument for it. Missing entries are skipped here and found by the caller, because a file
+    that ends with the wanted block is enough.
     """
     build, download = published._inception_v3, published.load_state_dict_from_url
 
@@ -215,8 +230,3 @@ def _loading(state: dict[str, Tensor]) -> Iterator[None]:
         yield
     finally:
         published._inception_v3, published.load_state_dict_from_url = build, download
-
-
-def _last_line(error: Exception) -> str:
-    """The last line of an error message: load_state_dict lists one mismatch per line."""
-    return str(error).strip().splitlines()[-1].strip()

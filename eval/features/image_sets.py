@@ -1,12 +1,13 @@
-"""Images to score or to compare with: folders, arrays, archives and what a trained model draws."""
+"""Images to score or to compare with: folders, arrays, archives, and samples that a trained model draws."""
 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,85 +19,74 @@ from core.data.loader import read_rows
 from core.nn.model_file import load_model, model_file
 from core.submission.rules import read_archive
 
-# What pytorch-fid reads from a folder (its IMAGE_EXTENSIONS); lower case only and no subfolders, as there.
-EXTENSIONS = frozenset({"bmp", "jpg", "jpeg", "pgm", "png", "ppm", "tif", "tiff", "webp"})
-LOSSY = frozenset({"jpg", "jpeg", "webp"})
+# The files of a folder that pytorch-fid reads (its IMAGE_EXTENSIONS): lower case only, no subfolders.
+SUFFIXES = frozenset({".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+LOSSY = frozenset({".jpg", ".jpeg", ".webp"})
 ARCHIVES = (".tar.gz", ".tgz")
 COURSE_COUNT = 1000
 GROUP = 64  # samples that a generator draws at once
 
 
-class ImageSet(Protocol):
-    """Images of one size in a fixed order, decoded when asked for."""
+class ImageSet(ABC):
+    """Images of one size in a fixed order, decoded when read.
 
-    def __len__(self) -> int: ...
+    Attributes:
+        size: height and width in pixels.
+        lossy: how many of them are files of a lossy format.
+    """
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        ...
+    lossy = 0
 
+    def __init__(self, count: int, size: tuple[int, ...]) -> None:
+        self.count = count
+        self.size = int(size[0]), int(size[1])
+
+    def __len__(self) -> int:
+        return self.count
+
+    @abstractmethod
     def read(self, start: int, stop: int) -> np.ndarray:
         """uint8 (stop - start, H, W, 3), RGB."""
-        ...
 
+    @abstractmethod
     def take(self, positions: np.ndarray) -> ImageSet:
         """The images at these positions, in this order."""
-        ...
 
 
-class ArrayImages:
-    """Images from one uint8 array (N, H, W, 3), which may be memory-mapped; `positions` chooses and orders them."""
+class ArrayImages(ImageSet):
+    """Images of a uint8 array (N, H, W, 3), which may be memory-mapped; `positions` selects and orders them."""
 
     def __init__(self, array: np.ndarray, positions: np.ndarray | None = None) -> None:
         self.array = array
         self.positions = np.arange(len(array)) if positions is None else positions
+        super().__init__(len(self.positions), array.shape[1:3])
 
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return int(self.array.shape[1]), int(self.array.shape[2])
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """uint8 (stop - start, H, W, 3), RGB."""
+    def read(self, start: int, stop: int) -> np.ndarray:  # noqa: D102
         return read_rows(self.array, self.positions[start:stop])
 
-    def take(self, positions: np.ndarray) -> ArrayImages:
-        """The images at these positions, in this order."""
+    def take(self, positions: np.ndarray) -> ArrayImages:  # noqa: D102
         return ArrayImages(self.array, self.positions[positions])
 
 
-class FileImages:
+class FileImages(ImageSet):
     """Image files of one size, decoded to RGB by Pillow as pytorch-fid does.
 
     Raises:
-        UserError: (also from `read`) a file cannot be decoded or has another size than the first; names it.
+        UserError: a file cannot be decoded or differs in size from the first; also raised by `read`.
     """
 
     def __init__(self, files: list[Path]) -> None:
         self.files = files
-        self._size = _decode(files[0]).shape[:2]
+        self.lossy = sum(file.suffix in LOSSY for file in files)
+        super().__init__(len(files), _decode(files[0]).shape[:2])
 
-    def __len__(self) -> int:
-        return len(self.files)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return int(self._size[0]), int(self._size[1])
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """uint8 (stop - start, H, W, 3), RGB."""
+    def read(self, start: int, stop: int) -> np.ndarray:  # noqa: D102
         pictures = [_decode(file) for file in self.files[start:stop]]
         for file, picture in zip(self.files[start:stop], pictures, strict=True):
             _check_size(str(file), picture, self.size, str(self.files[0]))
         return np.stack(pictures)
 
-    def take(self, positions: np.ndarray) -> FileImages:
-        """The images at these positions, in this order."""
+    def take(self, positions: np.ndarray) -> FileImages:  # noqa: D102
         return FileImages([self.files[position] for position in positions])
 
     def sha256(self) -> str:
@@ -107,27 +97,19 @@ class FileImages:
         return digest.hexdigest()
 
 
-class DrawnImages:
+class DrawnImages(ImageSet):
     """Samples of a generator, drawn when they are read: the i-th from the i-th of `seeds`.
 
-    They are drawn in groups that begin at multiples of 64, as gen.sample writes them, and the last group is kept:
-    whatever is read in order is drawn once, and 50,000 samples are never in memory together.
+    They are drawn in groups that start at multiples of 64, as in gen.sample. The latest group is kept, so reading in
+    order draws each sample once, and 50,000 samples are never in memory together.
     """
 
     def __init__(self, network: nn.Module, seeds: np.ndarray) -> None:
         self.network, self.seeds = network, seeds
         self._kept: tuple[int, np.ndarray] = 0, self._draw(0)
+        super().__init__(len(seeds), self._kept[1].shape[1:3])
 
-    def __len__(self) -> int:
-        return len(self.seeds)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return int(self._kept[1].shape[1]), int(self._kept[1].shape[2])
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """uint8 (stop - start, H, W, 3), RGB."""
+    def read(self, start: int, stop: int) -> np.ndarray:  # noqa: D102
         parts = []
         for first in range(start - start % GROUP, stop, GROUP):
             if self._kept[0] != first:
@@ -135,8 +117,7 @@ class DrawnImages:
             parts.append(self._kept[1][max(start - first, 0) : stop - first])
         return np.concatenate(parts)
 
-    def take(self, positions: np.ndarray) -> DrawnImages:
-        """The images at these positions, in this order."""
+    def take(self, positions: np.ndarray) -> DrawnImages:  # noqa: D102
         return DrawnImages(self.network, self.seeds[positions])
 
     def _draw(self, first: int) -> np.ndarray:
@@ -148,14 +129,14 @@ class DrawnImages:
 
 
 @dataclass(frozen=True)
-class Source:
-    """What is scored.
+class Samples:
+    """The independent sample sets of one source.
 
     Attributes:
         count: images in a sample set.
-        sets: number of independent sample sets; a folder or an archive is one.
-        open_set: gives set `k`; a model draws its pictures only as they are read.
-        facts: what a result says about it (path, hash, counts, seeds).
+        sets: number of sample sets; a folder or an archive is a single one.
+        open_set: returns set `k`; a model draws its images only as they are read.
+        facts: what a result says about the source (path, hash, counts, seeds).
         warnings: what makes the score doubtful, one line each.
     """
 
@@ -166,13 +147,14 @@ class Source:
     warnings: list[str]
 
 
-def open_source(path: Path, count: int, sets: int, seed: int, device: str = "auto") -> Source:
+def open_samples(path: Path, count: int, sets: int, seed: int, device: str = "auto") -> Samples:
     """Open a folder of images, a packed archive, or a run folder or model file to draw samples from.
 
-    All but the first are for models: image `i` of set `k` is drawn with the seed `seed + k * count + i`.
+    Args:
+        count, sets, seed, device: for models; image `i` of set `k` is drawn with the seed `seed + k * count + i`.
 
     Raises:
-        UserError: nothing there, or nothing that can be scored.
+        UserError: the path does not exist or holds nothing that can be scored.
     """
     if not path.exists():
         raise UserError(f"source={path}: there is no such file or folder")
@@ -186,18 +168,18 @@ def open_source(path: Path, count: int, sets: int, seed: int, device: str = "aut
 
 
 def is_run(path: Path) -> bool:
-    """Whether this is the folder of a training run rather than one of images."""
+    """Whether this is the folder of a training run rather than a folder of images."""
     return (path / "model.safetensors").is_file() or (path / "config.yaml").is_file()
 
 
 def list_images(folder: Path) -> FileImages:
-    """The images of a flat folder by name, as pytorch-fid would take them.
+    """The images that pytorch-fid would read from a flat folder, sorted by name.
 
     Raises:
-        UserError: fewer than two, or the first cannot be decoded.
+        UserError: there are fewer than two, or the first cannot be decoded.
     """
     try:
-        files = sorted(file for file in folder.iterdir() if _extension(file) in EXTENSIONS and file.is_file())
+        files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES and file.is_file())
     except OSError as error:
         raise UserError(f"cannot read {folder}: {error.strerror or error}") from error
     if len(files) < 2:
@@ -205,19 +187,20 @@ def list_images(folder: Path) -> FileImages:
     return FileImages(files)
 
 
-def _open_folder(path: Path) -> Source:
+def _open_folder(path: Path) -> Samples:
     """A flat folder of images as one sample set."""
     images = list_images(path)
     warnings = _count_warnings(len(images))
-    lossy = sum(_extension(file) in LOSSY for file in images.files)
-    if lossy:
-        warnings.append(f"{lossy} of {len(images)} images are JPEG or WebP: lossy files score differently from PNGs")
+    if images.lossy:
+        warnings.append(
+            f"{images.lossy} of {len(images)} images are JPEG or WebP: lossy files score differently from PNGs"
+        )
     facts = {"kind": "folder", "path": str(path), "count": len(images), "sets": 1, "sha256": images.sha256()}
-    return Source(len(images), 1, lambda _: images, facts, warnings)
+    return Samples(len(images), 1, lambda _: images, facts, warnings)
 
 
-def _open_archive(path: Path) -> Source:
-    """A packed submission as one sample set, read into memory without unpacking it to disk."""
+def _open_archive(path: Path) -> Samples:
+    """A packed submission as one sample set, read into memory and never unpacked to disk."""
     entries = read_archive(path)
     if len(entries) < 2:
         raise UserError(f"{path} holds {len(entries)} images, at least 2 are needed")
@@ -226,18 +209,18 @@ def _open_archive(path: Path) -> Source:
         _check_size(f"{path}:{name}", picture, first.shape[:2], first_name)
     facts = {"kind": "archive", "path": str(path), "count": len(entries), "sets": 1, "sha256": sha256_of(path)}
     images = ArrayImages(np.stack([picture for _, picture in entries]))
-    return Source(len(images), 1, lambda _: images, facts, _count_warnings(len(images)))
+    return Samples(len(images), 1, lambda _: images, facts, _count_warnings(len(images)))
 
 
-def _open_model(path: Path, count: int, sets: int, seed: int, device: str) -> Source:
-    """Sample sets of a trained generator, drawn a few pictures at a time when they are read."""
-    from gen.sample import load_generator  # here: training scores its samples, so gen may import eval
+def _open_model(path: Path, count: int, sets: int, seed: int, device: str) -> Samples:
+    """Sample sets of a trained generator."""
+    from gen.sample import load_generator
 
     model = model_file(path)
-    # A training that goes on may replace the file: all sets come from what was read once, and has this hash.
+    # A running training may replace the file, so check that the weights loaded are those that were hashed.
     digest = sha256_of(model)
     network, _ = load_generator(model, device)
-    chose = load_model(model)[1].get("score", {}).get("n", 0)  # samples by which training chose these weights
+    chose = load_model(model)[1].get("score", {}).get("n", 0)  # number of samples by which training chose the weights
     if sha256_of(model) != digest:
         raise UserError(f"{model} was replaced while it was read: score it again")
     first_seeds = [seed + index * count for index in range(sets)]
@@ -261,16 +244,11 @@ def _open_model(path: Path, count: int, sets: int, seed: int, device: str) -> So
     def draw(index: int) -> ImageSet:
         return DrawnImages(network, np.arange(first_seeds[index], first_seeds[index] + count))
 
-    return Source(count, sets, draw, facts, warnings)
-
-
-def _extension(file: Path) -> str:
-    """Extension without the dot, case kept: pytorch-fid does not see `.PNG`."""
-    return file.suffix[1:]
+    return Samples(count, sets, draw, facts, warnings)
 
 
 def _decode(file: Path) -> np.ndarray:
-    """uint8 pixels (H, W, 3) of one file."""
+    """uint8 pixels (H, W, 3) of a file."""
     try:
         with Image.open(file) as picture:
             return np.asarray(picture.convert("RGB"))
@@ -279,14 +257,14 @@ def _decode(file: Path) -> np.ndarray:
 
 
 def _check_size(name: str, picture: np.ndarray, size: tuple[int, ...], first: str) -> None:
-    """Refuse a picture of another size than the first."""
+    """Refuse a picture that differs in size from the first."""
     if picture.shape[:2] != tuple(size):
         height, width = picture.shape[:2]
         raise UserError(f"{name} is {width}x{height}, but {first} is {size[1]}x{size[0]}: all must have one size")
 
 
 def _count_warnings(count: int) -> list[str]:
-    """The score depends on the number of images: say so when it is not the course's."""
+    """A warning if the number of images is not the course's, since the score depends on it."""
     if count == COURSE_COUNT:
         return []
     return [f"{count:,} images are scored, not {COURSE_COUNT:,}: compare only with scores at the same number"]

@@ -1,4 +1,4 @@
-"""The real images that samples are compared with: which they are, their features and the sums over them, kept."""
+"""The real images that samples are compared with, and their features and sums, which are kept on disk."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from eval.metrics.frechet import RunningSums
 
 @dataclass(frozen=True)
 class Reference:
-    """A set of real images: all at one place, or some of them.
+    """A set of real images: all images of a data set or folder, or some of them.
 
     Attributes:
-        every: all images at the place.
+        every: all images of the data set or folder.
         rows: positions of the reference among them, ascending.
         cache: folder for features and sums.
-        content: what names all images at the place exactly.
-        facts: the same and where and which part it is, for results.
+        content: identifies all the images exactly.
+        facts: content, path, split and selection, for results.
     """
 
     every: ImageSet
@@ -48,10 +48,10 @@ class Reference:
 
 
 def open_reference(path: Path, split: str = "all", count: int | None = None, seed: int = 0) -> Reference:
-    """Open a prepared data set (or one split of it) or a folder of images, or `count` random images of either.
+    """Open a prepared data set, one of its splits or a folder of images, or `count` random images of it.
 
     Raises:
-        UserError: there is neither, the split does not exist, or there are too few images.
+        UserError: there is no such data or split, or it has too few images.
     """
     if not (path / "meta.json").is_file() and path.is_dir():
         if split != "all":
@@ -79,10 +79,10 @@ def open_reference(path: Path, split: str = "all", count: int | None = None, see
 
 
 def random_rows(positions: np.ndarray, count: int | None, seed: int) -> np.ndarray:
-    """`count` random positions (all when None), ascending.
+    """`count` random positions (None: all), ascending.
 
     Raises:
-        UserError: there are not so many, or fewer than two are wanted.
+        UserError: there are fewer than `count`, or `count` is less than two.
     """
     if count is None:
         count = len(positions)
@@ -93,17 +93,15 @@ def random_rows(positions: np.ndarray, count: int | None, seed: int) -> np.ndarr
 
 
 def selection_of(rows: np.ndarray) -> dict[str, Any]:
-    """What names a choice of images at one place."""
+    """What identifies a selection of images."""
     return {"count": len(rows), "sha256": hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()}
 
 
 class RealFeatures:
-    """Features of the real images at one place, each extracted at most once, and the sums over parts of them.
-
-    A part of what is kept is read from there; a part that is needed alone is extracted alone.
+    """Features of real images and the sums over parts of them; each image is extracted at most once.
 
     Args:
-        spare: folder to keep them in, under their own name, when the images' own cannot be written to.
+        spare: folder to keep them in if the folder of the images cannot be written to.
     """
 
     def __init__(self, reference: Reference, extractor: Extractor, spare: Path) -> None:
@@ -113,30 +111,30 @@ class RealFeatures:
             self.cache = spare / f"real-{digest_of(reference.content)}"
             if extractor.ranks.first:
                 say(f"note: {reference.cache} cannot be written to, features of real images go to {self.cache}")
-        self._had: list[tuple[np.ndarray, KeptFeatures]] = []  # positions and their features
+        self._extracted: list[tuple[np.ndarray, KeptFeatures]] = []  # positions and their features
 
     def __len__(self) -> int:
         return len(self.reference.every)
 
     def key(self, rows: np.ndarray) -> dict[str, Any]:
-        """What names these images; where they lie is not part of it, so that a moved data set keeps its cache."""
+        """What identifies these images, without their path, so that a moved data set keeps its cache."""
         return self.reference.content | {"rows": selection_of(rows)}
 
     def of(self, rows: np.ndarray, label: str = "real images") -> KeptFeatures:
-        """Features of the images at these positions, ascending; every process must ask for the same."""
+        """Features of the images at these ascending positions; every process must request the same."""
         every = np.arange(len(self))
-        if not self._had and len(rows) < len(every) and self.extractor.is_kept(self.key(every), self.cache):
+        if not self._extracted and len(rows) < len(every) and self.extractor.is_kept(self.key(every), self.cache):
             self.of(every)
-        for positions, features in self._had:
+        for positions, features in self._extracted:
             at = np.searchsorted(positions, rows).clip(max=len(positions) - 1)
             if np.array_equal(positions[at], rows):
                 return features.take(at)
         features = self.extractor.extract(lambda: self.reference.every.take(rows), self.key(rows), self.cache, label)
-        self._had.append((rows, features))
+        self._extracted.append((rows, features))
         return features
 
     def sums(self, rows: np.ndarray) -> RunningSums:
-        """Sums over the features of the images at these positions, kept."""
+        """Sums over the features of the images at these positions; kept on disk."""
         key = features_key(self.extractor.features) | {"images": self.key(rows)}
         name = f"sums-{self.extractor.features.name}-{self.extractor.features.dims}-{digest_of(key)}.npz"
         kept = _load_sums(self.cache / name, key)
@@ -148,10 +146,10 @@ class RealFeatures:
 
 
 def reference_sums(reference: Reference, features: Features, batch_size: int, spare: Path) -> RunningSums:
-    """Sums over the features of a reference, kept beside its images or in `spare`; for a single process.
+    """Sums over the features of a reference, kept beside its images or else in `spare`; for a single process.
 
     Raises:
-        UserError: they cannot be kept there.
+        UserError: neither folder can be written to.
     """
     return RealFeatures(reference, Extractor(features, batch_size, Ranks()), spare).sums(reference.rows)
 
@@ -164,7 +162,7 @@ def _save_sums(path: Path, key: dict[str, Any], sums: RunningSums) -> None:
 
 
 def _load_sums(path: Path, key: dict[str, Any]) -> RunningSums | None:
-    """Kept sums, or None where there are none for this key; a file that is damaged or of another key is announced."""
+    """Kept sums, or None if there are none for this key; prints a note about a damaged or foreign file."""
     if not path.is_file():
         return None
     try:

@@ -1,41 +1,51 @@
 """FID at infinitely many samples, by extrapolation.
 
-The bias of the Fréchet distance of N generated samples falls nearly as 1/N, so a line through its values over 1/N
-meets the axis near the value for unlimited samples: Chong & Forsyth, "Effectively unbiased FID and inception score and
-where to find them", CVPR 2020, section 4. What stays in it: the bias that a finite reference adds, and the terms in
-1/N², at most about 4% of the bias at the smallest N (measured on equal Gaussians of white covariance, the worst case
-tried, from 2.4 to 4.9 times the dimensions as 5,000 to 10,000 are of 2048; 1% when it goes up to 24 times).
+The bias of the Fréchet distance of N generated samples falls nearly as 1/N, so a line fitted over 1/N meets the axis
+near the value for unlimited samples: Chong & Forsyth, "Effectively unbiased FID and inception score and where to find
+them", CVPR 2020, section 4. Two errors remain: the bias of a finite reference, and the terms in 1/N². The latter are
+at most about 4% of the bias at the smallest N for N from 2.4 to 4.9 times the dimensions (5,000 to 10,000 for 2048),
+and 1% for N up to 24 times (measured on equal Gaussians of white covariance, the worst case tried).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from core.cli.console import progress_bar
-from core.cli.errors import UserError
-from eval.features.cache import KeptFeatures
 from eval.metrics.frechet import RunningSums, Statistics, frechet_distance
 
 POINTS = 15  # as in the paper
-# Of 2048 dimensions: below a few times as many samples, the terms beyond 1/N are no longer small.
+# For 2048 dimensions: with fewer than a few times as many samples, the terms beyond 1/N are no longer small.
 LEAST_START = 5_000
 LEAST_COUNT = 10_000
 BATCH = 2048  # samples in float64 at once
 
 
+class Features(Protocol):
+    """Features (N, D) that may be on disk: rows are read by an array of positions."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, D)."""
+        ...
+
+    def __getitem__(self, rows: np.ndarray, /) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class Infinity:
-    """The extrapolated distance and what it rests on.
+    """The extrapolated distance and the points behind it.
 
     Attributes:
-        value: the line at 1/N = 0. Not a distance itself: it can be slightly negative for a perfect generator.
+        value: the line at 1/N = 0; not a distance, so it can be slightly negative for a perfect generator.
         points: (N, distance of N samples), N ascending.
         start: smallest N.
         stop: largest N, all samples.
-        residual: standard deviation of the points around the line (n - 2): more than a small share of the range of
-            values says that the line does not hold. Points share samples, so this is not the error of `value`.
+        residual: standard deviation of the points around the line (n - 2). If it is more than a small share of the
+            range of values, the line does not fit. Points share samples, so it is not the error of `value`.
     """
 
     value: float
@@ -46,25 +56,30 @@ class Infinity:
 
 
 def extrapolate(
-    reference: Statistics, features: np.ndarray | KeptFeatures, start: int = LEAST_START, seed: int = 0
+    reference: Statistics,
+    features: Features,
+    start: int = LEAST_START,
+    seed: int = 0,
+    track: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> Infinity:
     """Extrapolate the distance of generated features (N, D) from a reference to unlimited samples.
 
-    Takes random subsets, without replacement, of 15 sizes evenly spaced from `start` to N.
+    Args:
+        start: size of the smallest of 15 random subsets, evenly spaced up to N and drawn without replacement.
+        track: wraps the loop over subset sizes, for a progress bar.
 
     Raises:
-        UserError: fewer than 10,000 samples, or a `start` below 5,000 or beyond the half of N.
-        ValueError: different dimensions, or a value that is not finite.
+        ValueError: fewer than 10,000 samples; a `start` below 5,000 or above half of N; different dimensions; a value
+            that is not finite.
     """
-    count = len(features)
+    count = features.shape[0]
     _check(count, start)
     sizes = np.linspace(start, count, POINTS).round().astype(int).tolist()
     generator = np.random.default_rng(seed)
     points = []
-    with progress_bar("subsets") as bar:
-        for size in bar.track(sizes, description="FID at infinity"):
-            chosen = generator.choice(count, size, replace=False)
-            points.append((size, frechet_distance(reference, _statistics(features, chosen))))
+    for size in track(sizes):
+        chosen = generator.choice(count, size, replace=False)
+        points.append((size, frechet_distance(reference, _statistics(features, chosen))))
     value, residual = fit(points)
     return Infinity(value, points, start, count, residual)
 
@@ -80,20 +95,20 @@ def fit(points: list[tuple[int, float]]) -> tuple[float, float]:
 
 
 def _check(count: int, start: int) -> None:
-    """Refuse numbers for which the result would not be what its name says."""
+    """Refuse numbers of samples for which a line does not fit."""
     why = "with fewer samples the score is not linear in 1/N, and the line would miss"
     if count < LEAST_COUNT:
-        raise UserError(
+        raise ValueError(
             f"FID at infinity needs at least {LEAST_COUNT:,} generated images, there are {count:,}: draw more ({why})"
         )
     if start < LEAST_START:
-        raise UserError(f"FID at infinity from {start:,} images: start from at least {LEAST_START:,} ({why})")
+        raise ValueError(f"FID at infinity from {start:,} images: start from at least {LEAST_START:,} ({why})")
     if 2 * start > count:
-        raise UserError(f"FID at infinity from {start:,} to {count:,} images: start from at most {count // 2:,}")
+        raise ValueError(f"FID at infinity from {start:,} to {count:,} images: start from at most {count // 2:,}")
 
 
-def _statistics(features: np.ndarray | KeptFeatures, chosen: np.ndarray) -> Statistics:
-    """Statistics of some of the features by streaming sums: 50,000 of them in float64 would not be small."""
+def _statistics(features: Features, chosen: np.ndarray) -> Statistics:
+    """Statistics of some features by running sums, because 50,000 of them in float64 take much memory."""
     sums = RunningSums(features.shape[1])
     for first in range(0, len(chosen), BATCH):
         sums.add(features[chosen[first : first + BATCH]])

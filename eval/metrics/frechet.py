@@ -5,9 +5,9 @@
 Dowson & Landau, "The Fréchet distance between multivariate normal distributions", J. Multivariate Anal. 12 (1982);
 used on Inception features as FID by Heusel et al., "GANs trained by a two time-scale update rule", NeurIPS 2017.
 
-Only the trace of the root is needed, and it is the sum of the roots of the eigenvalues of S1 S2. For any factor
-S1 = F F', these are the eigenvalues of the symmetric F' S2 F too, which float64 finds fast and without imaginary
-parts. F is Xc' / sqrt(n - 1) when there are fewer samples than dimensions (an n x n problem), else the root by `eigh`.
+The trace of the root is the sum of the square roots of the eigenvalues of S1 S2. For any factor S1 = F F', the
+symmetric matrix F' S2 F has the same eigenvalues, and its eigenvalue problem is fast and has no imaginary parts. F is
+Xc' / sqrt(n - 1) with fewer samples than dimensions (an n x n problem), else the root by `eigh`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Statistics:
         mean: (D,).
         covariance: (D, D), unbiased (divided by count - 1).
         count: number of samples n.
-        centred: (n, D) samples minus their mean where n < D makes the fast form possible, else None.
+        centred: (n, D) samples minus their mean if n < D, which allows the fast form; else None.
     """
 
     mean: np.ndarray
@@ -35,7 +35,7 @@ class Statistics:
 
     @classmethod
     def of(cls, features: np.ndarray) -> Statistics:
-        """Statistics of features (n, D), any real type.
+        """Statistics of features (n, D) of any real type.
 
         Raises:
             ValueError: fewer than two samples, not a matrix, or a value that is not finite.
@@ -50,7 +50,7 @@ class Statistics:
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """Squared Fréchet distance of the Gaussians with these moments: symmetric, never negative, in squared units.
+    """Squared Fréchet distance of the Gaussians with these moments; symmetric, never negative.
 
     Raises:
         ValueError: the two sets have different dimensions.
@@ -59,39 +59,39 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
         raise ValueError(f"features of {len(a.mean)} and of {len(b.mean)} dimensions cannot be compared")
     difference = a.mean - b.mean
     traces = np.trace(a.covariance) + np.trace(b.covariance)
-    # Rounding can leave -1e-9 where the sets are equal; a squared distance is not negative.
+    # Rounding can give -1e-9 for equal sets
     return max(0.0, float(difference @ difference + traces - 2 * _root_trace(a, b)))
 
 
 def _root_trace(a: Statistics, b: Statistics) -> float:
-    """Tr (Sa Sb)^½ by the cheapest factor that there is: the fewer samples, the smaller the eigenvalue problem."""
+    """Tr (Sa Sb)^½ by the cheapest factor: fewer samples make a smaller eigenvalue problem."""
     first, second = sorted((a, b), key=lambda s: len(s.mean) if s.centred is None else s.count)
     if first.centred is not None:
         product = first.centred @ second.covariance @ first.centred.T / (first.count - 1)
     else:
         factor = _root(first.covariance)
         product = factor.T @ second.covariance @ factor
-    # Exactly symmetric input; tiny negative eigenvalues are rounding around 0 of rank-deficient sets.
+    # `eigvalsh` needs exact symmetry. Tiny negative eigenvalues are zeros of rank-deficient sets after rounding.
     return float(np.sqrt(np.linalg.eigvalsh((product + product.T) / 2).clip(min=0)).sum())
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
     """A factor F (D, r) with F F' = covariance, r its numerical rank."""
     values, vectors = np.linalg.eigh(covariance)
-    # Directions below rounding carry no information, and their roots would add up to a visible error.
+    # Eigenvalues below rounding carry no information, but their roots would add up to a visible error.
     kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
     return np.asarray(vectors[:, kept] * np.sqrt(values[kept]))
 
 
 class RunningSums:
-    """Count, sum and sum of outer products of a stream of features, in float64 and memory independent of its length.
+    """Count, sum and sum of outer products of a stream of features, in float64 and constant memory.
 
-    All samples are shifted by the mean of the first batch, so that the covariance does not lose its digits in the
-    difference of two large numbers when the mean is large compared with the spread.
+    All samples are shifted by the mean of the first batch. Otherwise the covariance would be the difference of two
+    large numbers, and lose digits, where the mean is large compared with the spread.
 
     Attributes:
         count: samples so far.
-        shift: (D,) the constant taken off every sample; None before the first batch.
+        shift: (D,) the constant subtracted from every sample; None before the first batch.
         total: (D,) sum of shifted samples.
         outer: (D, D) sum of the outer products of shifted samples.
     """
@@ -103,7 +103,7 @@ class RunningSums:
         self.outer = np.zeros((dims, dims))
 
     def add(self, features: np.ndarray) -> None:
-        """Take in a batch (n, D).
+        """Add a batch (n, D).
 
         Raises:
             ValueError: wrong number of dimensions, or a value that is not finite.
@@ -119,7 +119,7 @@ class RunningSums:
         self.outer += shifted.T @ shifted
 
     def without(self, features: np.ndarray) -> RunningSums:
-        """The sums of everything but these samples (n, D), which must have been added before; self is unchanged.
+        """New sums without these samples (n, D), which must have been added before.
 
         Raises:
             ValueError: more samples than were added.
@@ -135,7 +135,7 @@ class RunningSums:
         return rest
 
     def statistics(self) -> Statistics:
-        """Mean and covariance of what was added.
+        """Mean and covariance of all samples.
 
         Raises:
             ValueError: fewer than two samples.

@@ -1,10 +1,10 @@
-"""Nearest neighbours among features, and what they tell of fidelity and variety.
+"""Precision, recall, density and coverage (PRDC): fidelity and variety from nearest neighbours among features.
 
-Each sample of a set carries a ball that reaches to its k-th nearest neighbour in the set; the union of the balls
-stands for the region the set covers.
+Each sample of a set has a ball that reaches its k-th nearest neighbour in the set. The union of the balls stands for
+the region that the set covers.
 Precision and recall: Kynkäänniemi et al., "Improved precision and recall metric for assessing generative models",
 NeurIPS 2019, section 2. Density and coverage: Naeem et al., "Reliable fidelity and diversity metrics for generative
-models", ICML 2020, section 3. Balls are closed, as the former define them.
+models", ICML 2020, section 3. The balls are closed, as in the former.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import numpy as np
 from eval.metrics.kid import checked_pair
 
 ROWS = 512  # samples whose distances from all others are in memory at once
-TILE = 2048  # references that are in float64 at once
-# Of a squared norm: a hundred times the rounding of a float64 product, far below the resolution of float32 features.
+TILE = 2048  # references in float64 at once
+# Relative to a squared norm: 100 times the rounding of a float64 product, far below the resolution of float32.
 ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
-class Manifold:
-    """Fidelity and variety of generated samples. All depend on the two counts: compare equal ones only.
+class Prdc:
+    """Fidelity and variety of generated samples. All depend on both counts: compare at equal counts only.
 
     Attributes:
         precision: share of generated samples within a ball of any real one, 0..1.
         recall: share of real samples within a ball of any generated one, 0..1.
-        density: mean number of real balls that a generated sample is in, over k: 1 is expected of real samples,
-            more is possible when samples crowd where reals are dense.
+        density: mean number of real balls around a generated sample, divided by k. Its expectation for real samples is
+            1; samples that crowd where reals are dense have more.
         coverage: share of real samples whose ball holds a generated one, 0..1.
-        k: neighbours that set the size of a ball.
+        k: the neighbour that sets the radius of a ball.
         real: number of real samples.
         generated: number of generated samples.
     """
@@ -46,11 +46,11 @@ class Manifold:
     generated: int
 
 
-def manifold(real: np.ndarray, generated: np.ndarray, k: int = 5) -> Manifold:
-    """Precision, recall, density and coverage of features (N, D) against real ones (M, D), any real type.
+def prdc(real: np.ndarray, generated: np.ndarray, k: int = 5) -> Prdc:
+    """Precision, recall, density and coverage of features (N, D) against real ones (M, D), of any real type.
 
     Distances are computed in float64 for a few rows at a time: 10,000 against 10,000 in 2048 dimensions take about
-    0.45 GB beside the features.
+    0.45 GB in addition to the features.
 
     Raises:
         ValueError: a set has no k-th neighbour, different dimensions, or a value that is not finite.
@@ -58,7 +58,7 @@ def manifold(real: np.ndarray, generated: np.ndarray, k: int = 5) -> Manifold:
     if k < 1:
         raise ValueError(f"k={k}: must be at least 1")
     real, generated = checked_pair(real, generated, least=k + 1)
-    # Distances stay, and the smaller the norms, the fewer digits are lost in their difference.
+    # Centring keeps distances, and smaller norms lose fewer digits in their difference.
     centre = real.mean(axis=0, dtype=np.float64)
     real, generated = real - centre, generated - centre
     real_radii, generated_radii = _squared_radii(real, k), _squared_radii(generated, k)
@@ -72,7 +72,7 @@ def manifold(real: np.ndarray, generated: np.ndarray, k: int = 5) -> Manifold:
         balls += int(in_real_ball.sum())
         covered += int(in_real_ball.any(axis=1).sum())
         near_generated += int((squared <= generated_radii + slack).any(axis=1).sum())
-    return Manifold(
+    return Prdc(
         precision=float(near_real.mean()),
         recall=near_generated / len(real),
         density=balls / (k * len(generated)),
@@ -88,16 +88,14 @@ def nearest(queries: np.ndarray, references: np.ndarray | Iterable[np.ndarray]) 
 
     Args:
         queries: (N, D), any real type.
-        references: (M, D) or blocks (any number, D) of it in order, such as batches of features that are never in
-            memory together.
+        references: (M, D), or its blocks (any number, D) in order, which need not be in memory together.
 
     Returns:
-        Euclidean distances, float64 (N,), from differences, so that a copy is at exactly 0; and positions in the whole
-        of the references, int64 (N,). Of references that differ by less than the rounding of float64 norms, any may
-        be taken.
+        Euclidean distances, float64 (N,), computed from differences, so that a copy is at exactly 0; and positions
+        among all references, int64 (N,). Ties within the rounding of float64 norms are broken arbitrarily.
 
     Raises:
-        ValueError: no reference to find, different dimensions, or a value that is not finite.
+        ValueError: no references, different dimensions, or a value that is not finite.
     """
     queries = np.asarray(queries)
     best, index = np.full(len(queries), np.inf), np.full(len(queries), -1, np.int64)
@@ -114,7 +112,7 @@ def nearest(queries: np.ndarray, references: np.ndarray | Iterable[np.ndarray]) 
 
 
 def _improve(rows: np.ndarray, tile: np.ndarray, best: np.ndarray, index: np.ndarray, offset: int) -> None:
-    """Write into `best` (squared) and `index` what is nearer in this tile, which begins at reference `offset`."""
+    """Update `best` (squared) and `index` where this tile, which starts at reference `offset`, has a nearer one."""
     rows, tile = rows.astype(np.float64), tile.astype(np.float64)
     found = _squared_distances(rows, tile).argmin(axis=1)
     difference = rows - tile[found]
@@ -124,13 +122,13 @@ def _improve(rows: np.ndarray, tile: np.ndarray, best: np.ndarray, index: np.nda
 
 
 def _blocks(references: np.ndarray | Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """References in their order, at most TILE at a time and never none."""
+    """References in order, in non-empty blocks of at most TILE."""
     for block in [references] if isinstance(references, np.ndarray) else references:
         yield from (block[start : start + TILE] for start in range(0, len(block), TILE))
 
 
 def _squared_radii(samples: np.ndarray, k: int) -> np.ndarray:
-    """Squared distance of each sample (N, D) from its k-th nearest neighbour in the set, itself not counted."""
+    """Squared distance of each sample (N, D) from its k-th nearest other sample."""
     radii = np.empty(len(samples))
     for start in range(0, len(samples), ROWS):
         squared = _squared_distances(samples[start : start + ROWS], samples)
@@ -146,7 +144,7 @@ def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     squared *= -2
     squared += _squared_norms(a)[:, None]
     squared += _squared_norms(b)
-    # Rounding leaves -1e-13 where two samples are equal.
+    # Rounding gives values down to -1e-13 where two samples are equal
     return np.asarray(squared.clip(min=0, out=squared))
 
 

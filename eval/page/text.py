@@ -1,8 +1,7 @@
-"""Numbers and sentences of the report page: how many digits, and what a score means in words."""
+"""Numbers and sentences of the report page: how many digits to show, and what a score means in words."""
 
 from __future__ import annotations
 
-import html
 import math
 from typing import Any
 
@@ -13,13 +12,8 @@ FEWER_REALS = 6
 NOISE = 2  # standard deviations within which two numbers count as equal
 
 
-def escaped(value: object) -> str:
-    """For HTML text and attributes alike; undecodable bytes of file names become question marks."""
-    return html.escape(str(value).encode("utf-8", "replace").decode())
-
-
 def number(value: float | None) -> str:
-    """A number for a reader: few digits, thousands apart; a dash for None and what is not finite."""
+    """A number for a reader: few digits, thousands grouped; a dash for None and values that are not finite."""
     if value is None or not math.isfinite(value):
         return "–"
     if float(value).is_integer() and abs(value) < 1e15:
@@ -31,13 +25,13 @@ def number(value: float | None) -> str:
     return _fixed(value, 2 - size if size < 0 else 2 if size < 2 else 1 if size < 3 else 0)
 
 
-def with_spread(value: float, spread: float | None) -> tuple[str, str]:
+def with_spread(value: float | None, spread: float | None) -> tuple[str, str]:
     """A value and its spread to the same decimal: ("18.94", "0.21").
 
-    The spread keeps two digits where the value then has at most four, else one. It is empty where it is None, not
-    finite or zero.
+    The spread has two digits if the value then has at most four, else one. It is empty if it is None, not finite or
+    zero.
     """
-    if spread is None or not math.isfinite(spread) or spread <= 0 or not math.isfinite(value):
+    if value is None or spread is None or not math.isfinite(spread) or spread <= 0 or not math.isfinite(value):
         return number(value), ""
     last = -math.floor(math.log10(spread))  # decimal of the first digit of the spread
     fitting = 3 - math.floor(math.log10(abs(value))) if value else last + 1
@@ -48,7 +42,7 @@ def with_spread(value: float, spread: float | None) -> tuple[str, str]:
 
 
 def on_one_line(value: float, spread: float | None) -> str:
-    """`18.94 ± 0.21`, or the value alone where the spread is not known."""
+    """`18.94 ± 0.21`, or the value alone if the spread is unknown."""
     shown, by = with_spread(value, spread)
     return f"{shown} ± {by}" if by else shown
 
@@ -84,14 +78,14 @@ def verdict(report: dict[str, Any]) -> tuple[str, str]:
         _above_floor(scores),
     ]
     said = [part for part in found if part]
-    # "ok" is said only where nothing speaks against it.
+    # "ok" only if nothing speaks against it
     tones = (tone for tone, _ in said if tone)
     tone = min(tones, key=("bad", "doubt", "plain", "ok").index, default="plain")
     return tone, " ".join(sentence for _, sentence in said)
 
 
 def _course_score(scores: list[dict[str, Any]]) -> dict[str, Any]:
-    """The score nearest to the course's way: against the course's own reals, else 1,000 others, else the first."""
+    """The score nearest to the course's: against the course's own reals, else against 1,000 others, else the first."""
     own = (score for score in scores if score.get("course"))
     as_many = (score for score in scores if score["count"] == COURSE_COUNT)
     return next(own, None) or next(as_many, scores[0])
@@ -119,7 +113,7 @@ def _against_target(metric: str, scores: list[dict[str, Any]]) -> tuple[str, str
 
 
 def _above_floor(scores: list[dict[str, Any]]) -> tuple[str | None, str] | None:
-    """What the floor of the first score says; no tone where it depends on what the score is wanted for."""
+    """What the floor of the first score says; no tone where that depends on the purpose of the score."""
     if not scores or not scores[0].get("floor"):
         return None
     score, floor = scores[0], scores[0]["floor"]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from gen.regularizers import (
+from gen.penalties import (
     float32_logits,
     gradient_penalty,
     mixing_weights,

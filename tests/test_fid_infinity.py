@@ -7,8 +7,7 @@ import functools
 import numpy as np
 import pytest
 
-from core.cli.errors import UserError
-from eval.metrics import fid_infinity as module
+from eval.metrics import fid_infinity
 from eval.metrics.fid_infinity import extrapolate, fit
 from eval.metrics.frechet import Statistics, frechet_distance
 
@@ -37,8 +36,8 @@ def error_of_mean(values: np.ndarray | list[float]) -> float:
 @pytest.fixture
 def small(monkeypatch):
     """In 8 dimensions the line holds from far fewer samples than in 2048."""
-    monkeypatch.setattr(module, "LEAST_START", 200)
-    monkeypatch.setattr(module, "LEAST_COUNT", 400)
+    monkeypatch.setattr(fid_infinity, "LEAST_START", 200)
+    monkeypatch.setattr(fid_infinity, "LEAST_COUNT", 400)
 
 
 def test_the_raw_score_is_biased_upward_and_the_extrapolated_one_is_not(small):
@@ -70,7 +69,7 @@ def test_the_line_holds_from_a_few_times_the_dimensions_and_misses_below():
 
 
 def test_a_score_that_falls_as_one_over_n_gives_its_limit_exactly(small, monkeypatch):
-    monkeypatch.setattr(module, "frechet_distance", lambda reference, statistics: 7 + 300 / statistics.count)
+    monkeypatch.setattr(fid_infinity, "frechet_distance", lambda reference, statistics: 7 + 300 / statistics.count)
     result = extrapolate(EXACT, generated(0, 3000), start=200)
     assert result.value == pytest.approx(7, rel=1e-12)
     assert result.residual == pytest.approx(0, abs=1e-12)
@@ -82,8 +81,8 @@ def test_a_score_that_falls_as_one_over_n_gives_its_limit_exactly(small, monkeyp
 
 def test_subsets_hold_no_sample_twice_and_the_last_is_everything(small, monkeypatch):
     features, chosen = np.arange(500.0)[:, None], []
-    statistics = module._statistics
-    monkeypatch.setattr(module, "_statistics", lambda f, which: chosen.append(which) or statistics(f, which))
+    statistics = fid_infinity._statistics
+    monkeypatch.setattr(fid_infinity, "_statistics", lambda f, which: chosen.append(which) or statistics(f, which))
     extrapolate(Statistics(np.zeros(1), np.eye(1), 9), features, start=200)
     assert all(len(np.unique(which)) == len(which) for which in chosen)
     assert [len(which) for which in chosen] == sorted(len(which) for which in chosen)
@@ -93,7 +92,7 @@ def test_subsets_hold_no_sample_twice_and_the_last_is_everything(small, monkeypa
 
 
 def test_points_are_the_plain_distances_whatever_the_batches(small, monkeypatch):
-    monkeypatch.setattr(module, "BATCH", 64)
+    monkeypatch.setattr(fid_infinity, "BATCH", 64)
     features = generated(0, 500)
     result = extrapolate(EXACT, features.astype(np.float32), start=200)
     assert result.points[-1][1] == pytest.approx(frechet_distance(EXACT, Statistics.of(features)), rel=1e-5)
@@ -124,7 +123,7 @@ def test_the_line_and_its_residual_agree_with_numpy():
     ],
 )
 def test_too_few_samples_are_refused_with_the_reason(count, start, says):
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(ValueError, match=says):
         extrapolate(EXACT, np.zeros((count, DIMS), np.float32), start=start)
 
 

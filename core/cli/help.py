@@ -1,0 +1,146 @@
+"""Help of the configuration commands, read from the comments in conf/, for `--help` and for docs/config.md.
+
+A file begins with a comment that describes it, with indented examples. Below, a comment after a key explains the key,
+and may go on in the comment lines directly under it; a comment after an empty line is a heading for the keys below it.
+
+`python -m core.cli.help > docs/config.md` writes the page.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import textwrap
+from importlib import resources
+from typing import NamedTuple
+
+COMMANDS = {"gen": "train", "seg": "seg-train", "fid": "score", "report": "report", "compare": "compare"}
+GIVE = "Settings are written key=value, on the command line."
+FLAGS = "--cfg job prints the result, --multirun tries several values (key=a,b), --hydra-help lists further flags."
+KEY = re.compile(r"( *)(\w+):(?: +([^\s#].*?))?(?: +# (.*))?$")
+
+
+class Key(NamedTuple):
+    """A dotted key: its default as the file has it ("" for a section), its help, and the heading it stands under."""
+
+    name: str
+    default: str
+    help: str
+    heading: str
+
+
+def read(name: str) -> tuple[str, str]:
+    """The comment at the top of conf/<name>.yaml, without `#`, and the text below it."""
+    text = resources.files("conf").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    lines = text.removeprefix("# @package _global_\n").splitlines()
+    top = next(number for number, line in enumerate(lines) if not line.startswith("#"))
+    return "\n".join(line[2:] for line in lines[:top]), "\n".join(lines[top:])
+
+
+def read_keys(text: str) -> list[Key]:
+    """The keys of a YAML text in block style, sections included; not the names of classes, which begin with `_`."""
+    keys: list[Key] = []
+    parents: list[str] = []
+    heading, after_gap = "", False
+    for line in text.splitlines():
+        words = line.strip()
+        if not words:
+            heading, after_gap = "", True
+        elif words.startswith("#") and after_gap:
+            heading = f"{heading} {words[2:]}".strip()
+        elif words.startswith("#"):
+            keys[-1] = keys[-1]._replace(help=f"{keys[-1].help} {words[2:]}")
+        elif found := KEY.match(line):
+            parents = [*parents[: len(found[1]) // 2], found[2]]
+            keys.append(Key(".".join(parents), found[3] or "", found[4] or "", heading))
+            after_gap = False
+    return [key for key in keys if key.name != "defaults" and not re.search(r"(^|\.)_", key.name)]
+
+
+def groups(config: str) -> dict[str, str]:
+    """The groups that conf/<config>.yaml chooses from, such as `model`, and the choice that it makes."""
+    return dict(re.findall(r"^  - (\w+): (\w+)$", read(config)[1], re.MULTILINE))
+
+
+def members(group: str) -> list[str]:
+    """Names of the files in conf/<group>/."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in resources.files("conf").joinpath(group).iterdir())
+
+
+def choices(config: str, group: str) -> list[str]:
+    """The members of a group that suit a configuration: their networks are from the package that it trains."""
+
+    def suits(member: str) -> bool:
+        text = read(member)[1]
+        if model := re.search(r"override /model: (\w+)", text):
+            return suits(f"model/{model[1]}")
+        return set(re.findall(r"_target_: (gen|seg)\.", text)) <= {config}
+
+    return [name for name in members(group) if suits(f"{group}/{name}")]
+
+
+def group_keys(group: str, choice: str) -> list[Key]:
+    """The explained keys of conf/<group>/<choice>.yaml; what one member explains holds for the others."""
+    helps = {key.name: key.help for name in members(group) for key in read_keys(read(f"{group}/{name}")[1]) if key.help}
+    own = [key for key in read_keys(read(f"{group}/{choice}")[1]) if key.name in helps]
+    return [Key(f"{group}.{key.name}", key.default, key.help or helps[key.name], f"{group}={choice}") for key in own]
+
+
+def sections(config: str, chosen: dict[str, str]) -> dict[str, list[Key]]:
+    """All that is explained, by heading: the choices of each group, the file's keys, those of the chosen members."""
+    found: dict[str, list[Key]] = {}
+    for group in chosen:
+        lines = {name: read(f"{group}/{name}")[0].splitlines()[0] for name in choices(config, group)}
+        found[f"Choices of {group}"] = [Key(f"{group}={name}", "", line, "") for name, line in lines.items()]
+    keys = read_keys(read(config)[1])
+    for group, choice in chosen.items():
+        keys += group_keys(group, choice) if group != "experiment" else []
+    for key in keys:
+        if key.help:
+            found.setdefault(key.heading, []).append(key)
+    return found
+
+
+def help_text(config: str, words: list[str]) -> str:
+    """What `--help` prints, as wide as the terminal; members that `words` choose (model=resnet) explain their keys."""
+    width = min(shutil.get_terminal_size((100, 24)).columns, 120)
+    chosen = groups(config)
+    for group, _, choice in (word.partition("=") for word in words):
+        if group in chosen and choice in choices(config, group):
+            chosen[group] = choice
+    blocks = [f"usage: facet {COMMANDS[config]} key=value ..."]
+    for paragraph in read(config)[0].split("\n\n"):
+        blocks.append(paragraph if paragraph.startswith(" ") else textwrap.fill(paragraph, width))
+    for heading, keys in sections(config, chosen).items():
+        column = 4 + max(len(key.name) for key in keys)
+        rows = [textwrap.fill(heading, width)]
+        for key in keys:
+            default = f" (default {key.default})" if key.default else ""
+            text = (key.help + default).replace("(default ???)", "(required)")
+            first = f"  {key.name}".ljust(column)
+            rows.append(textwrap.fill(text, width, initial_indent=first, subsequent_indent=" " * column))
+        blocks.append("\n".join(rows))
+    return "\n\n".join([*blocks, textwrap.fill(f"{GIVE} {FLAGS}", width)])
+
+
+def markdown() -> str:
+    """The page docs/config.md."""
+    source = "`python -m core.cli.help > docs/config.md` writes this page from the comments in `conf/`."
+    blocks = ["# Configuration", source, f"{GIVE} {FLAGS}"]
+    for config, command in COMMANDS.items():
+        blocks.append(f"## facet {command}")
+        for paragraph in read(config)[0].split("\n\n"):
+            blocks.append(textwrap.indent(paragraph, "  ") if paragraph.startswith(" ") else _escape(paragraph))
+        for heading, keys in sections(config, groups(config)).items():
+            rows = [f"| `{key.name}` | {key.default and f'`{key.default}`'} | {_escape(key.help)} |" for key in keys]
+            table = "\n".join(["| name | default | meaning |", "| --- | --- | --- |", *rows])
+            blocks += [f"### {_escape(heading)}", table.replace("`???`", "required")]
+    return "\n\n".join(blocks)
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+
+
+if __name__ == "__main__":
+    print(markdown())

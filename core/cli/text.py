@@ -1,0 +1,17 @@
+"""Names as messages show them."""
+
+from __future__ import annotations
+
+SHOWN_NAMES = 5
+
+
+def listed(names: list[str]) -> str:
+    """The first five names and the number of the others: `a, b, c, d, e and 7 more`."""
+    more = f" and {len(names) - SHOWN_NAMES:,} more" if len(names) > SHOWN_NAMES else ""
+    return ", ".join(names[:SHOWN_NAMES]) + more
+
+
+def shown(name: str) -> str:
+    """A file name fit for a terminal: control characters escaped, very long names cut."""
+    text = name if name.isprintable() else ascii(name)
+    return text if len(text) <= 100 else text[:97] + "..."

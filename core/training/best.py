@@ -1,0 +1,148 @@
+"""The best evaluation of a run, the weights that had it, and its scores as a plot."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from core.cli.console import say
+from core.cli.files import digest_of, read_json, write_json
+from core.nn.model_file import load_model, save_model
+from core.training.curves import Panel
+from core.training.rundir import RunFolder
+
+BEST_NAME, BEST_FACTS = "best.safetensors", "best.json"
+
+
+class Best:
+    """The best score so far, the images seen by then, and the number of evaluations since."""
+
+    def __init__(self, higher_is_better: bool) -> None:
+        self.higher_is_better = higher_is_better
+        self.score: float | None = None
+        self.images_seen = self.since = 0
+
+    def improved(self, score: float, images_seen: int) -> bool:
+        """Note an evaluation; whether it is better than all before."""
+        if self.score is None or (score > self.score if self.higher_is_better else score < self.score):
+            self.score, self.images_seen, self.since = score, images_seen, 0
+            return True
+        self.since += 1
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        vars(self).update(state)
+
+
+class BestWeights:
+    """The weights with the lowest score so far: best.safetensors and, to read, best.json (on process 0).
+
+    They are held in memory and written just before the next checkpoint. A killed run continues from its last
+    checkpoint, so it seldom leaves weights of steps that are then done again and, on a GPU, with another result: only
+    if it is killed between the two writes.
+
+    Files that no longer fit are renamed to best-IMAGES.*, with a note, and the search starts again: those with a score
+    on other terms, and those of more images than the checkpoint has, as after a damaged checkpoint.
+
+    Args:
+        folder: of the run.
+        terms: what the scores depend on; scores compare where all of it is the same.
+        images_seen: where training continues.
+
+    Raises:
+        UserError: the file that is there is damaged.
+    """
+
+    def __init__(self, folder: Path, terms: dict[str, Any], images_seen: int) -> None:
+        self.folder, self.terms = folder, terms
+        self.best = Best(higher_is_better=False)
+        self._waiting: tuple[nn.Module, dict[str, Any], dict[str, Any]] | None = None
+        if (folder / BEST_NAME).exists():
+            self._continue(images_seen)
+
+    def _continue(self, images_seen: int) -> None:
+        _, info = load_model(self.folder / BEST_NAME)
+        stored = dict(info.get("score", {}))
+        score = stored.pop("value", None)
+        differing = sorted(key for key in stored.keys() | self.terms.keys() if stored.get(key) != self.terms.get(key))
+        if info["images_seen"] > images_seen:
+            self._set_aside(info["images_seen"], f"training continues before it, at {images_seen:,}")
+        elif differing:
+            self._set_aside(info["images_seen"], f"scores no longer compare (other {', '.join(differing)})")
+        else:
+            self.best.improved(float(score), info["images_seen"])
+
+    def _set_aside(self, images: int, reason: str) -> None:
+        stems = (f"best-{images:012d}" + (f"-{k}" if k > 1 else "") for k in itertools.count(1))
+        stem = next(stem for stem in stems if not (self.folder / f"{stem}.safetensors").exists())
+        for name in (BEST_FACTS, BEST_NAME):
+            old = self.folder / name
+            if old.exists():
+                old.rename(self.folder / f"{stem}{old.suffix}")
+        say(f"note: {BEST_NAME} of {images:,} images is set aside as {stem}.safetensors: {reason}")
+
+    def offer(self, score: float, model: nn.Module, recipe: dict[str, Any], info: dict[str, Any]) -> bool:
+        """Keep a copy of these weights if their score is the lowest so far, and say whether it is.
+
+        Args:
+            recipe, info: as for `core.nn.model_file.save_model`; `info` holds `images_seen`.
+        """
+        if not self.best.improved(score, info["images_seen"]):
+            return False
+        self._waiting = copy.deepcopy(model), recipe, info
+        return True
+
+    def write(self) -> None:
+        """Write what is held in memory, if anything.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        if self._waiting is None:
+            return
+        model, recipe, info = self._waiting
+        score = self.best.score
+        save_model(self.folder / BEST_NAME, model, recipe, info | {"score": {"value": score, **self.terms}})
+        facts = {"score": score, **self.terms, **info, "model": BEST_NAME, "terms": digest_of(self.terms)}
+        write_json(self.folder / BEST_FACTS, facts)
+        self._waiting = None
+
+
+def comparable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of stats.jsonl without the scores on other terms than the last one."""
+    last = next((row["terms"] for row in reversed(rows) if "score" in row), None)
+    return [row for row in rows if "score" not in row or row["terms"] == last]
+
+
+def score_panel(rows: list[dict[str, Any]]) -> list[Panel]:
+    """The plot of the scores among rows that are `comparable`; none without scores."""
+    scored = [row for row in rows if "score" in row]
+    if not scored:
+        return []
+    metric, n = scored[-1]["metric"], scored[-1]["n"]
+    return [Panel(f"{metric} of {n:,} samples", {"score": metric}, best="lowest", wide=True)]
+
+
+def best_so_far(run: RunFolder) -> str | None:
+    """Where the best weights are, their score and the last one, in a line; None where there are none.
+
+    Raises:
+        UserError: best.json is damaged.
+    """
+    if not (run.path / BEST_FACTS).exists():
+        return None
+    best = read_json(run.path / BEST_FACTS)
+    last = [row for row in run.read_stats() if row.get("terms") == best["terms"]][-1:]
+    return (
+        f"best: {run.path / BEST_NAME}, {best['metric']} {best['score']:.4g} of {best['n']:,} samples at "
+        f"{best['images_seen']:,} images"
+    ) + "".join(f"; last: {row['score']:.4g} at {row['images']:,}" for row in last)

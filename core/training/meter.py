@@ -1,0 +1,73 @@
+"""Means of training statistics over an interval, and when an interval ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+class NonFiniteError(Exception):
+    """The statistic `name` became NaN or infinite; `step` counts from the first pending one."""
+
+    def __init__(self, step: int, name: str, value: float) -> None:
+        super().__init__(f"{name} is {value}")
+        self.step, self.name, self.value = step, name, value
+
+
+class MeanMeter:
+    """Running means of named scalars over steps and ranks, without synchronising with the device in every step.
+
+    Scalars stay on the device until `fold`. They are added step by step in float64, so the result depends neither on
+    when `fold` is called nor on an interruption in between.
+    """
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        self.pending: list[Tensor] = []
+        self.sums = [0.0] * len(names)
+        self.steps = 0
+
+    def add(self, scalars: dict[str, Tensor]) -> None:
+        """Add the scalars of one step."""
+        self.pending.append(torch.stack([scalars[name].float() for name in self.names]))
+
+    def fold(self, accelerator: Accelerator) -> None:
+        """Bring pending steps to the CPU, averaged over ranks. Every rank must call this at the same step.
+
+        Raises:
+            NonFiniteError: a value is not finite (on every rank).
+        """
+        if not self.pending:
+            return
+        table = accelerator.reduce(torch.stack(self.pending), reduction="mean")
+        self.pending = []
+        for step, row in enumerate(table.cpu().double().tolist()):
+            for column, value in enumerate(row):
+                if value - value != 0.0:  # NaN or infinite
+                    raise NonFiniteError(step, self.names[column], value)
+                self.sums[column] += value
+            self.steps += 1
+
+    def means(self) -> dict[str, float]:
+        """Means of all folded steps since the last reset; empty before the first."""
+        return {name: total / self.steps for name, total in zip(self.names, self.sums, strict=True) if self.steps}
+
+    def reset(self) -> None:
+        """Start a new interval."""
+        self.sums, self.steps = [0.0] * len(self.names), 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs (call `fold` before)."""
+        return {"sums": list(self.sums), "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.sums, self.steps = list(state["sums"]), int(state["steps"])
+
+
+def is_due(before: int, after: int, every: int) -> bool:
+    """Whether a multiple of `every` lies in (before, after]; `every` = 0 means never."""
+    return every > 0 and before // every != after // every

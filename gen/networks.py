@@ -1,0 +1,37 @@
+"""What a generator and a discriminator must have. A new model is one file that fits and one YAML in conf/model."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """Latents (N, latent_dim) from N(0, 1) -> images (N, 3, H, W) in [-1, 1]. A `torch.nn.Module`."""
+
+    latent_dim: int
+
+    def initialise(self, seed: int) -> None:
+        """Draw the weights, as a function of `seed` alone."""
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Images of the latents."""
+
+
+@runtime_checkable
+class Discriminator(Protocol):
+    """Images (N, 3, H, W) in [-1, 1] -> logits (N,), positive for "real". A `torch.nn.Module`.
+
+    Attributes:
+        judges_pixels: whether it also has `forward_all`, images -> logits (N,) and those of the pixels (N, H, W).
+    """
+
+    judges_pixels: bool
+
+    def initialise(self, seed: int) -> None:
+        """Draw the weights, as a function of `seed` alone."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits of the images."""

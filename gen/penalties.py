@@ -1,0 +1,146 @@
+"""Penalties that D's loss can have, one object each, and the table from which a configuration chooses.
+
+Penalties on D's gradient need second derivatives. They are computed outside autocast, and so must be the logits that
+they start from: bfloat16 has few bits for the derivative of a derivative. (This is a precaution; what it is worth was
+not measured. GPUs with TF32 still multiply float32 in TF32.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gen.unetgan import consistency, cutmix, cutmix_masks
+
+MIXING_STREAM = 6  # second entry of the seed, see gen.latents
+
+
+@dataclass(frozen=True)
+class DiscriminatorPass:
+    """What D's step has computed when the penalties are added.
+
+    Attributes:
+        discriminator: images -> their logits, and those of the pixels if D judges pixels.
+        real, fake: images (N, 3, H, W) before augmentation.
+        seen_real, seen_fake: the images as D saw them.
+        real_logits, fake_logits: what D said of them, as `discriminator` returns it.
+        draws: the penalty's own random numbers, (N, ...); None where it has no `draw`.
+    """
+
+    discriminator: Callable[[Tensor], tuple[Tensor, ...]]
+    real: Tensor
+    fake: Tensor
+    seen_real: Tensor
+    seen_fake: Tensor
+    real_logits: tuple[Tensor, ...]
+    fake_logits: tuple[Tensor, ...]
+    draws: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """A term that D's loss can have, named by its key in `PENALTIES` and its line under `regularize` in conf/gen.yaml.
+
+    Attributes:
+        title: its name in plots.
+        compute: the pass -> scalar, before the factor.
+        gradient_of: images that must record gradients in the forward pass: "real", "fake" or neither.
+        second_order: needs D's gradient at single images: no batch norm, no autocast, no torch.compile.
+        needs_pixels: needs a D that judges pixels.
+        halved: the factor is gamma / 2 and follows `regularize.schedule`.
+        draw: (seed, images seen, batch size, image size) -> random numbers (N, ...) of a global batch, on the CPU.
+    """
+
+    title: str
+    compute: Callable[[DiscriminatorPass], Tensor]
+    gradient_of: str = ""
+    second_order: bool = True
+    needs_pixels: bool = False
+    halved: bool = False
+    draw: Callable[[int, int, int, int], Tensor] | None = None
+
+
+def float32_logits(discriminator: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
+    """Images as a leaf that collects gradients, and their logits (N,), computed outside autocast.
+
+    A network whose own `forward` enters autocast, as one prepared by an accelerator with mixed precision does, leaves
+    float32 all the same: give one that does not.
+    """
+    leaf = images.detach().to(torch.promote_types(images.dtype, torch.float32)).requires_grad_()
+    with torch.autocast(leaf.device.type, enabled=False):
+        return leaf, discriminator(leaf)
+
+
+def squared_gradients(images: Tensor, logits: Tensor) -> Tensor:
+    """||grad_x D(x)||^2 of every image (N,), summed over channels and pixels, itself differentiable.
+
+    Args:
+        images: (N, C, H, W), requiring gradients, from which `logits` (N,) were computed outside autocast.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        # One logit depends on one image alone (D without batch norm), so the sum's gradient holds each one's own.
+        (gradients,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+        return gradients.square().flatten(1).sum(1)
+
+
+def r1(real: Tensor, logits: Tensor) -> Tensor:
+    """E ||grad_x D(x)||^2 over real images (Mescheder et al. 2018, equation 9), without the factor gamma / 2.
+
+    Arguments as for `squared_gradients`.
+    """
+    return squared_gradients(real, logits).mean()
+
+
+def r2(fake: Tensor, logits: Tensor) -> Tensor:
+    """E ||grad_x D(x)||^2 over generated images (Mescheder et al. 2018, equation 10), without the factor gamma / 2.
+
+    Arguments as for `squared_gradients`; the caller has cut the images from G's graph.
+    """
+    return squared_gradients(fake, logits).mean()
+
+
+def gradient_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, weights: Tensor) -> Tensor:
+    """E (||grad_x D(x)|| - 1)^2 at x = w real + (1 - w) fake (Gulrajani et al. 2017, equation 3), without lambda.
+
+    Args:
+        discriminator: see `float32_logits`.
+        real, fake: (N, C, H, W).
+        weights: w, (N,) in [0, 1]; see `mixing_weights`.
+    """
+    w = weights.to(real.device)[:, None, None, None]
+    mixed, logits = float32_logits(discriminator, w * real + (1 - w) * fake)
+    # The root has no derivative at 0; the least float keeps 0/0 out of the backward pass and changes nothing else.
+    norms = squared_gradients(mixed, logits).clamp_min(torch.finfo(torch.float32).tiny).sqrt()
+    return (norms - 1).square().mean()
+
+
+def mixing_weights(seed: int, images_seen: int, count: int) -> Tensor:
+    """Uniform weights (count,) in [0, 1) for the global batch that begins at `images_seen`, drawn on the CPU."""
+    rng = np.random.default_rng([seed, MIXING_STREAM, images_seen])
+    return torch.from_numpy(rng.random(count, dtype=np.float32))
+
+
+def _gradient_penalty(step: DiscriminatorPass) -> Tensor:
+    assert step.draws is not None
+    real, fake = step.seen_real.detach(), step.seen_fake.detach()
+    return gradient_penalty(lambda images: step.discriminator(images)[0], real, fake, step.draws)
+
+
+def _cutmix(step: DiscriminatorPass) -> Tensor:
+    assert step.draws is not None
+    _, mixed = step.discriminator(cutmix(step.seen_real.detach(), step.seen_fake.detach(), step.draws))
+    return consistency(mixed, step.real_logits[1], step.fake_logits[1], step.draws)
+
+
+PENALTIES: dict[str, Penalty] = {
+    "r1": Penalty("R1", lambda step: r1(step.real, step.real_logits[0]), gradient_of="real", halved=True),
+    "r2": Penalty("R2", lambda step: r2(step.fake, step.fake_logits[0]), gradient_of="fake", halved=True),
+    "gradient_penalty": Penalty(
+        "gradient penalty", _gradient_penalty, draw=lambda seed, start, count, _: mixing_weights(seed, start, count)
+    ),
+    "cutmix": Penalty("CutMix consistency", _cutmix, second_order=False, needs_pixels=True, draw=cutmix_masks),
+}

@@ -1,0 +1,217 @@
+"""A GAN's training run: its networks, its steps and the grids of its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from core.data.dataset import PreparedData
+from core.data.images import MEMORY_FORMAT, make_grid, to_uint8, write_png
+from core.data.loader import ImageBank, to_device
+from core.nn.ema import ExponentialAverage
+from core.nn.model_file import FILE_NAME, build_model, save_model
+from core.training.callbacks import Callback
+from core.training.curves import Panel
+from core.training.loop import TrainingLoop, describe_machine, make_optimizer
+from core.training.meter import is_due
+from core.training.rundir import RunFolder
+from gen.augment import STREAMS, AdaptiveProbability, augmentation_draws
+from gen.latents import sample_latents, training_latents
+from gen.losses import gan_loss
+from gen.monitor import PATIENCE, CollapseMonitor, identical_samples
+from gen.penalties import PENALTIES
+from gen.settings import TrainConfig, check_networks
+from gen.steps import Batch, DiscriminatorWrapper, discriminator_step, generator_step
+
+GRID_SAMPLES = 64
+
+
+def panels(loss: str) -> list[Panel]:
+    """The plots of a run with this loss; panels without numbers are not drawn."""
+    probable = gan_loss(loss).probabilistic
+    answers = {"d_real": "to real images", "d_fake": "to samples"}
+    return [
+        Panel("losses", {"d_loss": "D", "g_loss": "G"}, wide=True),
+        Panel("mean answer of D" if probable else "mean logit of D", answers, limits=(0, 1) if probable else None),
+        Panel("penalties of D, before their factors", {name: p.title for name, p in PENALTIES.items()}, wide=True),
+        Panel("probability of each augmentation", {"augment_p": "p"}, limits=(0, 1)),
+    ]
+
+
+class Trainer(TrainingLoop):
+    """One GAN training run: its networks and what is drawn from them."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        data: PreparedData,
+        run: RunFolder,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        super().__init__(config, accelerator, run, config.statistics, callbacks)
+        self.config, self.data = config, data
+        self.bank = ImageBank(data.images, data.indices(config.split), accelerator.device, config.seed, config.flip)
+        self.generator, self.discriminator = self._networks()
+        self.latent_dim = int(self.generator.latent_dim)  # type: ignore[arg-type]
+        self.ema = ExponentialAverage(self.generator, config.ema_half_life)
+        self.g_optimizer = make_optimizer(config.optim, self.generator)
+        self.d_optimizer = make_optimizer(config.optim, self.discriminator)
+        self.rates = [
+            (optimizer, float(optimizer.param_groups[0]["lr"]) * factor)
+            for optimizer, factor in ((self.g_optimizer, 1.0), (self.d_optimizer, config.d_lr_factor))
+        ]
+        self.monitor = CollapseMonitor(config.loss)
+        self.adaptive: AdaptiveProbability | None = None
+        if config.diffaug.adaptive:
+            target = config.diffaug.ada_target
+            suited = gan_loss(config.loss).overfitting_target
+            self.adaptive = AdaptiveProbability(suited if target is None else target, config.diffaug.ada_images)
+        self.load()
+        # Wrapped only now: the average and the optimisers hold the bare networks.
+        bf16 = accelerator.mixed_precision == "bf16"
+        self.d_of_generator = DiscriminatorWrapper(self.discriminator, bf16)
+        own = DiscriminatorWrapper(self.discriminator, bf16 and not config.second_order)
+        if config.compile:  # in place: what the average, the optimisers and the files hold stays as it is
+            self.generator.compile()
+            self.d_of_generator.compile()
+            if not config.second_order:  # torch.compile does not do second derivatives
+                own.compile()
+        self.wrapped_generator, self.wrapped_discriminator = accelerator.prepare(self.generator, own)
+
+    def _networks(self) -> tuple[nn.Module, nn.Module]:
+        recipes = self.config.model["generator"], self.config.model["discriminator"]
+        networks = [build_model(recipe) for recipe in recipes]
+        check_networks(self.config, *networks)
+        for offset, network in enumerate(networks):
+            network.initialise(2 * self.config.seed + offset)  # type: ignore[operator]
+            network.to(self.accelerator.device).to(memory_format=MEMORY_FORMAT)
+        return networks[0], networks[1]
+
+    def parts(self) -> dict[str, Any]:
+        """Networks, average, optimisers, the monitor's memory and the probability of augmentation if it adapts."""
+        adaptive = {} if self.adaptive is None else {"augmentation": self.adaptive}
+        return adaptive | {
+            "generator": self.generator,
+            "discriminator": self.discriminator,
+            "ema": self.ema.model,
+            "g_optimizer": self.g_optimizer,
+            "d_optimizer": self.d_optimizer,
+            "monitor": self.monitor,
+        }
+
+    def export(self) -> None:
+        """Write the averaged weights."""
+        save_model(self.run.path / FILE_NAME, self.ema.model, self.config.model["generator"], self.model_info())
+
+    def model_info(self) -> dict[str, Any]:
+        """What a model file says of itself."""
+        data = {"source": self.data.meta.get("source"), "count": len(self.data), "sha256": self.data.fingerprint}
+        return {"images_seen": self.images_seen, "data": data, "seed": self.config.seed, "weights": "ema"}
+
+    def step(self) -> None:
+        """`n_critic` steps of D, each on the next global batch, then one of G on the last of these batches."""
+        config, before = self.config, self.images_seen
+        for optimizer, rate in self.rates:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * config.lr_schedule.factor(before)
+        rows = []
+        for start in range(before, before + config.n_critic * config.batch_size, config.batch_size):
+            p = config.diffaug.p if self.adaptive is None else self.adaptive.p
+            objective, batches = config.objective(start, p), self.batches(start, p)
+            # G's own step reuses the images of D's last step, unless several batches would have to keep their graphs.
+            keep = start == before + (config.n_critic - 1) * config.batch_size and len(batches) == 1
+            with torch.set_grad_enabled(keep):
+                fakes = [self.wrapped_generator(batch.z) for batch in batches]  # (n, 3, H, W) each
+            row = discriminator_step(
+                self.wrapped_discriminator, self.d_optimizer, batches, fakes, objective, self.accelerator
+            )
+            if self.adaptive is not None:
+                row["augment_p"] = torch.full((), p, device=self.accelerator.device)
+                self.adaptive.update(self.accelerator.reduce(row["d_sign"], "mean"), config.batch_size)
+            rows.append(row)
+        of_generator = generator_step(
+            self.wrapped_generator,
+            self.d_of_generator,
+            self.g_optimizer,
+            batches,
+            fakes if keep else None,
+            objective,
+            self.accelerator,
+        )
+        passed = config.n_critic * config.batch_size
+        self.ema.update(self.generator, before, passed)
+        for row in rows:  # one a batch, so that images can be counted by rows
+            self.meter.add(row | of_generator)
+        self.images_seen += passed
+
+    def batches(self, start: int, augment_p: float) -> list[Batch]:
+        """This process's share of the global batch that begins at `start`, in `accumulate` parts.
+
+        Every random number is a function of the seed and `start`, drawn for the global batch: any number of processes
+        sees the same images, latents and augmentations.
+        """
+        config, device, count = self.config, self.accelerator.device, self.config.accumulate
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        size, seed = config.batch_size, config.seed
+
+        def own(values: Tensor) -> list[Tensor]:
+            return list(to_device(values.chunk(ranks)[rank], device).chunk(count))
+
+        z = own(training_latents(seed, start, size, self.latent_dim))
+        reals = self.bank.batch(start, size, rank, ranks).chunk(count)
+        streams = STREAMS if augment_p else {}
+        augment = {name: own(augmentation_draws(seed, start, stream, size)) for name, stream in streams.items()}
+        draws = {
+            name: own(draw(seed, start, size, self.data.image_size))
+            for name in config.penalties
+            if (draw := PENALTIES[name].draw) is not None
+        }
+        return [
+            Batch(
+                real,
+                z[place],
+                {name: rows[place] for name, rows in augment.items()},
+                {name: rows[place] for name, rows in draws.items()},
+            )
+            for place, real in enumerate(reals)
+        ]
+
+    def status(self, means: dict[str, float]) -> str:
+        """Losses and D's answers."""
+        return "D {d_loss:.3f} G {g_loss:.3f} D(real) {d_real:.2f} D(fake) {d_fake:.2f}".format(**means)
+
+    def warnings(self, means: dict[str, float]) -> list[str]:
+        """Signs of collapse."""
+        return self.monitor.check(self.images_seen, means)
+
+    def describe(self) -> str:
+        """Model, parameters, data and machine."""
+        parameters = [sum(p.numel() for p in net.parameters()) for net in (self.generator, self.discriminator)]
+        return (
+            f"{self.config.model['name']}: G {parameters[0]:,} and D {parameters[1]:,} parameters, "
+            f"{len(self.bank):,} images, {describe_machine(self.accelerator, self.config.mixed_precision)}"
+        )
+
+
+class SampleGrid(Callback):
+    """Writes a grid of samples of fixed latents, from the averaged weights, every so many images."""
+
+    def after_step(self, loop: TrainingLoop, before: int, last: bool) -> None:
+        """Write it where it is due."""
+        assert isinstance(loop, Trainer)
+        if loop.accelerator.is_main_process and is_due(before, loop.images_seen, loop.config.grid_every):
+            self.write(loop)
+
+    @torch.inference_mode()
+    def write(self, trainer: Trainer) -> None:
+        """Write it, and warn if all samples are alike."""
+        z = sample_latents(range(GRID_SAMPLES), trainer.latent_dim)
+        pixels = to_uint8(trainer.ema.model(z.to(trainer.accelerator.device))).cpu().numpy()
+        write_png(trainer.run.samples / f"{trainer.images_seen:012d}.png", make_grid(pixels))
+        if trainer.images_seen >= PATIENCE and (warning := identical_samples(pixels)):
+            trainer.warn(warning)

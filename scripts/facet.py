@@ -1,0 +1,53 @@
+"""The one command `facet`: each step of the pipeline is a subcommand, listed in the order of use."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+from core.cli.errors import UserError, reports_errors
+
+# Name: module with a `main`, words put before those of the user, purpose. A module is imported when its command runs.
+COMMANDS: dict[str, tuple[str, list[str], str]] = {
+    "prepare": ("scripts.prepare", [], "turn a zip, a folder or drawn faces into a data set"),
+    "train": ("gen.train", [], "train a GAN; the same command continues a run"),
+    "sample": ("gen.sample", [], "write samples of a trained generator as PNG files"),
+    "score": ("eval.fid", [], "FID of samples, a run or an archive"),
+    "report": ("eval.report", [], "scores, honesty checks and pictures on one page"),
+    "compare": ("eval.compare", [], "rank runs and say which differences are noise"),
+    "package": ("scripts.package", [], "pack 1,000 images as a submission"),
+    "check": ("scripts.package", ["--check"], "check a packed submission"),
+    "seg-train": ("seg.train", [], "train a U-Net on pictures with masks"),
+    "seg-evaluate": ("seg.evaluate", [], "score a trained U-Net"),
+    "predict": ("seg.predict", [], "segment pictures with a trained U-Net"),
+    "demo": ("scripts.demo", [], "run the whole pipeline on drawn faces"),
+    "bench": ("scripts.bench", [], "measure speed against plain implementations"),
+}
+
+
+@reports_errors
+def main() -> None:
+    """Run the command that comes first on the command line with the words that follow it."""
+    name, *rest = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print("usage: facet COMMAND ...        (facet COMMAND --help explains a command)\n")
+        for command, (_, _, purpose) in COMMANDS.items():
+            print(f"  {command:<14}{purpose}")
+    elif name == "--version":
+        try:
+            print("facet", version("facet-faces"))
+        except PackageNotFoundError as error:
+            raise UserError("no version: facet runs from a checkout that is not installed") from error
+    elif name in COMMANDS:
+        module, first, _ = COMMANDS[name]
+        sys.argv = [f"facet {name}", *first, *rest]
+        importlib.import_module(module).main()
+    else:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        raise UserError(f"unknown command {name!r}: " + (f"did you mean {near[0]!r}?" if near else "see facet --help"))
+
+
+if __name__ == "__main__":
+    main()

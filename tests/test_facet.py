@@ -1,0 +1,84 @@
+"""The one command: it lists the pipeline, starts fast, hands on the command line and proposes names for typos."""
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts import facet
+
+
+def call(monkeypatch, *words):
+    """Run `facet` and return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["facet", *words])
+    try:
+        facet.main()
+    except SystemExit as stop:
+        return stop.code or 0
+    return 0
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_help_lists_the_pipeline_in_order(monkeypatch, capsys, words):
+    assert call(monkeypatch, *words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 15 and max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines[2:]] == list(facet.COMMANDS)
+
+
+def test_the_version_is_that_of_the_project(monkeypatch, capsys):
+    def absent(name):
+        raise facet.PackageNotFoundError(name)
+
+    project = (Path(__file__).resolve().parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    monkeypatch.setattr(facet, "version", lambda name: re.search(r'\nversion = "(.*)"', project)[1])
+    assert call(monkeypatch, "--version") == 0 and capsys.readouterr().out == "facet 0.1.0\n"
+    monkeypatch.setattr(facet, "version", absent)
+    assert call(monkeypatch, "--version") == 1 and "not installed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("trian", "error: unknown command 'trian': did you mean 'train'?"),
+        ("evaluate", "error: unknown command 'evaluate': did you mean 'seg-evaluate'?"),
+        ("--xyz", "error: unknown command '--xyz': see facet --help"),
+    ],
+)
+def test_a_typo_proposes_the_nearest_name(monkeypatch, capsys, word, line):
+    assert call(monkeypatch, word, "--help") == 1
+    assert capsys.readouterr().err.strip() == line
+
+
+@pytest.mark.parametrize("name", facet.COMMANDS)
+def test_each_command_gets_its_words(monkeypatch, name):
+    module, first, _ = facet.COMMANDS[name]
+    seen = []
+    monkeypatch.setattr(importlib.import_module(module), "main", lambda: seen.append(list(sys.argv)))
+    assert call(monkeypatch, name, "a", "--b") == 0
+    assert seen == [[f"facet {name}", *first, "a", "--b"]]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["check", "missing.tar.gz"], 1, "missing.tar.gz"),
+        (["prepare", "--help"], 0, "drawn"),
+        (["train", "nam=x"], 1, "unknown key 'nam': did you mean 'name'?"),
+        (["train", "--cfg", "job", "model.width=8"], 0, "width: 8"),
+    ],
+)
+def test_commands_run_through_it(monkeypatch, capsys, words, code, text):
+    assert call(monkeypatch, *words) == code
+    captured = capsys.readouterr()
+    assert text in captured.out + captured.err
+
+
+def test_it_starts_without_the_libraries_of_its_commands():
+    heavy = {"torch", "numpy", "hydra", "rich"}
+    program = f"import sys, scripts.facet; print({heavy} & set(sys.modules) or 'none')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "none"
