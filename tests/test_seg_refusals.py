@@ -102,7 +102,7 @@ def test_a_description_that_lacks_something_is_named(tmp_path, key):
     folder = write_discs(tmp_path / "damaged")
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps({name: value for name, value in meta.items() if name != key}))
-    with pytest.raises(UserError, match=f"meta.json lacks {key}: prepare"):
+    with pytest.raises(UserError, match=f"meta.json lacks {key}"):
         PreparedData.open(folder)
 
 
