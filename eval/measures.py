@@ -123,4 +123,7 @@ PRDC_NOTE = (
     "Precision to coverage: a ball around each image reaches its neighbour number {k}; {real:,} real images, "
     "{generated:,} samples."
 )
-MEASURES = (Measure("kid", measure_kid, (KID,)), Measure("manifold", measure_prdc, PRDC, PRDC_NOTE))
+MEASURES = (
+    Measure("kid", measure_kid, (KID,)),
+    Measure("manifold", measure_prdc, PRDC, PRDC_NOTE),
+)
