@@ -166,7 +166,7 @@ def test_a_residual_block_with_a_silent_body_is_its_shortcut(padding, channels):
 
 
 def test_he_initialisation_keeps_the_second_moment_through_rectified_layers():
-    """The derivation of He et al. 2015, section 2.2: E[y^2] of what enters a ReLU layer stays what it was."""
+    """The derivation of He et al. 2015, section 2.2: E[y^2] of what enters a ReLU layer is preserved."""
     net = nn.Sequential(
         *(ConvBlock(64, 64, padding=1, norm=None) for _ in range(4)), doubling_block("transposed", 64, 64)
     )

@@ -115,7 +115,7 @@ def test_a_class_table_for_celebamask_is_refused(tmp_path: Path) -> None:
 
 
 def pets(top: str = "") -> dict[str, bytes | str]:
-    """Twelve listed pairs, and what lies about in the real folder: unlisted, hidden and other files."""
+    """Twelve listed pairs, and the other files of the real folder: unlisted and hidden ones."""
     files: dict[str, bytes | str] = {"images/stray_1.jpg": photo(1), "annotations/trimaps/._cat_1.png": b"?"}
     files |= {"images/cat_1.mat": b"?", "annotations/README": "-", "annotations/list.txt": "#"}
     for number in range(12):

@@ -18,7 +18,7 @@ GEOMETRIES = [
 
 
 def derivatives(layer: nn.Conv2d, x: torch.Tensor) -> list[torch.Tensor]:
-    """Of a smooth scalar, three times, with respect to input and parameters."""
+    """First to third derivatives of a smooth scalar with respect to input and parameters."""
     inputs = [x, *layer.parameters()]
     value = layer(x).square().sum()
     found = [value]
@@ -41,7 +41,7 @@ def test_derivatives_are_those_of_pytorch(geometry):
 
 
 class Count(TorchDispatchMode):
-    """Convolutions, and their first derivatives, that reach the kernels."""
+    """Counts convolutions and their first derivatives as they are dispatched."""
 
     number = 0
 
@@ -51,7 +51,7 @@ class Count(TorchDispatchMode):
 
 
 def penalised(layer: nn.Module) -> int:
-    """Convolutions of a step with a penalty on the gradient."""
+    """Number of convolutions in a step with a gradient penalty."""
     x = torch.randn(2, 16, 4, 4, requires_grad=True)
     with Count() as count:
         y = layer(x)

@@ -60,7 +60,7 @@ def wait_for_chunks(part: Path, process: subprocess.Popen[str], lines: int) -> N
 
 
 def spoiled(count: int) -> tuple[dict[str, bytes], list[str]]:
-    """Faces of which three are damaged: cut off, no image, tiny."""
+    """Faces, three of them damaged: truncated, not an image, tiny."""
     tiny = io.BytesIO()
     Image.new("RGB", (31, 90)).save(tiny, "PNG")
     bad = {"000001.jpg": jpeg(1)[:700], "000150.jpg": b"<html>not here</html>", f"{count:06d}.jpg": tiny.getvalue()}

@@ -17,7 +17,7 @@ MAX_CLASSES = 255  # as many as a uint8 mask can hold besides IGNORE
 IGNORE_NAME = "ignore"  # marks a colour in a class table that is no class
 TABLE_LIMIT = 1 << 20  # bytes; a table of 255 classes has a few thousand
 
-SIDES = {"l": "r", "r": "l", "left": "right", "right": "left"}
+OPPOSITE = {"l": "r", "r": "l", "left": "right", "right": "left"}
 
 # In the official order. "l_" is the person's left; "ear_r" is an earring, "neck_l" a necklace, "l_lip" the lower lip.
 CELEBAMASK_HQ: dict[str, tuple[int, int, int]] = {
@@ -65,8 +65,8 @@ def mirrored_classes(classes: Sequence[str]) -> list[int]:
 def _mirrored(name: str) -> str:
     for separator in ("_", "-"):
         side, found, part = name.partition(separator)
-        if found and side in SIDES:
-            return f"{SIDES[side]}{separator}{part}"
+        if found and side in OPPOSITE:
+            return f"{OPPOSITE[side]}{separator}{part}"
     return name
 
 

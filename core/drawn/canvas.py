@@ -32,9 +32,9 @@ def points(x: Sequence[float] | Array, y: Sequence[float] | Array) -> Array:
     return np.column_stack([x, y]).astype(np.float64, copy=False)
 
 
-def spline(points: Sequence[tuple[float, float]] | Array, closed: bool = False, steps: int = 6) -> Array:
-    """Catmull-Rom curve (M, 2) through the points (N, 2), `steps` points per span."""
-    p = np.asarray(points, np.float64)
+def spline(knots: Sequence[tuple[float, float]] | Array, closed: bool = False, steps: int = 6) -> Array:
+    """Catmull-Rom curve (M, 2) through `knots` (N, 2), `steps` points per span."""
+    p = np.asarray(knots, np.float64)
     ends = (p[-1:], p[:2]) if closed else (2 * p[:1] - p[1:2], 2 * p[-1:] - p[-2:-1])
     line = np.concatenate([ends[0], p, ends[1]])
     a, b, c, d = line[:-3], line[1:-2], line[2:-1], line[3:]
@@ -44,9 +44,9 @@ def spline(points: Sequence[tuple[float, float]] | Array, closed: bool = False, 
     return curve if closed else np.concatenate([curve, p[-1:]])
 
 
-def mirrored(points: Sequence[tuple[float, float]] | Array) -> Array:
+def mirrored(half: Sequence[tuple[float, float]] | Array) -> Array:
     """Points (N, 2) of the right half, top to bottom, preceded by their mirror image from bottom to top."""
-    right = np.asarray(points, np.float64)
+    right = np.asarray(half, np.float64)
     left = right[::-1] * (-1, 1)
     return np.concatenate([left[:-1] if right[0, 0] == 0 else left, right])
 
@@ -58,15 +58,15 @@ def ellipse(x: float, y: float, rx: float, ry: float, power: float = 2.0, count:
     return np.stack([x + rx * np.sign(c) * abs(c) ** (2 / power), y + ry * np.sign(s) * abs(s) ** (2 / power)], 1)
 
 
-def ribbon(points: Array, widths: Sequence[float]) -> Array:
-    """Outline of a stroke along points (N, 2) whose width in pixels runs through `widths` from end to end."""
-    direction = np.empty_like(points)
-    direction[1:-1] = points[2:] - points[:-2]
-    direction[0], direction[-1] = points[1] - points[0], points[-1] - points[-2]
+def ribbon(line: Array, widths: Sequence[float]) -> Array:
+    """Outline of a stroke along `line` (N, 2) whose width in pixels runs through `widths` from end to end."""
+    direction = np.empty_like(line)
+    direction[1:-1] = line[2:] - line[:-2]
+    direction[0], direction[-1] = line[1] - line[0], line[-1] - line[-2]
     direction /= np.hypot(direction[:, 0], direction[:, 1])[:, None] + 1e-6
-    along = np.linspace(0, len(widths) - 1, len(points))
+    along = np.linspace(0, len(widths) - 1, len(line))
     offset = direction[:, ::-1] * (-0.5, 0.5) * np.interp(along, range(len(widths)), widths)[:, None]
-    return np.concatenate([points + offset, (points - offset)[::-1]])
+    return np.concatenate([line + offset, (line - offset)[::-1]])
 
 
 def smooth_noise(rng: np.random.Generator, rows: int, columns: int, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Array:

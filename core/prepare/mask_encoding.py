@@ -53,11 +53,7 @@ def coding_of(facts: list[MaskFacts], table: ClassTable | None) -> tuple[MaskCod
 
 
 def _by_colour(facts: list[MaskFacts], table: ClassTable | None) -> bool:
-    """Whether the class of a pixel depends on its colour rather than its value.
-
-    Raises:
-        UserError: palettes give one value different colours, and no table gives their meaning.
-    """
+    """Whether the class of a pixel depends on its colour rather than its value; a UserError if nothing tells."""
     if any(entry.values is None for entry in facts):
         return True
     has_colours = table is not None and table.colours is not None

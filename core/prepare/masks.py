@@ -100,7 +100,7 @@ def examine(
             return _facts(store, pair, table, palettes)
         except UserError:
             raise
-        except Exception as error:  # decoders answer damaged files with nearly any exception
+        except Exception as error:  # decoders raise nearly any exception for damaged files
             return error
 
     pool = ThreadPoolExecutor(workers)

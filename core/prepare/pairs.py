@@ -93,11 +93,7 @@ def _by_key(names: Iterable[str], folders: frozenset[str]) -> dict[_Key, list[st
 
 
 def _refuse_empty(store: Store, shared: set[tuple[str, ...]]) -> None:
-    """Refuse an image folder beside a mask folder if one of them has no readable files.
-
-    Args:
-        shared: the folders in which both have some.
-    """
+    """Refuse an image folder beside a mask folder unless both have readable files, as is known below `shared`."""
     folders = {tuple(name.split("/")[:depth]) for name in store.files for depth in range(1, name.count("/") + 1)}
     folders |= {tuple(name.split("/")) for name in store.folders}
     of_images, of_masks = (

@@ -95,11 +95,7 @@ def prepare(
 
 
 def _is_prepared(out: Path, plan: Plan, force: bool) -> bool:
-    """Whether `out` already is the planned data set; False if it can be written.
-
-    Raises:
-        UserError: `out` is something else, and `force` does not allow replacing it.
-    """
+    """Whether `out` already is the planned data set. False if it may be written, else a UserError."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not (out / "meta.json").is_file():
@@ -170,11 +166,7 @@ def _resume(plan: Plan) -> dict[int, Done]:
 
 
 def _work(plan: Plan, done: dict[int, Done], workers: int, quiet: bool) -> None:
-    """Fill the remaining chunks; add each to the journal and to `done`.
-
-    Raises:
-        UserError: more than 1% of the images are unreadable; the plan's folder is removed.
-    """
+    """Fill the remaining chunks and add each to the journal and to `done`; fail at `BAD_LIMIT`."""
     todo = [chunk for chunk in range(math.ceil(plan.count / plan.source.chunk)) if chunk not in done]
     skipped = sum(len(entry.bad) for entry in done.values())
     bar = progress_bar(quiet=quiet)

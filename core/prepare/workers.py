@@ -89,11 +89,7 @@ def create_array(path: Path, shape: tuple[int, ...]) -> None:
 
 
 def open_arrays(plan: Plan) -> list[np.memmap]:
-    """The arrays in the plan's folder, writable.
-
-    Raises:
-        OSError, ValueError: they are missing or have another shape.
-    """
+    """The arrays in the plan's folder, writable; an OSError or ValueError if missing or of another shape."""
     arrays = [npy.open_memmap(plan.folder / name, mode="r+") for name in plan.shapes]
     if [array.shape for array in arrays] != list(plan.shapes.values()):
         raise ValueError("arrays of another shape")
