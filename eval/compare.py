@@ -1,4 +1,4 @@
-"""Rank generators by their scores: `python -m eval.compare runs/a runs/b`.
+"""Rank generators by their scores: `facet compare runs/a runs/b`.
 
 Only results that were made alike are compared, and a difference counts only if it exceeds the noise of sampling
 (`eval.metrics.significance`).
@@ -175,7 +175,7 @@ def _setting(metric: str) -> str:
 
 def _fid_command(label: str, metric: str, example: dict[str, Any] | None) -> list[str]:
     """The command that scores a source in the way `example`, the result of another source, was made."""
-    command = ["python", "-m", "eval.fid", f"source={'SOURCE' if label.endswith('.json') else label}"]
+    command = ["facet", "score", f"source={'SOURCE' if label.endswith('.json') else label}"]
     if example is None:
         command.append("data=DATA")
     else:

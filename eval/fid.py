@@ -1,4 +1,4 @@
-"""Score a folder of PNGs, a packed archive or a trained model: `python -m eval.fid source=... data=...`."""
+"""Score a folder of PNGs, a packed archive or a trained model: `facet score source=... data=...`."""
 
 from __future__ import annotations
 

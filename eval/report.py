@@ -1,4 +1,4 @@
-"""Judge generated images on one page: `python -m eval.report runs/faces data=data/celeba`.
+"""Judge generated images on one page: `facet report runs/faces data=data/celeba`.
 
 The page has the score with its spread and floor against several references, other measures, honesty checks and
 pictures.

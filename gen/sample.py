@@ -1,4 +1,4 @@
-"""Draw samples from a trained generator: `python -m gen.sample runs/first --n 1000 --out samples`."""
+"""Draw samples from a trained generator: `facet sample runs/first --n 1000 --out samples`."""
 
 from __future__ import annotations
 
@@ -152,11 +152,11 @@ def write_samples(batches: Iterable[np.ndarray], count: int, out: Path) -> np.nd
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read and check the command line."""
     parser = CommandParser(
-        prog="gen.sample",
+        prog="facet sample",
         description="Draw samples from a trained generator and write them as PNG files.",
         epilog="examples:\n"
-        "  python -m gen.sample runs/first --n 1000 --out samples\n"
-        "  python -m gen.sample model.safetensors --n 64 --out faces --grid --interpolate --truncation 1.5\n",
+        "  facet sample runs/first --n 1000 --out samples\n"
+        "  facet sample model.safetensors --n 64 --out faces --grid --interpolate --truncation 1.5\n",
     )
     parser.add_argument("source", type=Path, help="run folder or .safetensors file")
     parser.add_argument("--n", type=int, default=1000, help="number of samples (default 1000)")

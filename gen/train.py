@@ -56,7 +56,7 @@ def main(config: TrainConfig) -> None:
     """Train a GAN."""
     run = run_training(config)
     if int(os.environ.get("RANK", "0")) == 0:
-        print(f"trained: {run.path / FILE_NAME}; next: python -m gen.sample {run.path} --n 1000 --out samples")
+        print(f"trained: {run.path / FILE_NAME}; next: facet sample {run.path} --n 1000 --out samples")
         if best := best_so_far(run):
             print(best)
 

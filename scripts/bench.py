@@ -56,10 +56,10 @@ parts (default: all but scaling and ranks, in two to three minutes on two cores)
 {chr(10).join(f"  {name:<11} {part.__doc__}" for name, part in PARTS.items())}
 
 examples:
-  python -m scripts.bench
-  python -m scripts.bench --parts gan-step gan-epoch --seconds 60 --json bench.json
-  python -m scripts.bench --parts gan-step --batch 512 --precision bf16 --compile
-  python -m scripts.bench --parts unet-step --paper --precision bf16            the paper's widths at 256x256, for a GPU
+  facet bench
+  facet bench --parts gan-step gan-epoch --seconds 60 --json bench.json
+  facet bench --parts gan-step --batch 512 --precision bf16 --compile
+  facet bench --parts unet-step --paper --precision bf16            the paper's widths at 256x256, for a GPU
   accelerate launch --quiet --multi_gpu --num_processes 4 -m scripts.bench --parts gan-step gan-epoch --batch 2048
 
 A GPU is used if there is one (unless ACCELERATE_USE_CPU=true). Both sides take turns, A B A B ..., in one process;
@@ -74,7 +74,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     Raises:
         UserError: naming the option that cannot be measured.
     """
-    parser = CommandParser(prog="python -m scripts.bench", description=__doc__, epilog=EXAMPLES)
+    parser = CommandParser(prog="facet bench", description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--parts", nargs="+", choices=["all", *PARTS], metavar="PART", help="what to measure")
     parser.add_argument("--seconds", type=float, default=Settings.seconds, help="per part (default %(default)g)")
     parser.add_argument("--batch", type=int, default=Settings.batch, help="images per DCGAN step (default %(default)d)")

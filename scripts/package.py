@@ -21,10 +21,10 @@ from core.submission.rules import (
 
 EXAMPLES = """
 examples:
-  python -m scripts.package runs/faces --student-number 20231234           sample 1,000 images and pack them
-  python -m scripts.package runs/faces --student-number 20231234 --seed 5000
-  python -m scripts.package images/ --student-number 20231234 --out handin  pack a folder of 1,000 PNGs unchanged
-  python -m scripts.package --check 20231234.tar.gz                        nothing is unpacked to disk
+  facet package runs/faces --student-number 20231234           sample 1,000 images and pack them
+  facet package runs/faces --student-number 20231234 --seed 5000
+  facet package images/ --student-number 20231234 --out handin  pack a folder of 1,000 PNGs unchanged
+  facet check 20231234.tar.gz                                   nothing is unpacked to disk
 
 A submission is <student number>.tar.gz with a folder <student number>/ of exactly 1,000 different 64x64 8-bit RGB PNGs.
 A student number is 5 to 12 digits, with at most one letter before. The same input gives the same bytes. Files that
@@ -35,7 +35,7 @@ a problem. Exit code 0: packed, or nothing wrong; 1: problems, all listed, and n
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line (default: sys.argv)."""
-    parser = CommandParser(prog="python -m scripts.package", description=__doc__, epilog=EXAMPLES)
+    parser = CommandParser(prog="facet package", description=__doc__, epilog=EXAMPLES)
     parser.add_argument("source", nargs="?", type=Path, help="folder of PNGs, run folder, or .safetensors model file")
     parser.add_argument("--student-number", metavar="NUMBER", help="names the archive and the folder in it")
     parser.add_argument("--out", type=Path, help="folder for the archive (default: the current one)")

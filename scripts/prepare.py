@@ -39,14 +39,14 @@ sources with masks, folder or zip:
   oxford-iiit-pet         Oxford-IIIT Pet, unpacked; pet --download fetches it through torchvision
 
 examples:
-  python -m scripts.prepare archive.zip --out data/celeba
-  python -m scripts.prepare drawn --count 10000 --seed 0 --out data/drawn
-  python -m scripts.prepare celeba --download --root data/raw --out data/celeba
-  python -m scripts.prepare photos/ --out data/photos --size 128 --limit 500
-  python -m scripts.prepare isbi2012.zip --out data/isbi --size 512 --classes membrane,cell --valid 5
-  python -m scripts.prepare cells/ --out data/cells --size 256 --fit pad --classes cells.csv
-  python -m scripts.prepare CelebAMask-HQ.zip --out data/faceparse --size 128
-  python -m scripts.prepare pet --download --root data/raw --out data/pets --size 128
+  facet prepare archive.zip --out data/celeba
+  facet prepare drawn --count 10000 --seed 0 --out data/drawn
+  facet prepare celeba --download --root data/raw --out data/celeba
+  facet prepare photos/ --out data/photos --size 128 --limit 500
+  facet prepare isbi2012.zip --out data/isbi --size 512 --classes membrane,cell --valid 5
+  facet prepare cells/ --out data/cells --size 256 --fit pad --classes cells.csv
+  facet prepare CelebAMask-HQ.zip --out data/faceparse --size 128
+  facet prepare pet --download --root data/raw --out data/pets --size 128
 
 Each picture goes through exactly torchvision's Resize(SIZE) and CenterCrop(SIZE), as in the course; with --fit pad the
 longer side becomes SIZE and the rest is black, and ignored in masks. EXIF rotation is not applied and transparency is
@@ -66,7 +66,7 @@ JPEGImages, give a folder of the pairs alone: SegmentationClass, and JPEGImages 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line (default: sys.argv)."""
-    parser = CommandParser(prog="python -m scripts.prepare", description=__doc__, epilog=EXAMPLES)
+    parser = CommandParser(prog="facet prepare", description=__doc__, epilog=EXAMPLES)
     parser.add_argument("source", help="a zip, a folder, `drawn`, or `celeba` or `pet` with --download")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, e.g. data/celeba")
     parser.add_argument("--size", type=_size, default=64, help="side in pixels, a multiple of 8 (default 64)")

@@ -1,4 +1,4 @@
-"""Score a segmenter on a prepared data set: `python -m seg.evaluate runs/first --data data/faces --split valid`."""
+"""Score a segmenter on a prepared data set: `facet seg-evaluate runs/first --data data/faces --split valid`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from seg.metrics import SegmentationMetrics, table
 from seg.scoring import comparison, data_identity, predictions, scored, write_scores
 
 EXAMPLES = """examples:
-  python -m seg.evaluate runs/first --data data/faces
-  python -m seg.evaluate model.safetensors --data data/faces --split test --out scores/test.json
+  facet seg-evaluate runs/first --data data/faces
+  facet seg-evaluate model.safetensors --data data/faces --split test --out scores/test.json
 
 Writes the scores as JSON, the confusion matrix as PNG beside it, and prints a table. Data-set figures come
 from one confusion matrix over all pictures; per-image figures are means over pictures."""
@@ -28,7 +28,7 @@ from one confusion matrix over all pictures; per-image figures are means over pi
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read and check the command line."""
-    parser = CommandParser(prog="python -m seg.evaluate", description=__doc__, epilog=EXAMPLES)
+    parser = CommandParser(prog="facet seg-evaluate", description=__doc__, epilog=EXAMPLES)
     parser.add_argument("source", type=Path, help="run folder (its best weights) or .safetensors file")
     parser.add_argument("--data", type=Path, required=True, help="prepared data set with masks")
     parser.add_argument("--split", default="valid", help="all, train, valid or test (default valid)")

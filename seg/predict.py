@@ -1,4 +1,4 @@
-"""Segment pictures of any size with a trained U-Net: `python -m seg.predict runs/unet photos/ --out masks`."""
+"""Segment pictures of any size with a trained U-Net: `facet predict runs/unet photos/ --out masks`."""
 
 from __future__ import annotations
 
@@ -283,8 +283,8 @@ results, for a picture a/b.jpg of the folder a:
   DIR/b.npz               with --probabilities: float16 (classes, height, width), and the class names
 
 examples:
-  python -m seg.predict runs/unet photos/ --out masks
-  python -m seg.predict runs/unet/model.safetensors scan.tif --out masks --size native --tile 1024 --average
+  facet predict runs/unet photos/ --out masks
+  facet predict runs/unet/model.safetensors scan.tif --out masks --size native --tile 1024 --average
 
 Pictures are decoded as in training: no EXIF rotation, transparency dropped, the first picture of a file. Those that
 cannot be read are listed at the end, with exit code 1; all others are done.
@@ -294,7 +294,7 @@ cannot be read are listed at the end, with exit code 1; all others are done.
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read and check the command line."""
     parser = CommandParser(
-        prog="python -m seg.predict", description="Segment pictures of any size with a trained U-Net.", epilog=EXAMPLES
+        prog="facet predict", description="Segment pictures of any size with a trained U-Net.", epilog=EXAMPLES
     )
     parser.add_argument("model", type=Path, help="run folder or .safetensors file")
     parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="pictures, and folders of pictures")

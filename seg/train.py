@@ -43,7 +43,7 @@ def main(config: TrainConfig) -> None:
     run = run_training(config)
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"trained: {run.path / FILE_NAME} (best) and {LAST_NAME}")
-        print(f"next: python -m seg.predict {run.path} PICTURES --out masks")
+        print(f"next: facet predict {run.path} PICTURES --out masks")
 
 
 if __name__ == "__main__":

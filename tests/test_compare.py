@@ -258,7 +258,7 @@ def test_a_source_without_result_gets_the_command_that_makes_it(plant, data, tmp
     plant("a", [1.0, 1.1])
     (tmp_path / "b").mkdir()
     line = refused(monkeypatch, capsys, "a", "b")
-    assert f"b has no result of fd_random: run `python -m eval.fid source=b data={data} n=20 " in line
+    assert f"b has no result of fd_random: run `facet score source=b data={data} n=20 " in line
     assert "features=random`" in line
     assert "nowhere: there is no such file" in refused(monkeypatch, capsys, "a", "nowhere")
     assert "two or more" in refused(monkeypatch, capsys, "a")
@@ -288,7 +288,7 @@ def test_the_metric_is_the_common_one_or_chosen(plant, monkeypatch, capsys):
     line = refused(monkeypatch, capsys, "a/fid-768.json", "b/fd_random.json")
     assert "no metric is common to all (a/fid-768.json has FID-768; b/fd_random.json has fd_random)" in line
     line = refused(monkeypatch, capsys, "a", "b", "features=inception")
-    assert "a has no result of FID, only of fd_random, FID-768: run `python -m eval.fid source=a data=/" in line
+    assert "a has no result of FID, only of fd_random, FID-768: run `facet score source=a data=/" in line
 
 
 def test_of_two_results_the_newer_is_taken_and_one_process_tells(plant, tmp_path, monkeypatch, capsys):

@@ -322,7 +322,7 @@ def test_windows_of_a_valid_network_are_its_outputs():
 def test_the_command_trains_and_helps(discs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["seg.train", *words(discs, tmp_path, *SMALL, "total_images=4")])
     train.main()
-    assert "seg.predict" in capsys.readouterr().out
+    assert "facet predict" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["seg.train", "--help"])
     with pytest.raises(SystemExit) as stop:
         train.main()

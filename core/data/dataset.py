@@ -42,7 +42,7 @@ class PreparedData:
         """
         path = Path(path)
         if not (path / "meta.json").is_file():
-            command = f"python -m scripts.prepare SOURCE --out {path}"
+            command = f"facet prepare SOURCE --out {path}"
             raise UserError(f"no prepared data set at {path}: make one with `{command}`")
         meta = read_json(path / "meta.json")
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:

@@ -29,7 +29,7 @@ CELEBA_STEM = re.compile(r"\d{6}")
 MANUAL_CELEBA = (
     "get it by hand, either archive.zip from https://www.kaggle.com/datasets/jessicali9530/celeba-dataset, or "
     "img_align_celeba.zip and, next to it, list_eval_partition.txt from "
-    "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html; then run `python -m scripts.prepare THAT.zip --out FOLDER`"
+    "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html; then run `facet prepare THAT.zip --out FOLDER`"
 )
 
 
