@@ -95,7 +95,7 @@ def test_augmentation_is_held_at_what_suits_the_loss(prepared, tmp_path, loss, t
             seen.append(args)
             super().__init__(*args)
 
-    monkeypatch.setattr(train, "AdaptiveProbability", Watched)
+    monkeypatch.setattr("gen.trainer.AdaptiveProbability", Watched)
     run(prepared, tmp_path, total_images=8, loss=loss, **{"diffaug.p": "adaptive"})
     assert seen == [(target, 500_000)]
 
