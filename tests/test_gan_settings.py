@@ -8,7 +8,6 @@ from test_train import assert_equal, no_plots, outcome, run  # noqa: F401 (a fix
 from core.cli.config import compose, typed
 from core.cli.errors import UserError
 from core.training.checkpoint import Checkpoints
-from gen import train
 from gen.augment import AdaptiveProbability
 from gen.dcgan import Discriminator, Generator
 from gen.settings import TrainConfig, check_networks
