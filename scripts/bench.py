@@ -32,20 +32,9 @@ from scripts import bench_parts as parts
 from scripts.bench_measure import Result
 from scripts.bench_parts import Bench, Settings
 
-TRAINING: dict[str, Callable[[Bench], Result]] = {
-    "gan-step": parts.gan_step,
-    "gan-epoch": parts.gan_epoch,
-    "unet-step": parts.unet_step,
-    "data": parts.data_share,
-    "scaling": parts.scaling,
-}
-PARTS = TRAINING | {
-    "sample": parts.sample,
-    "features": parts.features,
-    "frechet": parts.frechet,
-    "prepare": parts.prepare,
-    "ranks": parts.ranks,
-}
+TRAINING = ("gan-step", "gan-epoch", "unet-step", "data", "scaling")  # on any number of processes
+ALONE = ("sample", "features", "frechet", "prepare", "ranks")
+PARTS: dict[str, Callable[[Bench], Result]] = {n: getattr(parts, n.replace("-", "_")) for n in TRAINING + ALONE}
 DEFAULT = [part for part in PARTS if part not in ("scaling", "ranks")]
 PAPER: dict[str, Any] = {"unet_widths": (64, 128, 256, 512, 1024), "unet_size": 256}
 # A smaller product does not fill a large GPU; fewer images would measure how long pytorch-fid's workers take to start.
@@ -69,11 +58,7 @@ launch the parts that train run on all processes, and the others are left out. d
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Read and check the command line (default: sys.argv).
-
-    Raises:
-        UserError: naming the option that cannot be measured.
-    """
+    """Read and check the command line (default: sys.argv)."""
     parser = CommandParser(prog="facet bench", description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--parts", nargs="+", choices=["all", *PARTS], metavar="PART", help="what to measure")
     parser.add_argument("--seconds", type=float, default=Settings.seconds, help="per part (default %(default)g)")
@@ -94,7 +79,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         raise UserError("--seconds must be above 0 (and below 100,000)")
     if options.size not in (32, 64, 128, 256):
         raise UserError("--size must be 32, 64, 128 or 256: a DCGAN doubles, and the drawn faces are no larger")
-    alone = [part for part in options.parts or () if part not in ("all", *TRAINING)]
+    alone = [part for part in options.parts or () if part in ALONE]
     if alone and processes > 1:
         raise UserError(f"--parts {alone[0]} runs on one process: start it without accelerate launch")
     return options
@@ -102,7 +87,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def choose_parts(wanted: list[str], processes: int) -> list[str]:
     """The parts to run, in the order of the table; on several processes those that train."""
-    return [part for part in (PARTS if processes == 1 else TRAINING) if part in wanted or "all" in wanted]
+    return [part for part in (TRAINING + ALONE if processes == 1 else TRAINING) if part in wanted or "all" in wanted]
 
 
 def choose_settings(options: argparse.Namespace, device: torch.device) -> Settings:
@@ -116,15 +101,16 @@ def choose_settings(options: argparse.Namespace, device: torch.device) -> Settin
 def describe_run(bench: Bench) -> dict[str, Any]:
     """Machine, software, command and commit, without which a measured number means nothing."""
     device = bench.accelerator.device
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    git = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    known = shutil.which("git") and subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True)
     return {
-        "command": shlex.join(["python", "-m", "scripts.bench", *sys.argv[1:]]),
+        "command": shlex.join(["facet", "bench", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
+        "commit": (known and known.stdout.strip()) or None,  # None outside a repository or without git
         "cpu": cpuinfo("model name") or platform.processor() or platform.machine(),
         "cores": cpu_cores(),
         "threads": torch.get_num_threads(),
-        "gpu": gpu,
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "device": device.type,
         "processes": bench.accelerator.num_processes,
         "native_bf16": native_bf16(device),
@@ -134,21 +120,11 @@ def describe_run(bench: Bench) -> dict[str, Any]:
     }
 
 
-def commit() -> str | None:
-    """The commit of the code, with -dirty where files differ from it; None outside a repository or without git."""
-    if (git := shutil.which("git")) is None:
-        return None
-    command = [git, "describe", "--always", "--dirty", "--exclude", "*"]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
-
-
 def ratio_text(result: Result) -> tuple[str, str]:
     """Median and quartiles of a ratio, as a factor or in percent."""
-    low, median, high = (result.ratio[key] for key in ("low", "median", "high"))
-    if result.share:
-        return f"{median:.1%}", f"{low:.1%} - {high:.1%}"
-    return f"{median:.2f} x", f"{low:.2f} - {high:.2f}"
+    form, unit = ("{:.1%}", "") if result.share else ("{:.2f}", " x")
+    low, median, high = (form.format(result.ratio[key]) for key in ("low", "median", "high"))
+    return median + unit, f"{low} - {high}"
 
 
 def table_of(results: list[Result]) -> Table:

@@ -25,22 +25,14 @@ LEAST_TURNS = 2  # give three neighbouring pairs, hence quartiles
 
 @dataclass(frozen=True)
 class Side:
-    """One of the things to compare, which does its work in units.
-
-    Attributes:
-        name: key of its rates.
-        work: does one unit, or with `counted` as many as its argument says.
-        amount: what a unit counts for, in images, say.
-        plain: run without our commands' allocator settings: freed memory goes back to the system.
-        least: fewest units in a turn.
-    """
+    """One of the things to compare, which does its work in units."""
 
     name: str
-    work: Callable[..., object]
-    amount: float = 1.0
-    plain: bool = False
+    work: Callable[..., object]  # does one unit, or with `counted` as many as its argument says
+    amount: float = 1.0  # what a unit counts for, in images, say
+    plain: bool = False  # without our commands' allocator settings: freed memory goes back to the system
     counted: bool = False
-    least: int = 1
+    least: int = 1  # fewest units in a turn
 
 
 def seconds_of(side: Side, count: int) -> float:
@@ -50,11 +42,8 @@ def seconds_of(side: Side, count: int) -> float:
         wait_for_all()
         synchronise()
         started = time.perf_counter()
-        if side.counted:
-            side.work(count)
-        else:
-            for _ in range(count):
-                side.work()
+        for arguments in [(count,)] if side.counted else [()] * count:
+            side.work(*arguments)
         synchronise()
         return time.perf_counter() - started
 
@@ -97,22 +86,16 @@ def spread(values: np.ndarray) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the table; `ours`, `reference` and `ratio` have a median and quartiles.
-
-    Attributes:
-        unit: of `ours` and `reference`: a rate, or a time that starts with `ms`.
-        ratio: of neighbouring turns; above 1 ours is faster. With `share`, the share of ours in the reference.
-        facts: further numbers for the JSON file.
-    """
+    """One line of the table; `ours`, `reference` and `ratio` have a median and quartiles."""
 
     part: str
-    unit: str
+    unit: str  # of `ours` and `reference`: a rate, or a time that starts with `ms`
     ours: dict[str, float]
     reference: dict[str, float]
-    ratio: dict[str, float]
-    share: bool
+    ratio: dict[str, float]  # of neighbouring turns; above 1 ours is faster
+    share: bool  # the ratio is the share of ours in the reference
     note: str
-    facts: dict[str, Any]
+    facts: dict[str, Any]  # further numbers for the JSON file
 
     @classmethod
     def of(

@@ -201,7 +201,7 @@ def unet_step(bench: Bench) -> Result:
     return compare_steps("unet-step", bench, ours, theirs)
 
 
-def data_share(bench: Bench) -> Result:
+def data(bench: Bench) -> Result:
     """Time to make a batch, as a share of the training step."""
     trainer, note = bench.gan_trainer("data"), "ours: making a batch; reference: the whole step"
     sides = loading(bench, trainer, "ours"), Side("reference", trainer.step)
@@ -233,16 +233,10 @@ def scaling(bench: Bench) -> Result:
 
 def sample(bench: Bench) -> Result:
     """1,000 samples as PNG files."""
-    device, folder, recipe = (
-        bench.accelerator.device,
-        bench.folder / "sample",
-        bench.gan_config("sample").model["generator"],
-    )
-    network = build_model(recipe)
-    save_model(folder / FILE_NAME, network, recipe, {})
+    device, folder, count = bench.accelerator.device, bench.folder / "sample", bench.settings.samples
+    recipe, fewer = bench.gan_config("sample").model["generator"], max(1, count // 4)  # all pictures take the same time
+    save_model(folder / FILE_NAME, network := build_model(recipe), recipe, {})
     plain = network.to(device).eval()
-    count = bench.settings.samples
-    fewer = max(1, count // 4)  # every picture takes the same time
 
     def ours() -> None:
         write_samples(generate_batches(folder / FILE_NAME, range(count), device=str(device)), count, folder / "ours")
@@ -333,10 +327,11 @@ def ranks(bench: Bench) -> Result:
     with contextlib.ExitStack() as stack:
 
         def side(name: str, settings: Settings, *environments: dict[str, str]) -> Side:
-            pools = [(stack.enter_context(context.Pool(1)), (settings, bench.folder, words)) for words in environments]
+            pools = [(stack.enter_context(context.Pool(1)), words) for words in environments]
 
             def turn(steps: int) -> None:
-                for running in [pool.apply_async(take_steps, (steps, *given)) for pool, given in pools]:
+                given = steps, settings, bench.folder
+                for running in [pool.apply_async(take_steps, (*given, words)) for pool, words in pools]:
                     running.get()
 
             return Side(name, turn, bench.settings.rank_batch, counted=True)

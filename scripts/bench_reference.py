@@ -32,11 +32,7 @@ LOADER_WORKERS = 2  # as in the tutorial
 
 
 class GanLoop:
-    """The usual DCGAN recipe: D on real and on generated images with a backward pass each, then G through D.
-
-    Args:
-        model: recipes of both networks, as in conf/model.
-    """
+    """The usual DCGAN recipe, for a model of conf/model: D on real and on generated images, then G through D."""
 
     def __init__(self, model: dict[str, Any], device: torch.device, ranks: int) -> None:
         networks = [build_model(model["generator"]), build_model(model["discriminator"])]
