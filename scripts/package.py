@@ -10,14 +10,8 @@ from core.cli.console import progress_bar
 from core.cli.errors import CommandParser, UserError, reports_errors
 from core.cli.files import sha256_of
 from core.cli.text import listed, shown
-from core.submission.rules import (
-    EXPECTED_COUNT,
-    check_archive,
-    check_images,
-    read_folder,
-    require_student_number,
-    write_archive,
-)
+from core.submission import rules
+from core.submission.rules import EXPECTED_COUNT
 
 EXAMPLES = """
 examples:
@@ -54,11 +48,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def sampled(source: Path, first_seed: int) -> list[tuple[str, bytes]]:
-    """The images of a model for `EXPECTED_COUNT` seeds, as PNG files.
-
-    Raises:
-        UserError: `source` holds no usable generator.
-    """
+    """The images of a model for `EXPECTED_COUNT` seeds, as PNG files."""
     # Imported here because they load torch, which checking an archive does not need
     from core.data.images import png_bytes
     from core.nn.model_file import model_file
@@ -75,25 +65,17 @@ def sampled(source: Path, first_seed: int) -> list[tuple[str, bytes]]:
 
 
 def gathered(source: Path) -> tuple[list[tuple[str, bytes]], list[str]]:
-    """The files of a folder and the problems found while reading it; prints the names left out.
-
-    Raises:
-        UserError: the folder cannot be read.
-    """
+    """The files of a folder and the problems found while reading it; prints the names left out."""
     with progress_bar("files") as bar:
         task = bar.add_task("reading", total=None)
-        folder = read_folder(source, lambda done, total: bar.update(task, completed=done, total=total))
+        folder = rules.read_folder(source, lambda done, total: bar.update(task, completed=done, total=total))
     if folder.left_out:
         print(f"left out, as no images: {listed([shown(name) for name in folder.left_out])}", file=sys.stderr)
     return folder.entries, folder.problems
 
 
 def stop_on(problems: list[str], what: Path) -> None:
-    """List problems on standard error.
-
-    Raises:
-        UserError: there are any.
-    """
+    """List problems on standard error, and raise a `UserError` if there are any."""
     for problem in problems:
         print(f"- {problem}", file=sys.stderr)
     if problems:
@@ -101,27 +83,22 @@ def stop_on(problems: list[str], what: Path) -> None:
 
 
 def pack(source: Path, student_number: str, out: Path, seed: int | None, force: bool) -> Path:
-    """Check the images of a folder or model and write the archive.
-
-    Raises:
-        UserError: there are problems, which were listed, or the archive cannot be written.
-    """
-    require_student_number(student_number)
+    """Check the images of a folder or model and write the archive."""
+    rules.require_student_number(student_number)
     if not source.exists():
         raise UserError(f"{source} does not exist: give a folder of {EXPECTED_COUNT:,} PNGs, a run or a model file")
     problems: list[str] = []
     if source.suffix == ".safetensors" or (source / "model.safetensors").is_file():
         entries = sampled(source, seed or 0)
     elif source.is_file():
-        raise UserError(
-            f"{source} is neither a folder nor a .safetensors model (to check an archive: --check {source})"
-        )
+        hint = f"to check an archive: --check {source}"
+        raise UserError(f"{source} is neither a folder nor a .safetensors model ({hint})")
     elif seed is not None:
         raise UserError(f"--seed is for a run or a model, and {source} has no model.safetensors")
     else:
         entries, problems = gathered(source)
-    stop_on(problems + check_images(entries), source)
-    return write_archive(entries, student_number, out, force=force)
+    stop_on(problems + rules.check_images(entries), source)
+    return rules.write_archive(entries, student_number, out, force=force)
 
 
 @reports_errors
@@ -129,7 +106,7 @@ def main() -> None:
     """Entry point."""
     options = parse()
     if options.check is not None:
-        stop_on(check_archive(options.check), options.check)
+        stop_on(rules.check_archive(options.check), options.check)
         print(f"{options.check}: nothing wrong, {EXPECTED_COUNT:,} images")
         return
     target = pack(options.source, options.student_number, options.out or Path(), options.seed, options.force)

@@ -13,9 +13,8 @@ import struct
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from core.cli.text import listed, shown
 
@@ -39,17 +38,14 @@ class Problems:
 
     def add(self, kind: str, name: str = "") -> None:
         """Note a problem, of a file if `name` is given."""
-        names = self._names.setdefault(kind, [])
-        if name:
-            names.append(name)
+        self._names.setdefault(kind, []).extend([name] if name else [])
 
     def lines(self) -> list[str]:
         """One line per kind in the order of first occurrence: the first names and the number of the others."""
         return [kind + (f": {listed(names)}" if names else "") for kind, names in self._names.items()]
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """A harmless entry of an archive: the parts of its path, and its content (None: a folder)."""
 
     parts: tuple[str, ...]
@@ -64,8 +60,7 @@ class _Tape:
     """The decompressed bytes of an archive, with a limit and an error at their end.
 
     tarfile takes the end of the data, or a header it cannot parse, for the end of the archive, and would skip a member
-    of claimed terabytes by reading on forever. Here it gets an error at the end, and `last` keeps the block it stopped
-    at.
+    of claimed terabytes by reading on forever. `last` keeps the block it stopped at.
     """
 
     def __init__(self, source: gzip.GzipFile) -> None:
@@ -74,12 +69,7 @@ class _Tape:
         self.last = b""
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes.
-
-        Raises:
-            EOFError: no bytes are left.
-            _Refused: the limit is exceeded.
-        """
+        """Up to `size` bytes; raises EOFError if none are left, _Refused beyond the limit."""
         self.last = self._source.read(size)
         self._total += len(self.last)
         if not self.last:
@@ -132,15 +122,12 @@ def _walk(tape: _Tape, problems: Problems) -> Iterator[Member]:
             if number > MAX_MEMBERS:
                 raise _Refused(f"holds more than {MAX_MEMBERS:,} members: not read on")
             parts = tuple(part for part in header.name.split("/") if part not in ("", "."))
-            kind = _hazard(header)
-            if kind is None and parts in seen:
-                kind = "member stored twice"
-            seen.add(parts)
-            if kind is not None:
+            if kind := _hazard(header) or ("member stored twice" if parts in seen else None):
                 problems.add(kind, shown(header.name))
-                continue
-            content = tar.extractfile(header) if header.isreg() else None
-            yield Member(parts, content.read() if content is not None else None)
+            else:
+                content = tar.extractfile(header)
+                yield Member(parts, content.read() if content is not None else None)
+            seen.add(parts)
 
 
 def _hazard(header: tarfile.TarInfo) -> str | None:
@@ -181,50 +168,26 @@ def _check_end(tape: _Tape, problems: Problems) -> None:
 
 
 def write_members(stream: BinaryIO, folder: str, files: Iterable[tuple[str, bytes]]) -> None:
-    """Write `folder/` with `files` as a .tar.gz whose bytes depend only on the folder, names and contents."""
-    packed = _StoredGzip(stream)
-    form = tarfile.GNU_FORMAT
-    with tarfile.open(fileobj=packed, mode="w|", format=form, encoding="utf-8") as tar:  # type: ignore[call-overload]
-        tar.addfile(_fixed_header(f"{folder}/", tarfile.DIRTYPE, 0o755, 0))
-        for name, data in sorted(files):
-            tar.addfile(_fixed_header(f"{folder}/{name}", tarfile.REGTYPE, 0o644, len(data)), io.BytesIO(data))
-    packed.close()
+    """Write `folder/` with `files` as a .tar.gz whose bytes depend only on the folder, names and contents.
 
-
-def _fixed_header(name: str, kind: bytes, mode: int, size: int) -> tarfile.TarInfo:
-    """A header without time or owner."""
-    header = tarfile.TarInfo(name)
-    header.type, header.mode, header.size = kind, mode, size
-    header.mtime = header.uid = header.gid = 0
-    header.uname = header.gname = ""
-    return header
-
-
-class _StoredGzip:
-    """A gzip stream of stored (uncompressed) deflate blocks.
-
-    PNG data does not compress; only tar's headers would, 9% of the file. Stored blocks take no time, and their bytes do
-    not depend on the version of zlib, as those of its compressed blocks and of its level 0 do.
+    The gzip stream consists of stored (uncompressed) deflate blocks. PNG data does not compress; only tar's headers
+    would, 9% of the file. Stored blocks take no time, and their bytes do not depend on the version of zlib, as those of
+    its compressed blocks and of its level 0 do.
     """
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._crc = self._size = 0
-        # magic, deflate, no name or comment, no time, no extra flags, operating system "unknown"
-        stream.write(b"\x1f\x8b\x08\x00" + b"\0" * 4 + b"\x00\xff")
-
-    def write(self, data: bytes) -> int:
-        """Append bytes, in blocks of up to 65,535."""
-        for start in range(0, len(data), 0xFFFF):
-            self._block(data[start : start + 0xFFFF], last=False)
-        self._crc = zlib.crc32(data, self._crc)
-        self._size += len(data)
-        return len(data)
-
-    def close(self) -> None:
-        """End the stream: an empty last block, checksum and length."""
-        self._block(b"", last=True)
-        self._stream.write(struct.pack("<II", self._crc, self._size & 0xFFFFFFFF))
-
-    def _block(self, data: bytes, *, last: bool) -> None:
-        self._stream.write(struct.pack("<BHH", last, len(data), len(data) ^ 0xFFFF) + data)
+    packed = io.BytesIO()
+    # A TarInfo has no time and no owner unless it is given them.
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8") as tar:
+        header = tarfile.TarInfo(f"{folder}/")
+        header.type, header.mode = tarfile.DIRTYPE, 0o755
+        tar.addfile(header)
+        for name, data in sorted(files):
+            header = tarfile.TarInfo(f"{folder}/{name}")
+            header.mode, header.size = 0o644, len(data)
+            tar.addfile(header, io.BytesIO(data))
+    content = packed.getvalue()
+    # magic, deflate, no name or comment, no time, no extra flags, operating system "unknown"
+    stream.write(b"\x1f\x8b\x08\x00" + b"\0" * 4 + b"\x00\xff")
+    for start in range(0, len(content) + 1, tarfile.RECORDSIZE):  # the last block is empty: tar pads to whole records
+        block = content[start : start + tarfile.RECORDSIZE]
+        stream.write(struct.pack("<BHH", not block, len(block), len(block) ^ 0xFFFF) + block)
+    stream.write(struct.pack("<II", zlib.crc32(content), len(content) & 0xFFFFFFFF))

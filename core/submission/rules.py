@@ -1,7 +1,6 @@
 """The rules for submissions: 1,000 distinct 64x64 RGB PNGs with plausible pixels, flat in one folder of a .tar.gz.
 
-The same rules apply to a folder before packing and to a packed archive. All problems are reported at once, each with
-what is wrong and what to do.
+They apply to a folder before packing and to a packed archive. All problems are reported at once, with what to do.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ import io
 import re
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -28,6 +27,8 @@ from core.submission.archive import (
     read_members,
     write_members,
 )
+
+Files = Iterable[tuple[str, bytes]]
 
 EXPECTED_COUNT = 1000
 EXPECTED_SIZE = 64
@@ -63,17 +64,12 @@ def require_student_number(student_number: str) -> str:
         UserError: it is not.
     """
     if not _STUDENT_NUMBER.fullmatch(student_number):
-        raise UserError(
-            f"student number {shown(student_number)!r} must be 5 to 12 digits, with at most one letter before"
-        )
+        name = shown(student_number)
+        raise UserError(f"student number {name!r} must be 5 to 12 digits, with at most one letter before")
     return student_number
 
 
-# --- reading ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class FolderContent:
+class FolderContent(NamedTuple):
     """The content of a folder to pack: files (name, content) sorted by name, names left out, and problems."""
 
     entries: list[tuple[str, bytes]]
@@ -93,13 +89,11 @@ def read_folder(folder: Path, on_file: Callable[[int, int], None] = lambda done,
     problems = Problems()
     entries: list[tuple[str, bytes]] = []
     try:
-        paths = sorted(folder.iterdir(), key=lambda path: path.name)
-        left_out = [path.name for path in paths if _LITTER.fullmatch(path.name)]
-        paths = [path for path in paths if not _LITTER.fullmatch(path.name)]
-        if len(paths) > MAX_MEMBERS:
-            raise UserError(
-                f"{folder} holds {len(paths):,} files where {EXPECTED_COUNT:,} belong: is it the right folder?"
-            )
+        every = sorted(folder.iterdir(), key=lambda path: path.name)
+        left_out = [path.name for path in every if _LITTER.fullmatch(path.name)]
+        paths = [path for path in every if not _LITTER.fullmatch(path.name)]
+        if (number := len(paths)) > MAX_MEMBERS:
+            raise UserError(f"{folder} holds {number:,} files where {EXPECTED_COUNT:,} belong: is it the right folder?")
         total = 0
         for done, path in enumerate(paths, start=1):
             if not path.is_file():
@@ -111,16 +105,14 @@ def read_folder(folder: Path, on_file: Callable[[int, int], None] = lambda done,
                 total += len(data)
             if total > MAX_TOTAL_BYTES:
                 raise UserError(f"{folder} holds more than {MAX_TOTAL_BYTES >> 20} MiB: is it the right folder?")
-            on_file(done, len(paths))
+            on_file(done, number)
     except OSError as error:
         raise UserError(f"cannot read {error.filename or folder}: {error.strerror or error}") from error
     return FolderContent(entries, left_out, problems.lines())
 
 
 def read_archive(path: str | Path) -> list[tuple[str, np.ndarray]]:
-    """Read the images of an archive for scoring: (name, uint8 (H, W, 3)), sorted by name.
-
-    Any number of images of any size will do.
+    """Read the images of an archive, of any number and size, for scoring: (name, uint8 (H, W, 3)), sorted by name.
 
     Raises:
         UserError: the archive is not safe, or does not hold 8-bit RGB PNGs in one folder; names the first problem.
@@ -151,7 +143,7 @@ def summary(problems: list[str]) -> str:
     return problems[0] + (f" ({others} more problem{'s' * (others > 1)})" if others else "")
 
 
-def _flat_files(path: Path, folder: str | None, problems: Problems) -> Iterable[tuple[str, bytes]]:
+def _flat_files(path: Path, folder: str | None, problems: Problems) -> Files:
     """Name and content of the files in `folder` of an archive (None: in the first folder)."""
     for member in read_members(path, problems):
         name = shown("/".join(member.parts))
@@ -170,9 +162,6 @@ def _flat_files(path: Path, folder: str | None, problems: Problems) -> Iterable[
             yield member.parts[-1], member.data
 
 
-# --- checking ---------------------------------------------------------------------------------------------------
-
-
 def check_archive(path: str | Path, student_number: str | None = None, count: int = EXPECTED_COUNT) -> list[str]:
     """All problems of an archive; an archive without any can be handed in.
 
@@ -187,17 +176,16 @@ def check_archive(path: str | Path, student_number: str | None = None, count: in
     structure = Problems()
     if student_number is None:
         stem = path.name[: -len(SUFFIX)] if path.name.endswith(SUFFIX) else ""
-        student_number = stem if _STUDENT_NUMBER.fullmatch(stem) else None
-    if student_number is None:
-        structure.add(
-            f"named {shown(path.name)}: must be named <student number>{SUFFIX}, the number 5 to 12 digits with at most "
-            "one letter before"
-        )
+        if _STUDENT_NUMBER.fullmatch(stem):
+            student_number = stem
+        else:
+            rule = f"<student number>{SUFFIX}, the number 5 to 12 digits with at most one letter before"
+            structure.add(f"named {shown(path.name)}: must be named {rule}")
     problems = check_images(_flat_files(path, student_number, structure), count)
     return structure.lines() + problems
 
 
-def check_images(entries: Iterable[tuple[str, bytes]], count: int = EXPECTED_COUNT) -> list[str]:
+def check_images(entries: Files, count: int = EXPECTED_COUNT) -> list[str]:
     """All problems of image files (name, content): their number, single files, and the set as a whole."""
     faults = Problems()
     found = 0
@@ -249,11 +237,7 @@ def _name_problem(name: str) -> str | None:
 
 
 def _decode(name: str, data: bytes, side: int | None) -> np.ndarray:
-    """Decode an 8-bit RGB PNG of `side` x `side` pixels (None: up to a million pixels).
-
-    Raises:
-        _Unfit: the data is anything else.
-    """
+    """Decode an 8-bit RGB PNG of `side` x `side` pixels (None: up to a million pixels), or raise `_Unfit`."""
     if kind := _name_problem(name):
         raise _Unfit(kind, name)
     if len(data) > MAX_MEMBER_BYTES:
@@ -320,9 +304,8 @@ def implausible(pixels: np.ndarray) -> str | None:
         return "no pixel above 1: floats in [0, 1] were cast to bytes; multiply by 255 before saving"
     black, white = share[:2].sum(), share[254:].sum()
     if black + white > _MAX_ENDS or min(black, white) > _MAX_BOTH_ENDS:
-        return (
-            f"{black + white:.0%} of pixels black or white (faces: 3%): tanh output cast to bytes, or a saturated model"
-        )
+        ends = black + white
+        return f"{ends:.0%} of pixels black or white (faces: 3%): tanh output cast to bytes, or a saturated model"
     if share[0] > _MAX_ZEROS:
         return f"{share[0]:.0%} zero pixels (faces: 1%): unscaled tanh output: use (x + 1) / 2 before saving"
     values = np.arange(256)
@@ -341,16 +324,8 @@ def implausible(pixels: np.ndarray) -> str | None:
     return None
 
 
-# --- writing ----------------------------------------------------------------------------------------------------
-
-
 def write_archive(
-    entries: Iterable[tuple[str, bytes]],
-    student_number: str,
-    out: Path,
-    *,
-    force: bool = False,
-    count: int = EXPECTED_COUNT,
+    entries: Files, student_number: str, out: Path, *, force: bool = False, count: int = EXPECTED_COUNT
 ) -> Path:
     """Pack image files (name, content) as `out/<student_number>.tar.gz`, atomically.
 
@@ -370,7 +345,6 @@ def write_archive(
         if problems := check_archive(temporary, student_number, count):
             raise UserError(f"not packed: {summary(problems)}")
         if target.exists() and not force and target.read_bytes() != temporary.read_bytes():
-            raise UserError(
-                f"{target} exists and is another submission: choose another --out, or replace it with --force"
-            )
+            advice = "choose another --out, or replace it with --force"
+            raise UserError(f"{target} exists and is another submission: {advice}")
     return target

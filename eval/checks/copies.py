@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.stats import betabinom, rankdata
 
 from core.data.images import make_grid
-from eval.checks.verdicts import BLOCK, Check, Finding, as_many, conclude, nearest_among, percent, thumbnails
+from eval.checks.verdicts import BLOCK, Check, Figures, Finding, as_many, conclude, nearest_among, percent, thumbnails
 
 # Two pictures are the same when their root mean square difference is at most this share of the standard deviation of
 # all pixels: 15 of 74 grey levels for faces. The closest two of 1,000 faces differ by 25, noise of 5 levels by 5.
@@ -46,13 +46,13 @@ def duplicates(pixels: np.ndarray, features: np.ndarray, real_features: np.ndarr
     count = len(pixels)
     if count < 2:
         return Check("duplicates", "skipped", "A single sample cannot be repeated.", "Score more samples.", {})
-    repeats = _exact_repeats(pixels)
+    repeats = count - len({hashlib.sha256(picture.tobytes()).digest() for picture in pixels})
     distance, nearest = nearest_among(features)
     candidates = [nearest, nearest_among(thumbnails(pixels))[1]]
     apart = np.stack([pixel_distance(pixels, pixels[others]) for others in candidates])
     twin = np.choose(apart.argmin(axis=0), candidates)
     twins = np.flatnonzero(apart.min(axis=0) <= SAME_PIXELS * _deviation(pixels))
-    figures: dict[str, float | int] = {
+    figures: Figures = {
         "samples": count,
         "exact_duplicates": repeats,
         "with_a_twin": len(twins),
@@ -62,9 +62,9 @@ def duplicates(pixels: np.ndarray, features: np.ndarray, real_features: np.ndarr
     if real_features is not None and len(real_features) > 1:
         usual = nearest_among(as_many(real_features, count))[0]
         figures["median_distance_of_reals"] = float(np.median(usual))
-    pairs = _each_pair_once(twins[np.argsort(apart.min(axis=0)[twins], kind="stable")], twin)
-    shown = pairs_grid(pixels[pairs[:, 0]], pixels[pairs[:, 1]]) if len(pairs) else None
-    findings = _duplicate_findings(count, repeats, len(twins))
+    closest = twins[np.argsort(apart.min(axis=0)[twins], kind="stable")]
+    pairs = dict.fromkeys((min(i, j), max(i, j)) for i, j in zip(closest, twin[closest], strict=True))  # each pair once
+    shown = pairs_grid(*(pixels[list(side)] for side in zip(*pairs, strict=True))) if pairs else None
     fine = (
         f"No two of the {count:,} samples are the same.",
         "Neither exactly nor nearly: the closest ones differ as different pictures do.",
@@ -74,7 +74,7 @@ def duplicates(pixels: np.ndarray, features: np.ndarray, real_features: np.ndarr
             f"Only {len(twins):,} of the {count:,} samples look the same as another one.",
             "So few may be chance, or in the data: CelebA itself holds some photographs twice. Look at them.",
         )
-    return conclude("duplicates", findings, fine, figures, shown)
+    return conclude("duplicates", _duplicate_findings(count, repeats, len(twins)), fine, figures, shown)
 
 
 def _duplicate_findings(count: int, repeats: int, twins: int) -> Iterator[Finding]:
@@ -93,17 +93,6 @@ def _duplicate_findings(count: int, repeats: int, twins: int) -> Iterator[Findin
             "The generator gives nearly one picture for different seeds (mode collapse), or samples were altered "
             "and added again. Look at the pairs; an earlier checkpoint may be better.",
         )
-
-
-def _exact_repeats(pixels: np.ndarray) -> int:
-    """How many pictures equal an earlier one in every pixel."""
-    return len(pixels) - len({hashlib.sha256(picture.tobytes()).digest() for picture in pixels})
-
-
-def _each_pair_once(chosen: np.ndarray, twin: np.ndarray) -> np.ndarray:
-    """Pairs (i, twin of i), int64 (P, 2), in this order; each pair once, whichever way round."""
-    pairs = dict.fromkeys((min(i, j), max(i, j)) for i, j in zip(chosen.tolist(), twin[chosen].tolist(), strict=True))
-    return np.array(list(pairs), np.int64).reshape(-1, 2)
 
 
 def memorisation(
@@ -127,14 +116,19 @@ def memorisation(
     """
     distance, index = train_nearest
     copies = _distance_from_originals(pixels, index, read_train) <= SAME_PIXELS * _deviation(pixels)
+    number, share = int(copies.sum()), float(copies.mean())
     first = np.lexsort((distance, ~copies))[:PAIRS_SHOWN]
     shown = pairs_grid(pixels[first], _at_size(read_train(index[first]), pixels.shape[1:3]))
-    figures: dict[str, float | int] = {
-        "samples": len(distance),
-        "copies": int(copies.sum()),
-        "median_distance": float(np.median(distance)),
-    }
-    findings = list(_copy_findings(int(copies.sum()), len(distance)))
+    figures: Figures = {"samples": len(distance), "copies": number, "median_distance": float(np.median(distance))}
+    findings = []
+    if number:
+        headline = f"{number:,} of the {len(copies):,} samples ({percent(share)}) are copies of training images."
+        advice = (
+            "They agree pixel by pixel with their nearest training image, as it is or mirrored. A few may be honest "
+            "where the data hold a picture several times; more mean that the generator has learned pictures by heart "
+            "(or that training images were handed in), and the score rewards it. Train on more images, or stop earlier."
+        )
+        findings.append(Finding("bad" if share >= COPIES_BAD else "doubt", headline, advice))
     if held_out_nearest is not None and len(held_out_nearest[0]) > 1:
         return _against_held_out(distance, held_out_nearest[0], findings, figures, shown)
     if findings:
@@ -161,24 +155,8 @@ def _distance_from_originals(
     return np.concatenate(apart)
 
 
-def _copy_findings(copies: int, count: int) -> Iterator[Finding]:
-    if copies:
-        yield Finding(
-            "bad" if copies / count >= COPIES_BAD else "doubt",
-            f"{copies:,} of the {count:,} samples ({percent(copies / count)}) are copies of training images.",
-            "They agree pixel by pixel with their nearest training image, as it is or mirrored. A few may be honest "
-            "where the data hold a picture several times; more mean that the generator has learned pictures by heart "
-            "(or that training images were handed in), and the score rewards it. Train on more images, or stop "
-            "earlier.",
-        )
-
-
 def _against_held_out(
-    distance: np.ndarray,
-    held_out: np.ndarray,
-    findings: list[Finding],
-    figures: dict[str, float | int],
-    shown: np.ndarray,
+    distance: np.ndarray, held_out: np.ndarray, findings: list[Finding], figures: Figures, shown: np.ndarray
 ) -> Check:
     """The check with the distances of held-out reals, which may add a finding."""
     z, nearer = rank_sum(distance, held_out)
@@ -250,9 +228,6 @@ def _close_share(distance: np.ndarray, held_out: np.ndarray) -> tuple[float, flo
     return below / n, float(betabinom.sf(below - 1, n, kth, m + 1 - kth))
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------
-
-
 def pixel_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Root mean square difference in grey levels, float64 (N,), of two arrays of pictures (N, H, W, 3)."""
     squares = [np.square(np.subtract(a, b, dtype=np.float32)).mean() for a, b in zip(first, second, strict=True)]
@@ -265,7 +240,6 @@ def _deviation(pixels: np.ndarray) -> float:
 
 
 def _at_size(pixels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Pictures (N, H', W', 3) resized to height and width `size` if necessary."""
     if pixels.shape[1:3] == tuple(size):
         return pixels
     resized = [Image.fromarray(one).resize((size[1], size[0]), Image.Resampling.BILINEAR) for one in pixels]
@@ -274,6 +248,5 @@ def _at_size(pixels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 def pairs_grid(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """A grid of at most 12 pairs of pictures (N, H, W, 3) side by side, four pairs per row: uint8 RGB."""
-    count = min(len(left), PAIRS_SHOWN)
-    pairs = np.concatenate([left[:count], right[:count]], axis=2)
-    return make_grid(pairs, columns=min(PAIRS_A_ROW, count), gap=4)
+    pairs = np.concatenate([left[:PAIRS_SHOWN], right[:PAIRS_SHOWN]], axis=2)
+    return make_grid(pairs, columns=min(PAIRS_A_ROW, len(pairs)), gap=4)

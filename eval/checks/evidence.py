@@ -34,14 +34,9 @@ FOREIGN = (
 class Evidence:
     """Samples and real images, and, after `extract`, their features.
 
-    Attributes:
-        n: samples in a set.
-        trained_on: rows of the real images to search for the originals of copies.
-        held_out: rows that the generator has certainly not seen.
-        doubt: what is unknown about its training, in a sentence; empty when all is known.
-
-    Args:
-        course: the course's own folder of real images, if available.
+    `n` is the samples in a set; `trained_on` are the rows of the real images to search for the originals of copies,
+    `held_out` those that the generator has certainly not seen; `doubt` says what is unknown about its training, if
+    anything; `course` is the course's own folder of real images, if available.
 
     Raises:
         UserError: samples or data cannot be used.
@@ -92,11 +87,10 @@ class Evidence:
             self.course_real = RealFeatures(self.course, extractor, folder)
             self.course_real.of(self.course.rows, "course's real images")
         numbers = range(self.samples.sets)
-        if many is None:
-            self.many = None
+        self.many = None if many is None else extractor.samples(many, 0, folder)
+        if self.many is None:
             self.sets = [extractor.samples(self.samples, index, folder) for index in numbers]
         else:
-            self.many = extractor.samples(many, 0, folder)
             self.sets = [self.many.take(np.arange(index * self.n, (index + 1) * self.n)) for index in numbers]
 
     def read_samples(self, most: int) -> None:
@@ -127,10 +121,8 @@ class Evidence:
         def usual(rows: np.ndarray) -> Callable[[], Score]:
             return lambda: score_against(self.real, rows, self.drawn, self.n, floor_sets, self.seed)
 
-        found = [
-            self._kept_score(name, self.real.key(rows), floor_sets, usual(rows))
-            for name, rows in self.references(random).items()
-        ]
+        named = self.references(random).items()
+        found = [self._kept_score(name, self.real.key(rows), floor_sets, usual(rows)) for name, rows in named]
         if self.course is not None:
             name = f"the course's {Path(self.course.facts['path']).name}/"
             key = self.course_real.key(self.course.rows)
@@ -144,16 +136,9 @@ class Evidence:
         """A score against the real images with the key `rows`, as report.json states it."""
         key = self.key() | {"against": rows, "floor sets": floor_sets}
         score = Score(**remembered(self.folder, "score", key, lambda: asdict(compute())))
-        return {
-            "against": name,
-            "count": rows["rows"]["count"],
-            "n": self.n,
-            "mean": score.mean,
-            "sd": spread(score.values),
-            "values": score.values,
-            "floor": score.floor_facts(self.n, self.seed),
-            "excess": score.excess,
-        }
+        facts = {"against": name, "count": rows["rows"]["count"], "n": self.n, "mean": score.mean}
+        facts |= {"sd": spread(score.values), "values": score.values}
+        return facts | {"floor": score.floor_facts(self.n, self.seed), "excess": score.excess}
 
     def key(self) -> dict[str, Any]:
         """What identifies samples and real images together."""
@@ -178,8 +163,8 @@ class Evidence:
         """Rows of real images that are also in the course's folder, pixel for pixel."""
         if self.course is None:
             return np.arange(0)
-        known = {digest for _, digest in _digests(self.course.images)}
-        return np.array([row for row, digest in _digests(self.reference.every) if digest in known], np.int64)
+        known = set(_digests(self.course.images))
+        return np.array([row for row, one in enumerate(_digests(self.reference.every)) if one in known], np.int64)
 
     def real_rows(self, count: int, part: int = 0) -> np.ndarray:
         """Up to `count` random rows of the real images; different parts do not overlap."""
@@ -192,7 +177,6 @@ class Evidence:
         return images.read(0, len(images))
 
 
-def _digests(images: ImageSet) -> Iterator[tuple[int, bytes]]:
-    """Number and hash of the pixels of every image."""
-    for index in range(len(images)):
-        yield index, hashlib.sha256(images.read(index, index + 1).tobytes()).digest()
+def _digests(images: ImageSet) -> Iterator[bytes]:
+    """The hash of the pixels of every image."""
+    return (hashlib.sha256(images.read(index, index + 1).tobytes()).digest() for index in range(len(images)))

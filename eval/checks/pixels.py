@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ import numpy as np
 from scipy.fft import dctn
 
 from core.submission.rules import implausible
-from eval.checks.verdicts import Check, Finding, conclude, percent
+from eval.checks.verdicts import Check, Figures, Finding, conclude, percent
 
 MOST_IMAGES = 1000  # more cost time and hardly change the statistics
 MOST_CUT = 200  # for the search for JPEG blocks, the slowest part
@@ -57,14 +58,9 @@ def pixel_statistics(pixels: np.ndarray, real_pixels: np.ndarray) -> Check:
     figures = _figures(pixels, reals, shares, real_shares)
     findings = list(_jpeg(figures))
     # One mistake changes all statistics, so only the first that explains them is reported, not its consequences.
-    explanations = itertools.chain(
-        _broken(pixels, reals),
-        _grey(figures),
-        _swapped(shares, real_shares),
-        _clipped(figures),
-        _colours(pixels, reals, figures),
-    )
-    findings += itertools.islice(explanations, 1)
+    explanations = [_broken(pixels, reals), _grey(figures), _swapped(shares, real_shares)]
+    explanations += [_clipped(figures), _colours(pixels, reals, figures)]
+    findings += itertools.islice(itertools.chain.from_iterable(explanations), 1)
     if pixels.shape[1:3] == reals.shape[1:3]:
         findings += _sharpness(figures)
     means = ", ".join(
@@ -97,17 +93,15 @@ def _apart(shares: np.ndarray, others: np.ndarray) -> float:
     return float(np.abs(shares.cumsum(axis=1) - others.cumsum(axis=1)).sum(axis=1).mean())
 
 
-def _figures(
-    pixels: np.ndarray, reals: np.ndarray, shares: np.ndarray, real_shares: np.ndarray
-) -> dict[str, float | int]:
-    """All numbers of the check."""
-    figures: dict[str, float | int] = {"samples": len(pixels), "reals": len(reals)}
-    figures["histogram_distance"] = _apart(shares, real_shares)
+def _figures(pixels: np.ndarray, reals: np.ndarray, shares: np.ndarray, real_shares: np.ndarray) -> Figures:
+    histogram_distance = _apart(shares, real_shares)
+    figures: Figures = {"samples": len(pixels), "reals": len(reals), "histogram_distance": histogram_distance}
     for prefix, histograms, images in (("", shares, pixels), ("real_", real_shares, reals)):
         figures[f"{prefix}zeros"] = float(histograms[:, 0].mean())
         figures[f"{prefix}full"] = float(histograms[:, 255].mean())
         figures[f"{prefix}grey"] = float((_colour_range(images) < GREY_RANGE).mean())
-        figures[f"{prefix}gradient"] = _gradient(images)
+        # Between horizontal neighbours, in grey levels
+        figures[f"{prefix}gradient"] = float(np.abs(np.diff(images[..., 1].astype(np.int16), axis=2)).mean())
         figures[f"{prefix}on_grid"] = on_grid_detail(_evenly(images, MOST_CUT))
         values = np.arange(256)
         for name, share in zip(_NAMES, histograms, strict=True):
@@ -119,26 +113,18 @@ def _figures(
 
 def _colour_range(pixels: np.ndarray) -> np.ndarray:
     """The largest difference between channels within each picture, (N,)."""
-    first, second, third = (pixels[..., channel] for channel in range(3))
+    channels = [pixels[..., channel] for channel in range(3)]
     # Pairwise, because a minimum over an axis of length 3 takes twenty times as long
-    widest = np.maximum(np.maximum(first, second), third) - np.minimum(np.minimum(first, second), third)
+    widest = functools.reduce(np.maximum, channels) - functools.reduce(np.minimum, channels)
     return np.asarray(widest.max(axis=(1, 2)))
 
 
-def _gradient(pixels: np.ndarray) -> float:
-    """Mean absolute difference between horizontal neighbours, in grey levels."""
-    return float(np.abs(np.diff(pixels[..., 1].astype(np.int16), axis=2)).mean())
-
-
 def on_grid_detail(pixels: np.ndarray) -> float:
-    """Fine detail in the 8x8 blocks of JPEG relative to blocks shifted by half a block.
+    """Fine detail in the 8x8 blocks of JPEG relative to blocks shifted by half a block, of uint8 (N, H, W, 3).
 
     Counts the cosine coefficients of high frequency that are not zero. JPEG (ITU-T T.81) rounds them to zero in its own
     blocks only, so the value is far below 1 for images that were JPEG files, however sharp, and near 1 for others. It
     is 1 for pictures smaller than 16 pixels or without any detail.
-
-    Args:
-        pixels: uint8 (N, H, W, 3).
     """
     if min(pixels.shape[1:3]) < 16:
         return 1.0
@@ -155,9 +141,6 @@ def _detail(luma: np.ndarray) -> float:
     return float((np.abs(coefficients[..., _FINE]) >= _GONE).mean())
 
 
-# --- findings, one mistake each ---------------------------------------------------------------------------------
-
-
 def _broken(pixels: np.ndarray, reals: np.ndarray) -> Iterator[Finding]:
     """Pixels that no set of faces can have, by the rules of the packer."""
     reason = implausible(pixels)
@@ -171,7 +154,7 @@ def _broken(pixels: np.ndarray, reals: np.ndarray) -> Iterator[Finding]:
         )
 
 
-def _grey(figures: dict[str, float | int]) -> Iterator[Finding]:
+def _grey(figures: Figures) -> Iterator[Finding]:
     excess = figures["grey"] - figures["real_grey"]
     if excess >= GREY_DOUBT:
         yield Finding(
@@ -184,8 +167,7 @@ def _grey(figures: dict[str, float | int]) -> Iterator[Finding]:
 def _swapped(shares: np.ndarray, real_shares: np.ndarray) -> Iterator[Finding]:
     as_is = _apart(shares, real_shares)
     orders = list(itertools.permutations(range(3)))[1:]
-    order = min(orders, key=lambda order: _apart(shares[list(order)], real_shares))
-    best = _apart(shares[list(order)], real_shares)
+    best, order = min((_apart(shares[list(order)], real_shares), order) for order in orders)
     if as_is >= SWAPPED_LEAST and best <= SWAPPED_GAIN * as_is:
         name = "".join(_NAMES[order.index(channel)] for channel in range(3))
         yield Finding(
@@ -196,7 +178,7 @@ def _swapped(shares: np.ndarray, real_shares: np.ndarray) -> Iterator[Finding]:
         )
 
 
-def _clipped(figures: dict[str, float | int]) -> Iterator[Finding]:
+def _clipped(figures: Figures) -> Iterator[Finding]:
     excess = max(figures["zeros"] - figures["real_zeros"], figures["full"] - figures["real_full"])
     if excess >= CLIPPED_DOUBT:
         yield Finding(
@@ -208,7 +190,7 @@ def _clipped(figures: dict[str, float | int]) -> Iterator[Finding]:
         )
 
 
-def _colours(pixels: np.ndarray, reals: np.ndarray, figures: dict[str, float | int]) -> Iterator[Finding]:
+def _colours(pixels: np.ndarray, reals: np.ndarray, figures: Figures) -> Iterator[Finding]:
     # Small sets differ by chance, as much as the brightness of pictures does.
     spread = float(reals.mean(axis=(1, 2, 3)).std())
     limit = COLOUR_DOUBT + CHANCE * spread * np.sqrt(1 / len(pixels) + 1 / len(reals))
@@ -223,21 +205,17 @@ def _colours(pixels: np.ndarray, reals: np.ndarray, figures: dict[str, float | i
         )
 
 
-def _sharpness(figures: dict[str, float | int]) -> Iterator[Finding]:
+def _sharpness(figures: Figures) -> Iterator[Finding]:
     ratio = figures["gradient"] / max(figures["real_gradient"], 1e-9)
     if not SOFT_DOUBT <= ratio <= NOISY_DOUBT:
-        soft = ratio < SOFT_DOUBT
-        yield Finding(
-            "doubt",
-            f"The samples are {'softer' if soft else 'rougher'} than the reals: neighbouring pixels differ "
-            f"{ratio:.2f} times as much.",
-            "They are blurred, or were enlarged from a smaller size."
-            if soft
-            else "They are noisy, or have a pattern of the upsampling: look at one of them enlarged.",
-        )
+        how, advice = "rougher", "They are noisy, or have a pattern of the upsampling: look at one of them enlarged."
+        if ratio < SOFT_DOUBT:
+            how, advice = "softer", "They are blurred, or were enlarged from a smaller size."
+        headline = f"The samples are {how} than the reals: neighbouring pixels differ {ratio:.2f} times as much."
+        yield Finding("doubt", headline, advice)
 
 
-def _jpeg(figures: dict[str, float | int]) -> Iterator[Finding]:
+def _jpeg(figures: Figures) -> Iterator[Finding]:
     on_grid, real = figures["on_grid"], figures["real_on_grid"]
     if on_grid < JPEG_DOUBT * real:
         yield Finding(

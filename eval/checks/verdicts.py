@@ -1,8 +1,4 @@
-"""Honesty checks: what a score alone does not show, each with a verdict in words.
-
-This module holds what all checks share, and the two checks of features and settings: mode collapse and sample size.
-`eval.checks.pixels` looks at pixels, `eval.checks.copies` for copies.
-"""
+"""Honesty checks: what a score alone does not show. Here, what they share, and mode collapse and sample size."""
 
 from __future__ import annotations
 
@@ -16,6 +12,8 @@ from torch.nn import functional
 
 from core.data.images import make_grid
 
+Size = tuple[int, int]
+Figures = dict[str, float | int]
 Verdict = Literal["ok", "doubt", "bad", "skipped"]
 _GRAVITY: tuple[Verdict, ...] = ("ok", "doubt", "bad")
 
@@ -31,8 +29,13 @@ DISTINCT_DOUBT = 0.4
 DISTINCT_BAD = 0.15
 FEWEST = 100  # samples; among fewer, a handful that look alike by chance is a large share
 DENSEST_SHOWN = 16  # pictures of the most repeated mode
-
 BLOCK = 500  # rows of a distance matrix in memory at once: 200 MB for 50,000 samples
+# What low coverage means without and with repeated samples.
+FEW = (
+    "The samples differ from one another, so either kinds of faces are missing or the samples lie off the data "
+    "altogether: low precision and density say the latter.",
+    "Together with the repetitions this is mode collapse: whole kinds of faces are missing.",
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Check:
     verdict: Verdict
     headline: str
     details: str
-    figures: dict[str, float | int]
+    figures: Figures
     pictures: np.ndarray | None = None
 
 
@@ -66,17 +69,9 @@ class Finding:
 
 
 def conclude(
-    name: str,
-    found: Iterable[Finding],
-    fine: tuple[str, str],
-    figures: dict[str, float | int],
-    pictures: np.ndarray | None = None,
+    name: str, found: Iterable[Finding], fine: tuple[str, str], figures: Figures, pictures: np.ndarray | None = None
 ) -> Check:
-    """A check from its findings: the gravest gives verdict and headline, all of them the details.
-
-    Args:
-        fine: headline and details when there are no findings.
-    """
+    """A check from its findings: the gravest gives verdict and headline, all of them the details; `fine` if none."""
     findings = sorted(found, key=lambda finding: -_GRAVITY.index(finding.verdict))
     if not findings:
         return Check(name, "ok", *fine, figures, pictures)
@@ -126,9 +121,6 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f}%" if share >= 0.0995 or share == 0 else f"{100 * share:.2g}%"
 
 
-# --- mode collapse ----------------------------------------------------------------------------------------------
-
-
 def mode_collapse(
     features: np.ndarray,
     real_features: np.ndarray,
@@ -162,10 +154,9 @@ def mode_collapse(
     real_spaces = (real_features[reals], thumbnails(real_pixels[reals]))
     radii = tuple(float(np.median(nearest_among(space)[0])) for space in real_spaces)
     neighbours, real_neighbours = _neighbours(spaces, radii), _neighbours(real_spaces, radii)
-    densest = int(neighbours.argmax())
-    dense, real_dense = float(neighbours[densest] / count), float(real_neighbours.max() / count)
+    dense, real_dense = float(neighbours.max() / count), float(real_neighbours.max() / count)
     distinct, real_distinct = float((1 / neighbours).sum()), float((1 / real_neighbours).sum())
-    figures: dict[str, float | int] = {
+    figures: Figures = {
         "samples": count,
         "densest_share": dense,
         "densest_share_of_reals": real_dense,
@@ -173,11 +164,19 @@ def mode_collapse(
         "effective_number_of_reals": real_distinct,
     }
     findings = list(_repetition(dense, real_dense, distinct, real_distinct))
-    shown = _of_one_mode(spaces[0], densest, pixels[chosen]) if findings else None
+    shown = None
+    if findings:  # the sample at the centre of the densest mode, and those nearest to it
+        apart = np.square(np.asarray(spaces[0], np.float64) - spaces[0][neighbours.argmax()]).sum(axis=1)
+        shown = make_grid(pixels[chosen[np.argsort(apart, kind="stable")[:DENSEST_SHOWN]]])
     covered = ""
     if coverage is not None and floor_coverage:
         figures |= {"coverage": coverage, "coverage_of_other_reals": floor_coverage}
-        findings += _lack_of_coverage(coverage, floor_coverage, collapsed=bool(findings))
+        if (ratio := coverage / floor_coverage) < COVERAGE_DOUBT:
+            headline = (
+                f"Only {percent(coverage)} of the real images have a sample near them (of as many other reals: "
+                f"{percent(floor_coverage)})."
+            )
+            findings.append(Finding("bad" if ratio < COVERAGE_BAD else "doubt", headline, FEW[bool(findings)]))
         covered = f" They cover {percent(coverage)} of the data's neighbourhoods."
     fine = (
         f"The samples are about as varied as {count:,} real images.",
@@ -205,7 +204,6 @@ def _neighbours(spaces: tuple[np.ndarray, ...], radii: tuple[float, ...]) -> np.
 
 
 def _repetition(dense: float, real_dense: float, distinct: float, real_distinct: float) -> Iterator[Finding]:
-    """Findings about samples that crowd around a few of them."""
     excess, ratio = dense - real_dense, distinct / real_distinct
     if excess > DENSE_DOUBT:
         yield Finding(
@@ -224,36 +222,8 @@ def _repetition(dense: float, real_dense: float, distinct: float, real_distinct:
         )
 
 
-def _lack_of_coverage(coverage: float, floor: float, collapsed: bool) -> Iterator[Finding]:
-    """A finding if parts of the data have no sample near them."""
-    ratio = coverage / floor
-    if ratio < COVERAGE_DOUBT:
-        yield Finding(
-            "bad" if ratio < COVERAGE_BAD else "doubt",
-            f"Only {percent(coverage)} of the real images have a sample near them (of as many other reals: "
-            f"{percent(floor)}).",
-            "Together with the repetitions this is mode collapse: whole kinds of faces are missing."
-            if collapsed
-            else "The samples differ from one another, so either kinds of faces are missing or the samples lie off the "
-            "data altogether: low precision and density say the latter.",
-        )
-
-
-def _of_one_mode(features: np.ndarray, centre: int, pixels: np.ndarray) -> np.ndarray:
-    """A grid of the sample at the centre of a mode and its nearest samples."""
-    distance = np.square(np.asarray(features, np.float64) - features[centre]).sum(axis=1)
-    return make_grid(pixels[np.argsort(distance, kind="stable")[:DENSEST_SHOWN]])
-
-
-# --- sample size ------------------------------------------------------------------------------------------------
-
-
 def sample_size(
-    count: int,
-    reference_count: int,
-    dims: int,
-    sizes: tuple[tuple[int, int], tuple[int, int]],
-    lossy: tuple[int, int] = (0, 0),
+    count: int, reference_count: int, dims: int, sizes: tuple[Size, Size], lossy: tuple[int, int] = (0, 0)
 ) -> Check:
     """What the numbers and file formats of images mean for the score.
 
@@ -265,7 +235,6 @@ def sample_size(
         lossy: JPEG or WebP files among samples and among reals.
     """
     findings = list(_size_findings(reference_count, dims, sizes, lossy))
-    figures: dict[str, float | int] = {"count": count, "reference": reference_count, "dims": dims}
     told = (
         f"Few images bias the distance upward: {count:,} perfect samples would not score 0 but about the floor of "
         "other reals. Compare only scores at the same number of samples and of reals, and read the excess over the "
@@ -274,13 +243,11 @@ def sample_size(
     if min(count, reference_count) <= dims:
         told += f" With no more images than the {dims:,} dimensions this bias is large."
     fine = (f"{count:,} samples against {reference_count:,} real images: compare with scores at these numbers.", told)
-    check = conclude("sample size", findings, fine, figures)
+    check = conclude("sample size", findings, fine, {"count": count, "reference": reference_count, "dims": dims})
     return replace(check, details=f"{check.details} {told}") if findings else check
 
 
-def _size_findings(
-    reference_count: int, dims: int, sizes: tuple[tuple[int, int], tuple[int, int]], lossy: tuple[int, int]
-) -> Iterator[Finding]:
+def _size_findings(count: int, dims: int, sizes: tuple[Size, Size], lossy: tuple[int, int]) -> Iterator[Finding]:
     (height, width), (real_height, real_width) = sizes
     if sizes[0] != sizes[1]:
         yield Finding(
@@ -302,10 +269,10 @@ def _size_findings(
             "Samples saved as PNG then lack artefacts that the reals have: prepare the data set from its originals, "
             "which are shrunk after decoding.",
         )
-    if reference_count <= dims:
+    if count <= dims:
         yield Finding(
             "doubt",
-            f"The {reference_count:,} real images are fewer than the {dims:,} dimensions.",
+            f"The {count:,} real images are fewer than the {dims:,} dimensions.",
             "Their covariance is singular: there is a distance, but it depends strongly on which reals were taken. "
             "Take all of the data as the reference.",
         )

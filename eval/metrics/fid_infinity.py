@@ -42,8 +42,7 @@ class Infinity:
     Attributes:
         value: the line at 1/N = 0; not a distance, so it can be slightly negative for a perfect generator.
         points: (N, distance of N samples), N ascending.
-        start: smallest N.
-        stop: largest N, all samples.
+        start, stop: smallest N, and largest: all samples.
         residual: standard deviation of the points around the line (n - 2). If it is more than a small share of the
             range of values, the line does not fit. Points share samples, so it is not the error of `value`.
     """
@@ -73,7 +72,15 @@ def extrapolate(
             that is not finite.
     """
     count = features.shape[0]
-    _check(count, start)
+    why = "with fewer samples the score is not linear in 1/N, and the line would miss"
+    if count < LEAST_COUNT:
+        raise ValueError(
+            f"FID at infinity needs at least {LEAST_COUNT:,} generated images, there are {count:,}: draw more ({why})"
+        )
+    if start < LEAST_START:
+        raise ValueError(f"FID at infinity from {start:,} images: start from at least {LEAST_START:,} ({why})")
+    if 2 * start > count:
+        raise ValueError(f"FID at infinity from {start:,} to {count:,} images: start from at most {count // 2:,}")
     sizes = np.linspace(start, count, POINTS).round().astype(int).tolist()
     generator = np.random.default_rng(seed)
     points = []
@@ -94,21 +101,8 @@ def fit(points: list[tuple[int, float]]) -> tuple[float, float]:
     return float(line[0]), float(np.sqrt(off @ off / (len(points) - 2)))
 
 
-def _check(count: int, start: int) -> None:
-    """Refuse numbers of samples for which a line does not fit."""
-    why = "with fewer samples the score is not linear in 1/N, and the line would miss"
-    if count < LEAST_COUNT:
-        raise ValueError(
-            f"FID at infinity needs at least {LEAST_COUNT:,} generated images, there are {count:,}: draw more ({why})"
-        )
-    if start < LEAST_START:
-        raise ValueError(f"FID at infinity from {start:,} images: start from at least {LEAST_START:,} ({why})")
-    if 2 * start > count:
-        raise ValueError(f"FID at infinity from {start:,} to {count:,} images: start from at most {count // 2:,}")
-
-
 def _statistics(features: Features, chosen: np.ndarray) -> Statistics:
-    """Statistics of some features by running sums, because 50,000 of them in float64 take much memory."""
+    """Statistics by running sums, because 50,000 features in float64 take much memory."""
     sums = RunningSums(features.shape[1])
     for first in range(0, len(chosen), BATCH):
         sums.add(features[chosen[first : first + BATCH]])

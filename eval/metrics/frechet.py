@@ -12,6 +12,7 @@ Xc' / sqrt(n - 1) with fewer samples than dimensions (an n x n problem), else th
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,18 +70,13 @@ def _root_trace(a: Statistics, b: Statistics) -> float:
     if first.centred is not None:
         product = first.centred @ second.covariance @ first.centred.T / (first.count - 1)
     else:
-        factor = _root(first.covariance)
+        values, vectors = np.linalg.eigh(first.covariance)
+        # Eigenvalues below rounding carry no information, but their roots would add up to a visible error.
+        kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
+        factor = np.asarray(vectors[:, kept] * np.sqrt(values[kept]))
         product = factor.T @ second.covariance @ factor
     # `eigvalsh` needs exact symmetry. Tiny negative eigenvalues are zeros of rank-deficient sets after rounding.
     return float(np.sqrt(np.linalg.eigvalsh((product + product.T) / 2).clip(min=0)).sum())
-
-
-def _root(covariance: np.ndarray) -> np.ndarray:
-    """A factor F (D, r) with F F' = covariance, r its numerical rank."""
-    values, vectors = np.linalg.eigh(covariance)
-    # Eigenvalues below rounding carry no information, but their roots would add up to a visible error.
-    kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
-    return np.asarray(vectors[:, kept] * np.sqrt(values[kept]))
 
 
 class RunningSums:
@@ -99,8 +95,7 @@ class RunningSums:
     def __init__(self, dims: int) -> None:
         self.count = 0
         self.shift: np.ndarray | None = None
-        self.total = np.zeros(dims)
-        self.outer = np.zeros((dims, dims))
+        self.total, self.outer = np.zeros(dims), np.zeros((dims, dims))
 
     def add(self, features: np.ndarray) -> None:
         """Add a batch (n, D).
@@ -127,11 +122,9 @@ class RunningSums:
         if self.shift is None or len(features) > self.count:
             raise ValueError("more samples are taken out than were added")
         shifted = _checked(features) - self.shift
-        rest = RunningSums(len(self.total))
-        rest.shift = self.shift
+        rest = copy.copy(self)
         rest.count = self.count - len(shifted)
-        rest.total = self.total - shifted.sum(axis=0)
-        rest.outer = self.outer - shifted.T @ shifted
+        rest.total, rest.outer = self.total - shifted.sum(axis=0), self.outer - shifted.T @ shifted
         return rest
 
     def statistics(self) -> Statistics:

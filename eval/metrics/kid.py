@@ -24,7 +24,7 @@ class SubsetKid:
         mean: of the values of all subsets.
         sd: standard deviation between subsets (n - 1); None for a single subset. Subsets share samples, and a set no
             larger than `size` is in every one of them, so this is the error of one draw, not of the mean.
-        subsets: number of subsets.
+        subsets: their number.
         size: samples of each side in a subset.
     """
 
@@ -67,15 +67,12 @@ def kid_of_subsets(
     size = min(size, len(real), len(generated))
     generator = np.random.default_rng(seed)
     # A subset that is the whole set, such as 1,000 generated samples, always has the same inner term.
-    whole_real = _own_mean(real) if len(real) == size else None
-    whole_generated = _own_mean(generated) if len(generated) == size else None
+    whole = [_own_mean(samples) if len(samples) == size else None for samples in (real, generated)]
     values = []
     for _ in track(range(subsets)):
-        a = real[generator.choice(len(real), size, replace=False)]
-        b = generated[generator.choice(len(generated), size, replace=False)]
-        inner_a = _own_mean(a) if whole_real is None else whole_real
-        inner_b = _own_mean(b) if whole_generated is None else whole_generated
-        values.append(inner_a + inner_b - 2 * _cross_mean(a, b))
+        drawn = [samples[generator.choice(len(samples), size, replace=False)] for samples in (real, generated)]
+        inner = [_own_mean(one) if known is None else known for one, known in zip(drawn, whole, strict=True)]
+        values.append(sum(inner) - 2 * _cross_mean(*drawn))
     sd = float(np.std(values, ddof=1)) if subsets > 1 else None
     return SubsetKid(float(np.mean(values)), sd, subsets, size)
 
@@ -117,7 +114,6 @@ def _cross_mean(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Kernel matrix in float64."""
     base = a.astype(np.float64) @ b.astype(np.float64).T / a.shape[1] + 1
     # Two products are many times faster than a power
     return np.asarray(base * base * base)

@@ -9,7 +9,7 @@ models", ICML 2020, section 3. The balls are closed, as in the former.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,8 +33,7 @@ class Prdc:
             1; samples that crowd where reals are dense have more.
         coverage: share of real samples whose ball holds a generated one, 0..1.
         k: the neighbour that sets the radius of a ball.
-        real: number of real samples.
-        generated: number of generated samples.
+        real, generated: numbers of samples.
     """
 
     precision: float
@@ -72,15 +71,8 @@ def prdc(real: np.ndarray, generated: np.ndarray, k: int = 5) -> Prdc:
         balls += int(in_real_ball.sum())
         covered += int(in_real_ball.any(axis=1).sum())
         near_generated += int((squared <= generated_radii + slack).any(axis=1).sum())
-    return Prdc(
-        precision=float(near_real.mean()),
-        recall=near_generated / len(real),
-        density=balls / (k * len(generated)),
-        coverage=covered / len(real),
-        k=k,
-        real=len(real),
-        generated=len(generated),
-    )
+    precision, recall = float(near_real.mean()), near_generated / len(real)
+    return Prdc(precision, recall, balls / (k * len(generated)), covered / len(real), k, len(real), len(generated))
 
 
 def nearest(queries: np.ndarray, references: np.ndarray | Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -100,12 +92,13 @@ def nearest(queries: np.ndarray, references: np.ndarray | Iterable[np.ndarray]) 
     queries = np.asarray(queries)
     best, index = np.full(len(queries), np.inf), np.full(len(queries), -1, np.int64)
     offset = 0
-    for block in _blocks(references):
-        samples, tile = checked_pair(queries, block, least=1)
-        for start in range(0, len(samples), ROWS):
-            rows = slice(start, start + ROWS)
-            _improve(samples[rows], tile, best[rows], index[rows], offset)
-        offset += len(tile)
+    for block in [references] if isinstance(references, np.ndarray) else references:
+        for first in range(0, len(block), TILE):
+            samples, tile = checked_pair(queries, block[first : first + TILE], least=1)
+            for start in range(0, len(samples), ROWS):
+                rows = slice(start, start + ROWS)
+                _improve(samples[rows], tile, best[rows], index[rows], offset)
+            offset += len(tile)
     if (index < 0).any():
         raise ValueError("there is no reference to be nearest")
     return np.sqrt(best), index
@@ -119,12 +112,6 @@ def _improve(rows: np.ndarray, tile: np.ndarray, best: np.ndarray, index: np.nda
     exact = np.einsum("nd,nd->n", difference, difference)
     nearer = exact < best
     best[nearer], index[nearer] = exact[nearer], found[nearer] + offset
-
-
-def _blocks(references: np.ndarray | Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """References in order, in non-empty blocks of at most TILE."""
-    for block in [references] if isinstance(references, np.ndarray) else references:
-        yield from (block[start : start + TILE] for start in range(0, len(block), TILE))
 
 
 def _squared_radii(samples: np.ndarray, k: int) -> np.ndarray:

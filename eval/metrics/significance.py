@@ -75,14 +75,8 @@ def differences_from_best(values: Sequence[Sequence[float]], contents: Sequence[
     differences = [Difference(0.0, None, None)]
     for index in range(1, len(values)):
         difference = float(np.mean(values[index]) - np.mean(values[0]))
-        sds = _in_deviations(difference, values[0], values[index])
+        both = (values[0], values[index])
+        spread = math.sqrt(sum(np.var(one, ddof=1) for one in both) / 2) if min(map(len, both)) > 1 else 0
+        sds = difference / spread if spread > 0 else None
         differences.append(Difference(difference, sds, corrected.get((0, index))))
     return differences
-
-
-def _in_deviations(difference: float, a: Sequence[float], b: Sequence[float]) -> float | None:
-    """A difference of means in standard deviations of one set; None where there is no deviation to divide by."""
-    if min(len(a), len(b)) < 2:
-        return None
-    spread = math.sqrt((np.var(a, ddof=1) + np.var(b, ddof=1)) / 2)
-    return difference / spread if spread > 0 else None

@@ -37,48 +37,39 @@ def render_page(report: dict[str, Any], pictures: dict[str, bytes]) -> str:
     Returns:
         A complete HTML document, to be written as UTF-8.
     """
+    # Jinja2 refuses template variables that do not exist.
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": number, "on_one_line": on_one_line, "title_of": title_of}
+    environment.filters["grouped"] = "{:,}".format
+    environment.globals |= {"with_spread": with_spread, "style": Markup((HERE / "style.css").read_text("utf-8"))}
     subject, metric = report["subject"], report["metric"]
     scores, checks, infinity = report.get("scores") or [], report.get("checks") or [], report.get("infinity")
     counts = {tone: sum(check["verdict"] == tone for check in checks) for tone in SEVERITY}
     target = COURSE_TARGET if any(has_target(metric, score) for score in scores) else None
     tone, sentence = verdict(report)
-    page = (
-        _environment()
-        .get_template("page.html")
-        .render(
-            subject=subject,
-            kind=KINDS.get(subject["kind"], subject["kind"]),
-            metric=metric,
-            scale=SCALES.get(metric, f"{metric} is on another scale than FID: compare it with {metric} alone."),
-            scores=scores,
-            bars=bar_chart(scores, target) if scores else None,
-            tone=tone,
-            sentence=sentence,
-            checks=sorted(checks, key=lambda check: SEVERITY.index(check["verdict"])),
-            check_counts=", ".join(f"{count} {tone}" for tone, count in counts.items() if count),
-            measures=[(measure, report[measure.key]) for measure in MEASURES if report.get(measure.key)],
-            larger=report.get("larger"),
-            infinity=infinity,
-            curve=curve_chart(infinity) if infinity else None,
-            limits=report.get("limits"),
-            provenance=_flat(report.get("provenance") or {}),
-            pictures={key: base64.b64encode(data).decode() for key, data in pictures.items()},
-        )
+    page = environment.get_template("page.html").render(
+        subject=subject,
+        kind=KINDS.get(subject["kind"], subject["kind"]),
+        metric=metric,
+        scale=SCALES.get(metric, f"{metric} is on another scale than FID: compare it with {metric} alone."),
+        scores=scores,
+        bars=bar_chart(scores, target) if scores else None,
+        tone=tone,
+        sentence=sentence,
+        checks=sorted(checks, key=lambda check: SEVERITY.index(check["verdict"])),
+        check_counts=", ".join(f"{count} {tone}" for tone, count in counts.items() if count),
+        measures=[(measure, report[measure.key]) for measure in MEASURES if report.get(measure.key)],
+        larger=report.get("larger"),
+        infinity=infinity,
+        curve=curve_chart(infinity) if infinity else None,
+        limits=report.get("limits"),
+        provenance=_flat(report.get("provenance") or {}),
+        pictures={key: base64.b64encode(data).decode() for key, data in pictures.items()},
     )
     # Undecodable bytes in file names become question marks
     return page.encode("utf-8", "replace").decode()
-
-
-def _environment() -> Environment:
-    """Jinja2 with the filters of the page; template variables must exist."""
-    loader = FileSystemLoader(HERE)
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": number, "on_one_line": on_one_line, "title_of": title_of}
-    environment.filters["grouped"] = "{:,}".format
-    environment.globals |= {"with_spread": with_spread, "style": Markup((HERE / "style.css").read_text("utf-8"))}
-    return environment
 
 
 def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:

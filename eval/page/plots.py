@@ -35,31 +35,26 @@ def curve_chart(infinity: dict[str, Any]) -> dict[str, Any]:
     end = infinity["value"]
     right = max(x for x, _ in points) * 1.04
     # A least-squares line passes through the mean of its points; together with the intercept, that fixes it.
-    slope = (_mean([y for _, y in points]) - end) / _mean([x for x, _ in points])
+    slope = sum(y - end for _, y in points) / sum(x for x, _ in points)
     values = [end, end + slope * right, *(y for _, y in points)]
     # At least a hundredth of the value, so that the scatter of a flat line does not fill the plot
     margin = max(0.12 * (max(values) - min(values)), 0.01 * abs(end)) or 1.0
     low, high = min(values) - margin, max(values) + margin
+    # Round numbers of samples within the points, a sixth of the width apart so that they fit on narrow screens
+    ticks = [(0.0, "∞")]
+    for x, count in ((1 / count, count) for count in NAMED_COUNTS):
+        inside = min(x for x, _ in points) * 0.99 <= x <= right
+        if inside and all(abs(x - other) > 0.17 * right for other, _ in ticks):
+            ticks.append((x, f"{count:,}"))
     return {
         "points": points,
         "right_value": end + slope * right,
         "across": lambda x: f"{100 * x / right:.2f}%",
         "down": lambda y: f"{CURVE * (high - y) / (high - low):.1f}",
         "ticks": nice_ticks(low, high, 5),
-        "counts": [(0.0, "∞"), *_count_ticks(points, right)],
+        "counts": ticks,
         "height": CURVE,
     }
-
-
-def _count_ticks(points: list[tuple[float, float]], right: float) -> list[tuple[float, str]]:
-    """Round numbers of samples within the points, a sixth of the width apart so that they fit on narrow screens."""
-    ticks: list[tuple[float, str]] = []
-    for count in NAMED_COUNTS:
-        x = 1 / count
-        inside = min(p for p, _ in points) * 0.99 <= x <= right
-        if inside and x > 0.17 * right and all(abs(x - other) > 0.17 * right for other, _ in ticks):
-            ticks.append((x, f"{count:,}"))
-    return ticks
 
 
 def nice_ticks(low: float, high: float, most: int) -> list[float]:
@@ -67,7 +62,3 @@ def nice_ticks(low: float, high: float, most: int) -> list[float]:
     step = 10 ** math.floor(math.log10((high - low) / most))
     step = next(step * factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= most)
     return [round(index * step, 12) for index in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
