@@ -25,10 +25,7 @@ DRAWS = len(GATES) + len(AMOUNTS)
 
 
 def augmentation_draws(seed: int, images_seen: int, stream: int, count: int) -> Tensor:
-    """Uniform numbers (count, 12) in [0, 1) for the global batch that begins at `images_seen`, drawn on the CPU.
-
-    A process takes the rows of its images, so that any number of processes makes the same changes.
-    """
+    """Uniform numbers (count, 12) in [0, 1) for the global batch that begins at `images_seen`, drawn on the CPU."""
     rng = np.random.default_rng([seed, stream, images_seen])
     return torch.from_numpy(rng.random((count, DRAWS), dtype=np.float32))
 
@@ -47,40 +44,24 @@ def augment(images: Tensor, p: float, draws: Tensor) -> Tensor:
     """
     if p == 0:
         return images
-    draws = draws.to(images.device)
-    gate = dict(zip(GATES, (draws[:, : len(GATES)] < p).T, strict=True))
-    amount = dict(zip(AMOUNTS, draws[:, len(GATES) :].T, strict=True))
-    images = torch.where(_each(gate["brightness"]), images + _each(amount["brightness"] - 0.5), images)
+    draws = draws.to(images.device)[:, :, None, None, None]  # each column (N, 1, 1, 1)
+    gate = dict(zip(GATES, (draws[:, : len(GATES)] < p).unbind(1), strict=True))
+    amount = dict(zip(AMOUNTS, draws[:, len(GATES) :].unbind(1), strict=True))
+    images = torch.where(gate["brightness"], images + (amount["brightness"] - 0.5), images)
     mean = images.mean(1, keepdim=True)
-    images = torch.where(_each(gate["saturation"]), mean + _each(2 * amount["saturation"]) * (images - mean), images)
+    images = torch.where(gate["saturation"], mean + 2 * amount["saturation"] * (images - mean), images)
     mean = images.mean((1, 2, 3), keepdim=True)
-    images = torch.where(_each(gate["contrast"]), mean + _each(amount["contrast"] + 0.5) * (images - mean), images)
-    size = images.shape[-1]
-    reach = size // 8
-    offsets = [_whole(amount[way], 2 * reach + 1) - reach for way in ("down", "right")]
-    images = torch.where(_each(gate["translation"]), translate(images, offsets[0], offsets[1], reach), images)
-    corners = [_whole(amount[way], size + 1) - size // 4 for way in ("top", "left")]
-    images = torch.where(_each(gate["cutout"]), cutout(images, corners[0], corners[1]), images)
+    images = torch.where(gate["contrast"], mean + (amount["contrast"] + 0.5) * (images - mean), images)
+    size, reach = images.shape[-1], images.shape[-1] // 8
+    down, right = ((amount[way] * (2 * reach + 1)).long().flatten() - reach for way in ("down", "right"))
+    images = torch.where(gate["translation"], translate(images, down, right, reach), images)
+    top, left = ((amount[way] * (size + 1)).long().flatten() - size // 4 for way in ("top", "left"))
+    images = torch.where(gate["cutout"], cutout(images, top, left), images)
     return images.contiguous(memory_format=MEMORY_FORMAT)
 
 
-def _each(values: Tensor) -> Tensor:
-    """(N,) -> (N, 1, 1, 1)."""
-    return values[:, None, None, None]
-
-
-def _whole(uniform: Tensor, count: int) -> Tensor:
-    """Uniform numbers in [0, 1) -> whole numbers 0 to count - 1."""
-    return (uniform * count).long()
-
-
 def translate(images: Tensor, down: Tensor, right: Tensor, reach: int) -> Tensor:
-    """Move each image by its own whole number of pixels; mid-grey (0) comes in from outside.
-
-    Args:
-        images: (N, C, H, W).
-        down, right: whole numbers (N,) from -reach to reach.
-    """
+    """Move each image (N, C, H, W) by whole numbers of pixels (N,) from -reach to reach; outside is mid-grey (0)."""
     padded = F.pad(images, (reach, reach, reach, reach))
     rows = torch.arange(images.shape[2], device=images.device) + reach - down[:, None]  # (N, H)
     columns = torch.arange(images.shape[3], device=images.device) + reach - right[:, None]  # (N, W)
@@ -89,11 +70,9 @@ def translate(images: Tensor, down: Tensor, right: Tensor, reach: int) -> Tensor
 
 
 def cutout(images: Tensor, top: Tensor, left: Tensor) -> Tensor:
-    """Turn a square of half the side mid-grey (0), up to a quarter of each image.
+    """Turn a square of half the side mid-grey (0), up to a quarter of each image (N, C, H, H).
 
-    Args:
-        images: (N, C, H, H).
-        top, left: the square's corner, whole numbers (N,); parts outside the image hide nothing.
+    Its corner is at the whole numbers `top`, `left` (N,); parts outside the image hide nothing.
     """
     place, side = torch.arange(images.shape[-1], device=images.device), images.shape[-1] // 2
     rows = (place >= top[:, None]) & (place < top[:, None] + side)  # (N, H)
@@ -111,22 +90,18 @@ class AdaptiveProbability:
     Args:
         target: mean sign to hold, 0 to 1; see `gen.losses.GanLoss.overfitting_target`.
         ada_images: images in which p could rise from 0 to 1.
-        every: updates between moves.
     """
 
     def __init__(self, target: float, ada_images: int = 500_000, every: int = 4) -> None:
         self.target, self.ada_images, self.every = target, ada_images, every
-        self.p = 0.0
-        self.images = 0
+        self.p, self.images = 0.0, 0
         self.pending: list[Tensor] = []
 
     def update(self, mean_sign: Tensor, batch_size: int) -> None:
-        """Note one step of D.
+        """Note one step of D on a global batch of `batch_size` images.
 
-        Args:
-            mean_sign: scalar, the mean of `gen.losses.GanLoss.decisions` over the reals of the global batch, the same
-                on all processes. It is read (which waits for the device) only when p moves.
-            batch_size: images of the global batch.
+        `mean_sign` is the mean of `gen.losses.GanLoss.decisions` over its reals, a scalar that is the same on all
+        processes. It is read (which waits for the device) only when p moves.
         """
         self.pending.append(mean_sign.detach())
         self.images += batch_size

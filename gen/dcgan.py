@@ -6,7 +6,7 @@ outside the normalisation layers, 3,576,704 parameters in G and 2,765,568 in D a
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, partialmethod
 from itertools import pairwise
 from typing import Literal
 
@@ -20,7 +20,7 @@ ReLU = partial(nn.ReLU, inplace=True)
 
 
 class Generator(nn.Module):
-    """Latents (N, latent_dim) from N(0, 1) -> images (N, channels, image_size, image_size) in [-1, 1].
+    """Latents (N, latent_dim) from N(0, 1) -> images (N, 3, image_size, image_size) in [-1, 1].
 
     A projection to 4x4, then doublings by transposed convolution; batch norm everywhere but at the output
     (section 3). At 64 pixels and width 64 the widths are 512, 256, 128, 64.
@@ -34,36 +34,29 @@ class Generator(nn.Module):
         UserError: impossible image size, width or latent dimension, unknown norm.
     """
 
+    initialise = partialmethod(init_normal, 0.02)
+
     def __init__(
-        self,
-        image_size: int = 64,
-        latent_dim: int = 100,
-        width: int = 64,
-        channels: int = 3,
-        norm: Literal["batch", "none"] = "batch",
+        self, image_size: int = 64, latent_dim: int = 100, width: int = 64, norm: Literal["batch", "none"] = "batch"
     ) -> None:
         super().__init__()
-        require_positive(latent_dim=latent_dim, width=width, channels=channels)
+        require_positive(latent_dim=latent_dim, width=width)
         self.image_size, self.latent_dim = image_size, latent_dim
         widths = [width << level for level in reversed(range(doublings(image_size)))]
         block = partial(UpBlock, norm=norm_layer(norm), activation=ReLU)
         self.layers = nn.Sequential(
             block(latent_dim, widths[0], kernel=4, stride=1, padding=0),
             *(block(wide, narrow) for wide, narrow in pairwise(widths)),
-            UpBlock(widths[-1], channels, bias=False, norm=None, activation=nn.Tanh),
+            UpBlock(widths[-1], 3, bias=False, norm=None, activation=nn.Tanh),
         )
-
-    def initialise(self, seed: int) -> None:
-        """Draw the weights as the paper does."""
-        init_normal(self, seed=seed)
 
     def forward(self, z: Tensor) -> Tensor:
         """Images of the latents."""
-        return self.layers(z[:, :, None, None])  # (N, channels, image_size, image_size)
+        return self.layers(z[:, :, None, None])
 
 
 class Discriminator(nn.Module):
-    """Images (N, channels, image_size, image_size) in [-1, 1] -> logits (N,), positive for "real".
+    """Images (N, 3, image_size, image_size) in [-1, 1] -> logits (N,), positive for "real".
 
     Strided convolutions halve the image down to 4x4; no batch norm at the input (section 3), LeakyReLU 0.2.
 
@@ -75,31 +68,24 @@ class Discriminator(nn.Module):
     """
 
     judges_pixels = False
+    initialise = partialmethod(init_normal, 0.02)
 
     def __init__(
-        self,
-        image_size: int = 64,
-        width: int = 64,
-        channels: int = 3,
-        norm: Literal["batch", "none", "spectral"] = "batch",
+        self, image_size: int = 64, width: int = 64, norm: Literal["batch", "none", "spectral"] = "batch"
     ) -> None:
         super().__init__()
-        require_positive(width=width, channels=channels)
+        require_positive(width=width)
         widths = [width << level for level in range(doublings(image_size))]
         layer = None if norm == "spectral" else norm_layer(norm)
         block = partial(ConvBlock, kernel=4, stride=2, padding=1, activation=LeakyReLU)
         self.layers = nn.Sequential(
-            block(channels, width, bias=False, norm=None),
+            block(3, width, bias=False, norm=None),
             *(block(narrow, wide, norm=layer) for narrow, wide in pairwise(widths)),
             ConvBlock(widths[-1], 1, kernel=4, bias=False, norm=None, activation=None),
         )
         if norm == "spectral":
             apply_spectral_norm(self)
 
-    def initialise(self, seed: int) -> None:
-        """Draw the weights as the paper does."""
-        init_normal(self, seed=seed)
-
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the images."""
-        return self.layers(x).flatten()  # (N,)
+        return self.layers(x).flatten()

@@ -26,13 +26,11 @@ def sample_latents(seeds: Iterable[int], latent_dim: int, truncation: float | No
         truncation: redraw every component beyond +-truncation (Brock et al. 2019, section 3.1): fewer odd pictures,
             less variety, and a worse FID. None draws from the full normal, as in training.
     """
-    return torch.stack([_latent(seed, latent_dim, truncation) for seed in seeds])
-
-
-def _latent(seed: int, latent_dim: int, truncation: float | None) -> Tensor:
-    rng = np.random.default_rng(seed)
-    z = rng.standard_normal(latent_dim)
-    if truncation is not None:
-        while len(outside := np.flatnonzero(np.abs(z) > truncation)):
+    rows = []
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        z = rng.standard_normal(latent_dim)
+        while truncation is not None and len(outside := np.flatnonzero(np.abs(z) > truncation)):
             z[outside] = rng.standard_normal(len(outside))
-    return torch.from_numpy(z.astype(np.float32))
+        rows.append(torch.from_numpy(z.astype(np.float32)))
+    return torch.stack(rows)

@@ -1,4 +1,4 @@
-"""Adversarial losses on logits, one function per equation, and the table from which a configuration chooses.
+"""Adversarial losses on logits, and the table from which a configuration chooses.
 
 Real and fake logits have the same shape: (N,), or (N, H, W) where every pixel is judged. Every loss is a mean over all
 of them, so the means of equal parts of a batch average to that of the whole.
@@ -29,50 +29,9 @@ def generator_loss(fake_logits: Tensor) -> Tensor:
     return softplus(-fake_logits).mean()
 
 
-def hinge_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """max(0, 1 - D(x)) + max(0, 1 + D(G(z))) (Lim & Ye 2017; Miyato et al. 2018, equation 16)."""
-    return (1 - real_logits).relu().mean() + (1 + fake_logits).relu().mean()
-
-
 def critic_generator(fake_logits: Tensor) -> Tensor:
-    """-D(G(z)): G's side of the hinge and the Wasserstein loss (Miyato et al. 2018, equation 17; Arjovsky et al. 2017).
-
-    Its gradient does not vanish, however confident D is.
-    """
+    """-D(G(z)) (Miyato et al. 2018, equation 17; Arjovsky et al. 2017). Its gradient never vanishes."""
     return -fake_logits.mean()
-
-
-def least_squares_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """(D(x) - 1)^2 / 2 + D(G(z))^2 / 2 (Mao et al. 2017, equation 9: labels 0 and 1)."""
-    return (real_logits - 1).square().mean() / 2 + fake_logits.square().mean() / 2
-
-
-def least_squares_generator(fake_logits: Tensor) -> Tensor:
-    """(D(G(z)) - 1)^2 / 2 (Mao et al. 2017, equation 9)."""
-    return (fake_logits - 1).square().mean() / 2
-
-
-def wasserstein_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """D(G(z)) - D(x) (Arjovsky et al. 2017, equation 2).
-
-    Estimates a distance only while D is 1-Lipschitz: use it with `gen.penalties.gradient_penalty`.
-    """
-    return fake_logits.mean() - real_logits.mean()
-
-
-def relativistic_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """softplus(-(D(x) - D(G(z)))): how much more real a real is than a fake (Jolicoeur-Martineau 2019; Huang et al.
-    2024, section 2: RpGAN).
-
-    The real at index i is compared with the fake at index i; D raises D(real) - D(fake). Only differences matter; the
-    logits may drift together.
-    """
-    return softplus(fake_logits - real_logits).mean()
-
-
-def relativistic_generator(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
-    """softplus(-(D(G(z)) - D(x))): D's loss with the parts exchanged, so that G lowers the same differences."""
-    return softplus(real_logits - fake_logits).mean()
 
 
 @dataclass(frozen=True)
@@ -128,19 +87,29 @@ class GanLoss:
 
 LOSSES: dict[str, GanLoss] = {
     "non_saturating": GanLoss(discriminator_loss, generator_loss, probabilistic=True),
-    "hinge": GanLoss(hinge_discriminator, critic_generator),
-    "least_squares": GanLoss(least_squares_discriminator, least_squares_generator, boundary=0.5),
-    "wasserstein": GanLoss(wasserstein_discriminator, critic_generator, boundary=None),
-    "relativistic": GanLoss(relativistic_discriminator, relativistic_generator, boundary=None, paired=True),
+    # max(0, 1 - D(x)) + max(0, 1 + D(G(z))) (Lim & Ye 2017; Miyato et al. 2018, equation 16)
+    "hinge": GanLoss(lambda real, fake: (1 - real).relu().mean() + (1 + fake).relu().mean(), critic_generator),
+    # (D(x) - 1)^2 / 2 + D(G(z))^2 / 2 against (D(G(z)) - 1)^2 / 2 (Mao et al. 2017, equation 9: labels 0 and 1)
+    "least_squares": GanLoss(
+        lambda real, fake: (real - 1).square().mean() / 2 + fake.square().mean() / 2,
+        lambda fake: (fake - 1).square().mean() / 2,
+        boundary=0.5,
+    ),
+    # D(G(z)) - D(x) (Arjovsky et al. 2017, equation 2): a distance only while D is 1-Lipschitz, see `gen.penalties`
+    "wasserstein": GanLoss(lambda real, fake: fake.mean() - real.mean(), critic_generator, boundary=None),
+    # softplus(-(D(x) - D(G(z)))): how much more real a real is than the fake at the same index; G lowers the same
+    # differences (RpGAN: Jolicoeur-Martineau 2019; Huang et al. 2024, section 2). The logits may drift together.
+    "relativistic": GanLoss(
+        lambda real, fake: softplus(fake - real).mean(),
+        lambda fake, real: softplus(real - fake).mean(),
+        boundary=None,
+        paired=True,
+    ),
 }
 
 
 def gan_loss(name: str) -> GanLoss:
-    """The loss that a configuration names.
-
-    Raises:
-        UserError: unknown name.
-    """
+    """The loss that a configuration names. Raises UserError for an unknown name."""
     if name not in LOSSES:
         raise UserError(f"loss={name!r} is unknown: use one of {', '.join(LOSSES)}")
     return LOSSES[name]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
+
+from core.training.checkpoint import Stateful
 
 PATIENCE = 20_000  # images for which a sign must last: early in a run D is often perfect for a while
 CHANCE_LOSS = 2 * math.log(2)  # loss of a discriminator that answers 0.5 to everything
@@ -16,13 +17,14 @@ ADVICE = {
 }
 
 
-class CollapseMonitor:
+class CollapseMonitor(Stateful):
     """Watches interval statistics; each sign is reported once when it has lasted `PATIENCE` images.
 
-    Args:
-        loss: name in `gen.losses.LOSSES`. Only the non-saturating one has a known value at chance. A Wasserstein critic
-            may tell all images apart: its gradient does not vanish.
+    Only the non-saturating loss has a known value at chance. A Wasserstein critic may tell all images apart: its
+    gradient does not vanish.
     """
+
+    STATE = ("since", "reported")
 
     def __init__(self, loss: str = "non_saturating") -> None:
         self.loss = loss
@@ -48,21 +50,9 @@ class CollapseMonitor:
                 warnings.append(f"for {lasted:,} images {ADVICE[sign]}")
         return warnings
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs."""
-        return {"since": dict(self.since), "reported": list(self.reported)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
-        self.since, self.reported = dict(state["since"]), list(state["reported"])
-
 
 def identical_samples(pixels: np.ndarray) -> str | None:
-    """A warning when different latents give the same picture, else None.
-
-    Args:
-        pixels: uint8 (N, H, W, C), samples of N latents.
-    """
+    """A warning when the samples of N latents, uint8 (N, H, W, C), are all the same picture, else None."""
     # Mean over pixels of the standard deviation across samples: about 60 grey levels for faces, 0 after a collapse.
     spread = float(pixels.astype(np.float32).std(axis=0).mean())
     if spread >= 2.0:

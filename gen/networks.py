@@ -22,13 +22,9 @@ class Generator(Protocol):
 
 @runtime_checkable
 class Discriminator(Protocol):
-    """Images (N, 3, H, W) in [-1, 1] -> logits (N,), positive for "real". A `torch.nn.Module`.
+    """Images (N, 3, H, W) in [-1, 1] -> logits (N,), positive for "real". A `torch.nn.Module`."""
 
-    Attributes:
-        judges_pixels: whether it also has `forward_all`, images -> logits (N,) and those of the pixels (N, H, W).
-    """
-
-    judges_pixels: bool
+    judges_pixels: bool  # whether it also has `forward_all`, images -> logits (N,) and those of the pixels (N, H, W)
 
     def initialise(self, seed: int) -> None:
         """Draw the weights, as a function of `seed` alone."""

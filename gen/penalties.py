@@ -1,13 +1,12 @@
 """Penalties that D's loss can have, one object each, and the table from which a configuration chooses.
 
 Penalties on D's gradient need second derivatives. They are computed outside autocast, and so must be the logits that
-they start from: bfloat16 has few bits for the derivative of a derivative. (This is a precaution; what it is worth was
-not measured. GPUs with TF32 still multiply float32 in TF32.)
+they start from: bfloat16 has few bits for the derivative of a derivative (a precaution, not measured).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +27,7 @@ class DiscriminatorPass:
         real, fake: images (N, 3, H, W) before augmentation.
         seen_real, seen_fake: the images as D saw them.
         real_logits, fake_logits: what D said of them, as `discriminator` returns it.
-        draws: the penalty's own random numbers, (N, ...); None where it has no `draw`.
+        draws: random numbers (N, ...) of the penalties that have a `draw`, by name.
     """
 
     discriminator: Callable[[Tensor], tuple[Tensor, ...]]
@@ -38,12 +37,12 @@ class DiscriminatorPass:
     seen_fake: Tensor
     real_logits: tuple[Tensor, ...]
     fake_logits: tuple[Tensor, ...]
-    draws: Tensor | None = None
+    draws: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Penalty:
-    """A term that D's loss can have, named by its key in `PENALTIES` and its line under `regularize` in conf/gen.yaml.
+    """A term that D's loss can have.
 
     Attributes:
         title: its name in plots.
@@ -67,8 +66,7 @@ class Penalty:
 def float32_logits(discriminator: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
     """Images as a leaf that collects gradients, and their logits (N,), computed outside autocast.
 
-    A network whose own `forward` enters autocast, as one prepared by an accelerator with mixed precision does, leaves
-    float32 all the same: give one that does not.
+    The network's own `forward` must not enter autocast either.
     """
     leaf = images.detach().to(torch.promote_types(images.dtype, torch.float32)).requires_grad_()
     with torch.autocast(leaf.device.type, enabled=False):
@@ -78,8 +76,7 @@ def float32_logits(discriminator: Callable[[Tensor], Tensor], images: Tensor) ->
 def squared_gradients(images: Tensor, logits: Tensor) -> Tensor:
     """||grad_x D(x)||^2 of every image (N,), summed over channels and pixels, itself differentiable.
 
-    Args:
-        images: (N, C, H, W), requiring gradients, from which `logits` (N,) were computed outside autocast.
+    The images (N, C, H, W) require gradients; `logits` (N,) were computed from them outside autocast.
     """
     with torch.autocast(images.device.type, enabled=False):
         # One logit depends on one image alone (D without batch norm), so the sum's gradient holds each one's own.
@@ -87,29 +84,18 @@ def squared_gradients(images: Tensor, logits: Tensor) -> Tensor:
         return gradients.square().flatten(1).sum(1)
 
 
-def r1(real: Tensor, logits: Tensor) -> Tensor:
-    """E ||grad_x D(x)||^2 over real images (Mescheder et al. 2018, equation 9), without the factor gamma / 2.
+def zero_centred(images: Tensor, logits: Tensor) -> Tensor:
+    """E ||grad_x D(x)||^2, without the factor gamma / 2; arguments as for `squared_gradients`.
 
-    Arguments as for `squared_gradients`.
+    R1 over real images, R2 over generated ones, cut from G's graph (Mescheder et al. 2018, equations 9 and 10).
     """
-    return squared_gradients(real, logits).mean()
-
-
-def r2(fake: Tensor, logits: Tensor) -> Tensor:
-    """E ||grad_x D(x)||^2 over generated images (Mescheder et al. 2018, equation 10), without the factor gamma / 2.
-
-    Arguments as for `squared_gradients`; the caller has cut the images from G's graph.
-    """
-    return squared_gradients(fake, logits).mean()
+    return squared_gradients(images, logits).mean()
 
 
 def gradient_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, weights: Tensor) -> Tensor:
     """E (||grad_x D(x)|| - 1)^2 at x = w real + (1 - w) fake (Gulrajani et al. 2017, equation 3), without lambda.
 
-    Args:
-        discriminator: see `float32_logits`.
-        real, fake: (N, C, H, W).
-        weights: w, (N,) in [0, 1]; see `mixing_weights`.
+    The images are (N, C, H, W), the weights w are (N,) in [0, 1]; for the discriminator see `float32_logits`.
     """
     w = weights.to(real.device)[:, None, None, None]
     mixed, logits = float32_logits(discriminator, w * real + (1 - w) * fake)
@@ -125,20 +111,19 @@ def mixing_weights(seed: int, images_seen: int, count: int) -> Tensor:
 
 
 def _gradient_penalty(step: DiscriminatorPass) -> Tensor:
-    assert step.draws is not None
     real, fake = step.seen_real.detach(), step.seen_fake.detach()
-    return gradient_penalty(lambda images: step.discriminator(images)[0], real, fake, step.draws)
+    return gradient_penalty(lambda images: step.discriminator(images)[0], real, fake, step.draws["gradient_penalty"])
 
 
 def _cutmix(step: DiscriminatorPass) -> Tensor:
-    assert step.draws is not None
-    _, mixed = step.discriminator(cutmix(step.seen_real.detach(), step.seen_fake.detach(), step.draws))
-    return consistency(mixed, step.real_logits[1], step.fake_logits[1], step.draws)
+    masks = step.draws["cutmix"]
+    _, mixed = step.discriminator(cutmix(step.seen_real.detach(), step.seen_fake.detach(), masks))
+    return consistency(mixed, step.real_logits[1], step.fake_logits[1], masks)
 
 
 PENALTIES: dict[str, Penalty] = {
-    "r1": Penalty("R1", lambda step: r1(step.real, step.real_logits[0]), gradient_of="real", halved=True),
-    "r2": Penalty("R2", lambda step: r2(step.fake, step.fake_logits[0]), gradient_of="fake", halved=True),
+    "r1": Penalty("R1", lambda step: zero_centred(step.real, step.real_logits[0]), gradient_of="real", halved=True),
+    "r2": Penalty("R2", lambda step: zero_centred(step.fake, step.fake_logits[0]), gradient_of="fake", halved=True),
     "gradient_penalty": Penalty(
         "gradient penalty", _gradient_penalty, draw=lambda seed, start, count, _: mixing_weights(seed, start, count)
     ),

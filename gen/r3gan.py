@@ -5,9 +5,8 @@ convolution between sizes. Every branch ends in a convolution that starts at zer
 https://arxiv.org/abs/1901.09321), so G and D start as well-scaled linear maps and need no normalisation (G up to its
 tanh). Meant for the relativistic loss with R1 and R2.
 
-Differences from the paper: G ends in tanh and projects latents to 4x4 by one dense layer; every resampling has a 1x1
-convolution, also between equal widths; D halves by the mean of 2x2 pixels instead of a wider filter; and the networks
-are much narrower (64 channels at 64 pixels).
+Unlike the paper's, G ends in tanh and projects latents to 4x4 by one dense layer; every resampling has a 1x1
+convolution, also between equal widths; D halves by the mean of 2x2 pixels; and the networks are much narrower.
 """
 
 from __future__ import annotations
@@ -29,10 +28,7 @@ LeakyReLU = partial(nn.LeakyReLU, SLOPE, inplace=True)
 
 
 class Bottleneck(nn.Module):
-    """x + branch(x), (N, C, H, W) -> (N, C, H, W): to 2C channels, a grouped 3x3 convolution, back to C.
-
-    Leaky ReLU acts inside the branch only; the shortcut stays linear.
-    """
+    """x + branch(x), (N, C, H, W) -> (N, C, H, W): to 2C channels, a grouped 3x3 convolution, back to C."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -91,6 +87,8 @@ class Generator(nn.Module):
         UserError: an argument out of range.
     """
 
+    initialise = init_residual
+
     def __init__(self, image_size: int = 64, latent_dim: int = 64, width: int = 64, blocks: int = 2) -> None:
         super().__init__()
         require_positive(latent_dim=latent_dim, width=width, blocks=blocks)
@@ -106,13 +104,9 @@ class Generator(nn.Module):
             layers += [Bottleneck(narrow) for _ in range(blocks)]
         self.layers = nn.Sequential(*layers, _linear(width, 3), nn.Tanh())
 
-    def initialise(self, seed: int) -> None:
-        """Draw the weights, see `init_residual`."""
-        init_residual(self, seed)
-
     def forward(self, z: Tensor) -> Tensor:
         """Images of the latents."""
-        return self.layers(z[:, :, None, None])  # (N, 3, image_size, image_size)
+        return self.layers(z[:, :, None, None])
 
 
 class Discriminator(nn.Module):
@@ -123,6 +117,7 @@ class Discriminator(nn.Module):
     """
 
     judges_pixels = False
+    initialise = init_residual
 
     def __init__(self, image_size: int = 64, width: int = 64, blocks: int = 2) -> None:
         super().__init__()
@@ -137,10 +132,6 @@ class Discriminator(nn.Module):
             *layers, _linear(widths[-1], widths[-1], kernel=4, groups=widths[-1]), _linear(widths[-1], 1)
         )
 
-    def initialise(self, seed: int) -> None:
-        """Draw the weights, see `init_residual`."""
-        init_residual(self, seed)
-
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the images."""
-        return self.layers(x).flatten()  # (N,)
+        return self.layers(x).flatten()

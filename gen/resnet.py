@@ -2,7 +2,7 @@
 and optionally the self-attention of SAGAN (Zhang et al. 2019, https://arxiv.org/abs/1805.08318).
 
 As in the 64-pixel networks of Gulrajani et al. 2017, no map is wider than 8 times the finest one. Weights start with
-He's initialisation instead of Glorot's: in D spectral norm removes the scale anyway, in G the two are close.
+He's initialisation instead of Glorot's.
 """
 
 from __future__ import annotations
@@ -48,7 +48,15 @@ class SelfAttention(nn.Module):
         return x + self.strength * self.out(read.unflatten(2, x.shape[2:]))
 
 
-class UpResBlock(nn.Module):
+class _Residual(nn.Module):
+    body: nn.Module
+    shortcut: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) + self.shortcut(x)
+
+
+class UpResBlock(_Residual):
     """Residual block with upsampling, (N, in, H, W) -> (N, out, 2H, 2W); norm and ReLU come before convolutions."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -65,12 +73,8 @@ class UpResBlock(nn.Module):
             ConvBlock(in_channels, out_channels, kernel=1, norm=None, activation=None), nn.Upsample(scale_factor=2)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The sum of branch and shortcut."""
-        return self.body(x) + self.shortcut(x)
 
-
-class DownResBlock(nn.Module):
+class DownResBlock(_Residual):
     """Residual block without normalisation: (N, in, H, W) -> (N, out, H/2, W/2), or the same size without `halve`.
 
     ReLU precedes each convolution except the first one of the network (`first`), which sees the image.
@@ -87,10 +91,6 @@ class DownResBlock(nn.Module):
         )
         # Average pooling and a 1x1 convolution commute: pooling first costs a quarter.
         self.shortcut = nn.Sequential(pool, ConvBlock(in_channels, out_channels, kernel=1, norm=None, activation=None))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The sum of branch and shortcut."""
-        return self.body(x) + self.shortcut(x)
 
 
 def _check_attention(attention: int | None, sizes: list[int]) -> None:
@@ -114,6 +114,8 @@ class Generator(nn.Module):
         UserError: an argument out of range.
     """
 
+    initialise = init_he
+
     def __init__(
         self, image_size: int = 64, latent_dim: int = 128, width: int = 64, attention: int | None = None
     ) -> None:
@@ -133,13 +135,9 @@ class Generator(nn.Module):
         output = ConvBlock(width, 3, padding=1, norm=None, activation=nn.Tanh)
         self.layers = nn.Sequential(*layers, nn.BatchNorm2d(width), nn.ReLU(), output)
 
-    def initialise(self, seed: int) -> None:
-        """Draw the weights (He et al. 2015)."""
-        init_he(self, seed)
-
     def forward(self, z: Tensor) -> Tensor:
         """Images of the latents."""
-        return self.layers(z[:, :, None, None])  # (N, 3, image_size, image_size)
+        return self.layers(z[:, :, None, None])
 
 
 class Discriminator(nn.Module):
@@ -155,6 +153,7 @@ class Discriminator(nn.Module):
     """
 
     judges_pixels = False
+    initialise = init_he
 
     def __init__(self, image_size: int = 64, width: int = 64, attention: int | None = None) -> None:
         super().__init__()
@@ -167,15 +166,10 @@ class Discriminator(nn.Module):
             layers.append(DownResBlock(narrow, wide, first=not layers))
             if size == attention:
                 layers.append(SelfAttention(wide))
-        layers += [DownResBlock(widths[-1], widths[-1], halve=False), nn.ReLU()]
-        self.layers = nn.Sequential(*layers)
+        self.layers = nn.Sequential(*layers, DownResBlock(widths[-1], widths[-1], halve=False), nn.ReLU())
         self.head = ConvBlock(widths[-1], 1, kernel=1, norm=None, activation=None)
         apply_spectral_norm(self)
 
-    def initialise(self, seed: int) -> None:
-        """Draw the weights (He et al. 2015)."""
-        init_he(self, seed)
-
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the images."""
-        return self.head(self.layers(x).sum((2, 3), keepdim=True)).flatten()  # (N,)
+        return self.head(self.layers(x).sum((2, 3), keepdim=True)).flatten()

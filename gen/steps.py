@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -99,15 +99,8 @@ def discriminator_step(
         probabilities where the loss has them, else mean logits), d_accuracy, d_sign (mean decision on the reals, -1 to
         1), and the penalties in use, without their factors.
     """
-    rows = []
-    for place, (batch, fake) in enumerate(zip(batches, fakes, strict=True)):
-        with _exchanged(accelerator, discriminator, last=place == len(batches) - 1):
-            loss, row = discriminator_loss(discriminator, batch, fake, objective)
-            (loss / len(batches)).backward()
-        rows.append(row)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return _mean(rows)
+    losses = (discriminator_loss(discriminator, *pair, objective) for pair in zip(batches, fakes, strict=True))
+    return _update(discriminator, optimizer, losses, len(batches), accelerator)
 
 
 def discriminator_loss(
@@ -127,13 +120,8 @@ def discriminator_loss(
     seen_real, seen_fake = objective.shown(real, batch, "real"), objective.shown(fake, batch, "fake")
     real_logits, fake_logits = discriminator(seen_real), discriminator(seen_fake)
     loss = torch.stack(list(map(objective.loss.discriminator, real_logits, fake_logits))).sum()
-    values = {}
-    for name, penalty in penalties.items():
-        values[name] = penalty.compute(
-            DiscriminatorPass(
-                discriminator, real, fake, seen_real, seen_fake, real_logits, fake_logits, batch.draws.get(name)
-            )
-        )
+    made = DiscriminatorPass(discriminator, real, fake, seen_real, seen_fake, real_logits, fake_logits, batch.draws)
+    values = {name: penalty.compute(made) for name, penalty in penalties.items()}
     total = loss + sum(objective.penalties[name] * value for name, value in values.items())
     row = {"d_loss": loss.detach(), **_answers(objective.loss, real_logits[0].detach(), fake_logits[0].detach())}
     return total, row | {name: value.detach() for name, value in values.items()}
@@ -159,18 +147,13 @@ def generator_step(
     Returns:
         Detached scalar on the device: g_loss, the mean over the batches.
     """
-    rows = []
     discriminator.requires_grad_(False)
-    for place, batch in enumerate(batches):
-        with _exchanged(accelerator, generator, last=place == len(batches) - 1):
-            fake = generator(batch.z) if fakes is None else fakes[place]
-            loss = generator_loss(discriminator, batch, fake, objective)
-            (loss / len(batches)).backward()
-        rows.append({"g_loss": loss.detach()})
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    images = (generator(batch.z) for batch in batches) if fakes is None else fakes
+    losses = (generator_loss(discriminator, *pair, objective) for pair in zip(batches, images, strict=True))
+    results = ((loss, {"g_loss": loss.detach()}) for loss in losses)
+    row = _update(generator, optimizer, results, len(batches), accelerator)
     discriminator.requires_grad_(True)
-    return _mean(rows)
+    return row
 
 
 def generator_loss(discriminator: nn.Module, batch: Batch, fake: Tensor, objective: Objective = PLAIN) -> Tensor:
@@ -178,32 +161,36 @@ def generator_loss(discriminator: nn.Module, batch: Batch, fake: Tensor, objecti
 
     A paired loss compares with the reals that D has just learnt from, which saves a batch; R3GAN draws others.
     """
-    logits = discriminator(objective.shown(fake, batch, "generator"))
-    if not objective.loss.paired:
-        return torch.stack(list(map(objective.loss.generator, logits))).sum()
-    with torch.no_grad():
-        partners = discriminator(objective.shown(batch.real, batch, "real"))
-    return torch.stack(list(map(objective.loss.generator, logits, partners))).sum()
+    logits = [discriminator(objective.shown(fake, batch, "generator"))]
+    if objective.loss.paired:
+        with torch.no_grad():
+            logits.append(discriminator(objective.shown(batch.real, batch, "real")))
+    return torch.stack(list(map(objective.loss.generator, *logits))).sum()
 
 
 def _answers(loss: GanLoss, real_logits: Tensor, fake_logits: Tensor) -> dict[str, Tensor]:
     on_real, on_fake = loss.decisions(real_logits, fake_logits)
     correct = (on_real > 0).float().mean() + (on_fake < 0).float().mean()
-    return {
-        "d_real": loss.answers(real_logits).mean(),
-        "d_fake": loss.answers(fake_logits).mean(),
-        "d_accuracy": correct / 2,
-        "d_sign": on_real.mean(),
-    }
+    means = {"d_real": loss.answers(real_logits).mean(), "d_fake": loss.answers(fake_logits).mean()}
+    return means | {"d_accuracy": correct / 2, "d_sign": on_real.mean()}
 
 
-def _exchanged(
-    accelerator: Accelerator | None, network: nn.Module, last: bool
-) -> contextlib.AbstractContextManager[None]:
-    """Processes average their gradients only in the last backward pass of a step."""
-    return contextlib.nullcontext() if accelerator is None or last else accelerator.no_sync(network)
-
-
-def _mean(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Means of the statistics of equal parts."""
-    return rows[0] if len(rows) == 1 else {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}
+def _update(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    results: Iterable[tuple[Tensor, dict[str, Tensor]]],
+    count: int,
+    accelerator: Accelerator | None,
+) -> dict[str, Tensor]:
+    """Step on the mean of `count` losses, made one at a time; the means of the statistics that come with them."""
+    results, rows = iter(results), []
+    for place in range(count):
+        # Processes average their gradients only in the last backward pass.
+        alone = accelerator is not None and place < count - 1
+        with accelerator.no_sync(network) if alone else contextlib.nullcontext():  # type: ignore[union-attr]
+            loss, row = next(results)
+            (loss / count).backward()
+        rows.append(row)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return rows[0] if count == 1 else {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}

@@ -1,7 +1,4 @@
-"""Train a GAN on a prepared data set: `accelerate launch --quiet -m gen.train data=data/celeba name=first`.
-
-validate, build, load, then: step / statistics / samples / checkpoint, until `total_images` have been seen.
-"""
+"""Train a GAN on a prepared data set: `accelerate launch --quiet -m gen.train data=data/celeba name=first`."""
 
 from __future__ import annotations
 
@@ -22,10 +19,7 @@ from gen.trainer import SampleGrid, Trainer, panels
 
 
 def make_callbacks(config: TrainConfig) -> list[Callback]:
-    """Grids, scores if wanted, and curves.
-
-    The score's callback is named by the configuration (`eval.online.OnlineScore`), since `gen` does not import `eval`.
-    """
+    """Grids, scores if wanted (by the callback that the configuration names: `gen` does not import `eval`), curves."""
     scores = []
     if config.eval.every:
         section = as_dict(config.eval)
@@ -36,9 +30,7 @@ def make_callbacks(config: TrainConfig) -> list[Callback]:
 def run_training(config: TrainConfig) -> RunFolder:
     """Train as `config` says, from the start or from where the run stands, and return its folder.
 
-    Raises:
-        UserError: settings, data or run folder that do not fit.
-        Interrupted: stopped on request, after saving.
+    Raises UserError for settings, data or a run folder that do not fit, and what `run_loop` raises.
     """
     data = PreparedData.open(config.data)
     validate(config, data, process_count())

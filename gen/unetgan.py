@@ -1,9 +1,6 @@
 """A U-Net as discriminator: one logit for the image and one for every pixel (Schoenfeld, Schiele & Khoreva 2020,
-https://arxiv.org/abs/2002.12655), and the CutMix images on which its pixel decisions are kept consistent. The paper
-also trains D to call mixed images fake and to tell their parts apart, more and more often over the first epochs. This
-is left out here.
-
-The U-Net is made of the segmenter's blocks, with spectral norm instead of batch norm. Its generator is `gen.resnet`'s.
+https://arxiv.org/abs/2002.12655), and the CutMix images on which its pixel decisions are kept consistent. Unlike in the
+paper, D is not trained to call mixed images fake or to tell their parts apart. Its generator is `gen.resnet`'s.
 """
 
 from __future__ import annotations
@@ -37,6 +34,7 @@ class Discriminator(nn.Module):
     """
 
     judges_pixels = True
+    initialise = init_he
 
     def __init__(self, image_size: int = 64, width: int = 64) -> None:
         super().__init__()
@@ -50,10 +48,6 @@ class Discriminator(nn.Module):
         self.image_head = ConvBlock(widths[-1], 1, kernel=1, norm=None, activation=None)
         self.pixel_head = ConvBlock(width, 1, kernel=1, norm=None, activation=None)
         apply_spectral_norm(self)
-
-    def initialise(self, seed: int) -> None:
-        """Draw the weights (He et al. 2015)."""
-        init_he(self, seed)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the images (N,)."""
@@ -69,8 +63,7 @@ class Discriminator(nn.Module):
         return image_logits, self.pixel_head(y).squeeze(1)
 
     def _encode(self, x: Tensor) -> list[Tensor]:
-        """The maps of all levels, finest first."""
-        levels: list[Tensor] = []
+        levels: list[Tensor] = []  # finest first
         for block in self.down:
             levels.append(block(self.pool(levels[-1]) if levels else x))
         return levels
@@ -100,10 +93,7 @@ def cutmix(real: Tensor, fake: Tensor, masks: Tensor) -> Tensor:
 
 
 def consistency(mixed: Tensor, real: Tensor, fake: Tensor, masks: Tensor) -> Tensor:
-    """Mean squared difference between the pixel logits of mixed images and the mixture of the logits (section 3.2).
-
-    Args:
-        mixed, real, fake: pixel logits (N, H, W) of `cutmix` images and of what they were mixed from.
-        masks: (N, 1, H, W).
+    """Mean squared difference between the pixel logits (N, H, W) of mixed images and the mixture of the logits of
+    their parts under the same masks (N, 1, H, W) (section 3.2).
     """
     return (mixed - cutmix(real[:, None], fake[:, None], masks)[:, 0]).square().mean()

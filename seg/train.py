@@ -1,7 +1,4 @@
-"""Train a U-Net on pictures with masks: `accelerate launch --quiet -m seg.train data=data/faces name=first`.
-
-validate, build, load, then: step / statistics / evaluation / checkpoint, until `total_images` have been seen.
-"""
+"""Train a U-Net on pictures with masks: `accelerate launch --quiet -m seg.train data=data/faces name=first`."""
 
 from __future__ import annotations
 
@@ -21,9 +18,7 @@ from seg.trainer import LAST_NAME, PANELS, Trainer, Validation
 def run_training(config: TrainConfig) -> RunFolder:
     """Train as `config` says, from the start or from where the run stands, and return its folder.
 
-    Raises:
-        UserError: settings, data or run folder that do not fit.
-        Interrupted: stopped on request, after saving.
+    Raises UserError for settings, data or a run folder that do not fit, and what `run_loop` raises.
     """
     data = PreparedData.open(config.data)
     validate(config, data, process_count())

@@ -13,7 +13,7 @@ from core.cli.errors import UserError
 from core.nn.model_file import build_model, load_model, save_model
 from core.training.checkpoint import Checkpoints
 from gen import dcgan, r3gan, resnet, unetgan
-from gen.penalties import float32_logits, r1
+from gen.penalties import float32_logits, zero_centred
 from gen.resnet import SelfAttention, level_widths
 from gen.unetgan import consistency, cutmix, cutmix_masks
 
@@ -110,14 +110,14 @@ def test_second_derivatives_of_every_discriminator(network):
     x = noise(2, 3, 32, 32).double()
     parameters = list(network.parameters())
     direction = [noise(*p.shape, seed=place).double() * p.abs().mean() for place, p in enumerate(parameters)]
-    gradients = torch.autograd.grad(r1(*float32_logits(network, x)), parameters, allow_unused=True)
+    gradients = torch.autograd.grad(zero_centred(*float32_logits(network, x)), parameters, allow_unused=True)
     slope = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True) if g is not None).item()
     values = []
     for step in (1e-8, -2e-8):  # to one side, then from there to the other
         with torch.no_grad():
             for p, d in zip(parameters, direction, strict=True):
                 p += step * d
-        values.append(r1(*float32_logits(network, x)).item())
+        values.append(zero_centred(*float32_logits(network, x)).item())
     assert abs(slope) > 0 and slope == pytest.approx((values[0] - values[1]) / 2e-8, rel=1e-4)
 
 

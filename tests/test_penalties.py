@@ -9,9 +9,8 @@ from gen.penalties import (
     float32_logits,
     gradient_penalty,
     mixing_weights,
-    r1,
-    r2,
     squared_gradients,
+    zero_centred,
 )
 
 
@@ -35,13 +34,12 @@ def smooth_network(seed=0):
     return net.double()
 
 
-@pytest.mark.parametrize("penalty", [r1, r2])
-def test_closed_forms(penalty):
+def test_closed_forms():
     weight = images(1, seed=1)[0]
     x, logits = float32_logits(linear(weight), images())
-    assert penalty(x, logits).item() == pytest.approx(weight.square().sum().item())
+    assert zero_centred(x, logits).item() == pytest.approx(weight.square().sum().item())
     x, logits = float32_logits(half_square, images())
-    assert penalty(x, logits).item() == pytest.approx(images().square().sum().item() / 4)
+    assert zero_centred(x, logits).item() == pytest.approx(images().square().sum().item() / 4)
     assert torch.allclose(squared_gradients(x, half_square(x)), images().square().sum((1, 2, 3)))
 
 
@@ -70,7 +68,7 @@ def by_parameters(of_network):
 
 def test_second_derivatives_are_those_of_finite_differences():
     def by_r1(network):
-        return r1(*float32_logits(network, images(2)))
+        return zero_centred(*float32_logits(network, images(2)))
 
     def by_gradient_penalty(network):
         return gradient_penalty(network, images(2), images(2, seed=3), torch.tensor([0.3, 0.8]).double())
@@ -102,21 +100,21 @@ def test_a_flat_discriminator_has_a_penalty_with_finite_gradients():
 
 def test_the_means_of_two_halves_average_to_the_whole():
     net = smooth_network()
-    parts = [r1(*float32_logits(net, part)) for part in (images(), images()[:2], images()[2:])]
+    parts = [zero_centred(*float32_logits(net, part)) for part in (images(), images()[:2], images()[2:])]
     assert torch.allclose(parts[0], (parts[1] + parts[2]) / 2)
     assert parts[1].item() != pytest.approx(parts[2].item())
 
 
 def test_penalties_within_autocast_are_computed_in_float32():
     net, x = smooth_network().float(), images().float()
-    expected = r1(*float32_logits(net, x))
+    expected = zero_centred(*float32_logits(net, x))
     mixed = gradient_penalty(net, x, -x, torch.full((4,), 0.25))
     with torch.autocast("cpu", torch.bfloat16):
         leaf, logits = float32_logits(net, x)
-        inside = r1(leaf, logits)
+        inside = zero_centred(leaf, logits)
         assert logits.dtype == inside.dtype == torch.float32
         assert torch.equal(gradient_penalty(net, x, -x, torch.full((4,), 0.25)), mixed)
-        rough = r1(leaf, net(leaf))
+        rough = zero_centred(leaf, net(leaf))
     assert torch.equal(inside, expected) and not torch.equal(rough, expected)
     leaf, logits = float32_logits(net, x.bfloat16())
     assert leaf.dtype == logits.dtype == torch.float32

@@ -12,14 +12,17 @@ from torch import nn
 from core.cli.console import say
 from core.cli.files import digest_of, read_json, write_json
 from core.nn.model_file import load_model, save_model
+from core.training.checkpoint import Stateful
 from core.training.curves import Panel
 from core.training.rundir import RunFolder
 
 BEST_NAME, BEST_FACTS = "best.safetensors", "best.json"
 
 
-class Best:
+class Best(Stateful):
     """The best score so far, the images seen by then, and the number of evaluations since."""
+
+    STATE = ("higher_is_better", "score", "images_seen", "since")
 
     def __init__(self, higher_is_better: bool) -> None:
         self.higher_is_better = higher_is_better
@@ -34,21 +37,12 @@ class Best:
         self.since += 1
         return False
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs."""
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
-        vars(self).update(state)
-
 
 class BestWeights:
     """The weights with the lowest score so far: best.safetensors and, to read, best.json (on process 0).
 
-    They are held in memory and written just before the next checkpoint. A killed run continues from its last
-    checkpoint, so it seldom leaves weights of steps that are then done again and, on a GPU, with another result: only
-    if it is killed between the two writes.
+    They are held in memory and written just before the next checkpoint: a killed run continues from its last
+    checkpoint, and what it repeats may turn out differently on a GPU.
 
     Files that no longer fit are renamed to best-IMAGES.*, with a note, and the search starts again: those with a score
     on other terms, and those of more images than the checkpoint has, as after a damaged checkpoint.
@@ -66,14 +60,12 @@ class BestWeights:
         self.folder, self.terms = folder, terms
         self.best = Best(higher_is_better=False)
         self._waiting: tuple[nn.Module, dict[str, Any], dict[str, Any]] | None = None
-        if (folder / BEST_NAME).exists():
-            self._continue(images_seen)
-
-    def _continue(self, images_seen: int) -> None:
-        _, info = load_model(self.folder / BEST_NAME)
+        if not (folder / BEST_NAME).exists():
+            return
+        _, info = load_model(folder / BEST_NAME)
         stored = dict(info.get("score", {}))
         score = stored.pop("value", None)
-        differing = sorted(key for key in stored.keys() | self.terms.keys() if stored.get(key) != self.terms.get(key))
+        differing = sorted(key for key in stored.keys() | terms.keys() if stored.get(key) != terms.get(key))
         if info["images_seen"] > images_seen:
             self._set_aside(info["images_seen"], f"training continues before it, at {images_seen:,}")
         elif differing:
@@ -93,8 +85,7 @@ class BestWeights:
     def offer(self, score: float, model: nn.Module, recipe: dict[str, Any], info: dict[str, Any]) -> bool:
         """Keep a copy of these weights if their score is the lowest so far, and say whether it is.
 
-        Args:
-            recipe, info: as for `core.nn.model_file.save_model`; `info` holds `images_seen`.
+        `recipe` and `info` are as for `core.nn.model_file.save_model`; `info` holds `images_seen`.
         """
         if not self.best.improved(score, info["images_seen"]):
             return False
@@ -102,11 +93,7 @@ class BestWeights:
         return True
 
     def write(self) -> None:
-        """Write what is held in memory, if anything.
-
-        Raises:
-            UserError: it cannot be written.
-        """
+        """Write what is held in memory, if anything. Raises UserError where that fails."""
         if self._waiting is None:
             return
         model, recipe, info = self._waiting
@@ -133,11 +120,7 @@ def score_panel(rows: list[dict[str, Any]]) -> list[Panel]:
 
 
 def best_so_far(run: RunFolder) -> str | None:
-    """Where the best weights are, their score and the last one, in a line; None where there are none.
-
-    Raises:
-        UserError: best.json is damaged.
-    """
+    """Where the best weights are, their score and the last one, in a line; None where there are none."""
     if not (run.path / BEST_FACTS).exists():
         return None
     best = read_json(run.path / BEST_FACTS)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
+import copy
 import zlib
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 
@@ -14,24 +15,37 @@ from core.cli.console import warn
 from core.cli.errors import UserError
 from core.cli.files import atomic_path
 
+KEEP = 2  # checkpoints: a damaged newest one costs one interval and not the run
+# What reading a damaged zip archive or pickle is known to raise, depending on where the flipped bit is.
+_DAMAGE = (OSError, EOFError, RuntimeError, ValueError, LookupError, UnpicklingError, BadZipFile, zlib.error)
+
+
+class Stateful:
+    """An object whose state in a checkpoint is the attributes named by `STATE`."""
+
+    STATE: tuple[str, ...]
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of the state."""
+        return {name: copy.copy(getattr(self, name)) for name in self.STATE}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        vars(self).update({name: copy.copy(state[name]) for name in self.STATE})
+
 
 class Checkpoints:
-    """The folder state/ of a run: one file per saved moment, named by the images seen.
+    """The folder state/ of a run, made on the first save: one file per saved moment, named by the images seen."""
 
-    Args:
-        folder: where the files live; made on the first save.
-        keep: how many to keep; with two, a damaged newest one costs one interval and not the run.
-    """
-
-    def __init__(self, folder: str | Path, keep: int = 2) -> None:
-        self.folder, self.keep = Path(folder), keep
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
 
     def files(self) -> list[Path]:
         """Checkpoint files, oldest first."""
         return sorted(self.folder.glob("*.pt"))
 
     def save(self, images_seen: int, state: dict[str, Any]) -> Path:
-        """Write `state` atomically, then remove checkpoints beyond `keep`.
+        """Write `state` atomically, then remove old checkpoints.
 
         Raises:
             UserError: it cannot be written; earlier checkpoints are untouched.
@@ -42,14 +56,12 @@ class Checkpoints:
                 torch.save(state, temporary)
             except RuntimeError as error:  # how torch reports a full disk
                 raise OSError(f"{' '.join(str(error).split())[:200]}; is the disk full?") from error
-        for old in self.files()[: -self.keep]:
+        for old in self.files()[:-KEEP]:
             old.unlink()
         return path
 
     def load_newest(self) -> dict[str, Any] | None:
-        """The newest checkpoint that is intact, on the CPU; None when there is none at all.
-
-        Warns about a damaged one and tries the next older one.
+        """The newest intact checkpoint, on the CPU, with a warning about damaged ones; None when there is none at all.
 
         Raises:
             UserError: there are checkpoints, but none is intact.
@@ -71,23 +83,9 @@ class Checkpoints:
             path.unlink()
 
 
-# What reading a damaged zip archive or pickle is known to raise, depending on where the flipped bit is.
-_DAMAGE = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    NotImplementedError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-
-
 def _read(path: Path) -> dict[str, Any]:
     """A checkpoint, after verifying the checksums of the zip archive that `torch.save` wrote."""
-    with zipfile.ZipFile(path) as archive:
+    with ZipFile(path) as archive:
         if member := archive.testzip():
             raise ValueError(f"checksum of {member}")
     state = torch.load(path, map_location="cpu", weights_only=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+
+from core.training.checkpoint import Stateful
 
 
 class NonFiniteError(Exception):
@@ -14,21 +14,22 @@ class NonFiniteError(Exception):
 
     def __init__(self, step: int, name: str, value: float) -> None:
         super().__init__(f"{name} is {value}")
-        self.step, self.name, self.value = step, name, value
+        self.step, self.name = step, name
 
 
-class MeanMeter:
+class MeanMeter(Stateful):
     """Running means of named scalars over steps and ranks, without synchronising with the device in every step.
 
     Scalars stay on the device until `fold`. They are added step by step in float64, so the result depends neither on
-    when `fold` is called nor on an interruption in between.
+    when `fold` is called nor on an interruption in between. Call it before `state_dict`.
     """
+
+    STATE = ("sums", "steps")
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
         self.pending: list[Tensor] = []
-        self.sums = [0.0] * len(names)
-        self.steps = 0
+        self.reset()
 
     def add(self, scalars: dict[str, Tensor]) -> None:
         """Add the scalars of one step."""
@@ -58,14 +59,6 @@ class MeanMeter:
     def reset(self) -> None:
         """Start a new interval."""
         self.sums, self.steps = [0.0] * len(self.names), 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs (call `fold` before)."""
-        return {"sums": list(self.sums), "steps": self.steps}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
-        self.sums, self.steps = list(state["sums"]), int(state["steps"])
 
 
 def is_due(before: int, after: int, every: int) -> bool:
