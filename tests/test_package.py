@@ -303,7 +303,7 @@ def test_command_refuses_what_makes_no_sense(
         (["run", "--student-number", NUMBER, "--seed", -1], "--seed must not be negative"),
         ([__file__, "--student-number", NUMBER], "--check"),
         ([thousand], "--student-number"),
-        (["--check", "a", "--force"], "no other argument"),
+        (["--check", "a", "--force"], "cannot be combined"),
         ([], "--check ARCHIVE"),
     ):
         assert command(monkeypatch, *arguments) == 1
