@@ -58,11 +58,7 @@ _MAX_PIXELS = 1 << 20
 
 
 def require_student_number(student_number: str) -> str:
-    """Return the student number if it is well-formed: 5 to 12 digits, after at most one letter.
-
-    Raises:
-        UserError: it is not.
-    """
+    """Return the student number, or raise `UserError` unless it is 5 to 12 digits after at most one letter."""
     if not _STUDENT_NUMBER.fullmatch(student_number):
         name = shown(student_number)
         raise UserError(f"student number {name!r} must be 5 to 12 digits, with at most one letter before")
@@ -80,8 +76,7 @@ class FolderContent(NamedTuple):
 def read_folder(folder: Path, on_file: Callable[[int, int], None] = lambda done, total: None) -> FolderContent:
     """Read the files of a folder, except for what operating systems leave behind (.DS_Store, Thumbs.db, ...).
 
-    Args:
-        on_file: called with the numbers of files done and in all.
+    `on_file` is called with the numbers of files done and in all.
 
     Raises:
         UserError: the folder cannot be read, or is far too large for a submission.
@@ -165,10 +160,8 @@ def _flat_files(path: Path, folder: str | None, problems: Problems) -> Files:
 def check_archive(path: str | Path, student_number: str | None = None, count: int = EXPECTED_COUNT) -> list[str]:
     """All problems of an archive; an archive without any can be handed in.
 
-    The name must be `<student number>.tar.gz`, and the images must lie in a folder `<student number>/`.
-
-    Args:
-        student_number: used instead of the one in the file name, for an archive under a temporary name.
+    The name must be `<student number>.tar.gz`, and the images must lie in a folder `<student number>/`. An archive
+    under a temporary name is checked against `student_number`.
     """
     path = Path(path)
     if not path.is_file():

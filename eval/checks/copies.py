@@ -16,20 +16,17 @@ from eval.checks.verdicts import BLOCK, Check, Figures, Finding, as_many, conclu
 # all pixels: 15 of 74 grey levels for faces. The closest two of 1,000 faces differ by 25, noise of 5 levels by 5.
 SAME_PIXELS = 0.20
 # Shares of samples. CelebA holds a few photographs twice, up to one in 500 in parts of it, so that few are no fault.
-TWINS_DOUBT = 0.005
-TWINS_BAD = 0.01
+TWINS_DOUBT, TWINS_BAD = 0.005, 0.01
 COPIES_BAD = 0.01
 # A sample is close to a training image if it is nearer than all but this share of held-out reals.
 CLOSE = 0.01
-CLOSE_DOUBT = 0.03
-CLOSE_BAD = 0.10
+CLOSE_DOUBT, CLOSE_BAD = 0.03, 0.10
 RARE = 1e-4  # below this probability, a number of close samples is not taken for chance
 # Probability that a sample is nearer to the training set than a held-out real; 0.5 for a perfect generator.
 NEARER_DOUBT = 0.60
 CERTAIN = 4.0  # standard deviations of the rank sum
 SHRUNK = 0.95  # median distance relative to that of held-out reals; below, all distances have shrunk
-PAIRS_SHOWN = 12
-PAIRS_A_ROW = 4
+PAIRS_SHOWN, PAIRS_A_ROW = 12, 4
 
 
 def duplicates(pixels: np.ndarray, features: np.ndarray, real_features: np.ndarray | None = None) -> Check:
@@ -39,8 +36,7 @@ def duplicates(pixels: np.ndarray, features: np.ndarray, real_features: np.ndarr
     invisible noise moves Inception features as much as a different face does.
 
     Args:
-        pixels: uint8 (N, H, W, 3) of samples.
-        features: float (N, D) of the same samples.
+        pixels, features: uint8 (N, H, W, 3) and float (N, D) of samples.
         real_features: float (M, D) of reals, M at least N where possible, for their usual distance; or None.
     """
     count = len(pixels)
@@ -52,13 +48,8 @@ def duplicates(pixels: np.ndarray, features: np.ndarray, real_features: np.ndarr
     apart = np.stack([pixel_distance(pixels, pixels[others]) for others in candidates])
     twin = np.choose(apart.argmin(axis=0), candidates)
     twins = np.flatnonzero(apart.min(axis=0) <= SAME_PIXELS * _deviation(pixels))
-    figures: Figures = {
-        "samples": count,
-        "exact_duplicates": repeats,
-        "with_a_twin": len(twins),
-        "share_with_a_twin": len(twins) / count,
-        "median_distance": float(np.median(distance)),
-    }
+    figures: Figures = {"samples": count, "exact_duplicates": repeats, "with_a_twin": len(twins)}
+    figures |= {"share_with_a_twin": len(twins) / count, "median_distance": float(np.median(distance))}
     if real_features is not None and len(real_features) > 1:
         usual = nearest_among(as_many(real_features, count))[0]
         figures["median_distance_of_reals"] = float(np.median(usual))
@@ -161,14 +152,10 @@ def _against_held_out(
     """The check with the distances of held-out reals, which may add a finding."""
     z, nearer = rank_sum(distance, held_out)
     close, by_chance = _close_share(distance, held_out)
-    shrinking = float(np.median(distance) / max(np.median(held_out), 1e-12))
-    figures |= {
-        "held_out": len(held_out),
-        "median_distance_of_held_out": float(np.median(held_out)),
-        "nearer_than_1_percent_of_held_out": close,
-        "probability_nearer": nearer,
-        "z": z,
-    }
+    median = float(np.median(held_out))
+    shrinking = float(np.median(distance) / max(median, 1e-12))
+    figures |= {"held_out": len(held_out), "median_distance_of_held_out": median}
+    figures |= {"nearer_than_1_percent_of_held_out": close, "probability_nearer": nearer, "z": z}
     many_close = close > CLOSE_DOUBT and by_chance < RARE
     as_a_whole = z < -CERTAIN and nearer > NEARER_DOUBT
     # Are some samples still exceptionally near after scaling all distances to the median of the held-out ones?
@@ -195,11 +182,12 @@ def _against_held_out(
             "images, or use an earlier checkpoint."
         )
         findings.append(Finding("bad" if close > CLOSE_BAD else "doubt", headline, advice))
-    told = "farther from the training images than" if z > CERTAIN else "about as far from the training images as"
+    told, more = "about as far from the training images as", ""
+    if z > CERTAIN:
+        told, more = "farther from the training images than", " Farther means that they do not look like the data yet."
     fine = (
         f"No sample is a copy: {percent(close)} are nearer to a training image than 1% of held-out reals are.",
-        f"As a whole they are {told} held-out reals (z = {z:.1f}; below -{CERTAIN:.0f} would "
-        "mean copying)." + (" Farther means that they do not look like the data yet." if z > CERTAIN else ""),
+        f"As a whole they are {told} held-out reals (z = {z:.1f}; below -{CERTAIN:.0f} would mean copying).{more}",
     )
     return conclude("memorisation", findings, fine, figures, shown)
 
