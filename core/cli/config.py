@@ -24,7 +24,6 @@ from core.cli.errors import UserError, reports_errors
 from core.cli.help import help_text
 
 Schema = TypeVar("Schema")
-
 # With Hydra's own flags: no log files, no folders.
 PLAIN_HYDRA = ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled", "hydra.output_subdir=null"]
 PLAIN_HYDRA += ["hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=."]

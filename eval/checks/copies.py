@@ -28,6 +28,9 @@ CERTAIN = 4.0  # standard deviations of the rank sum
 SHRUNK = 0.95  # median distance relative to that of held-out reals; below, all distances have shrunk
 PAIRS_SHOWN, PAIRS_A_ROW = 12, 4
 
+Nearest = tuple[np.ndarray, np.ndarray]  # distances and indices
+Reader = Callable[[np.ndarray], np.ndarray]
+
 
 def duplicates(pixels: np.ndarray, features: np.ndarray, real_features: np.ndarray | None = None) -> Check:
     """Whether samples are equal to other samples, or nearly so.
@@ -87,10 +90,7 @@ def _duplicate_findings(count: int, repeats: int, twins: int) -> Iterator[Findin
 
 
 def memorisation(
-    pixels: np.ndarray,
-    train_nearest: tuple[np.ndarray, np.ndarray],
-    held_out_nearest: tuple[np.ndarray, np.ndarray] | None,
-    read_train: Callable[[np.ndarray], np.ndarray],
+    pixels: np.ndarray, train_nearest: Nearest, held_out_nearest: Nearest | None, read_train: Reader
 ) -> Check:
     """Whether samples are nearer to training images than real images that the generator has never seen.
 
@@ -132,17 +132,14 @@ def memorisation(
     return Check("memorisation", "skipped", headline, details, figures, shown)
 
 
-def _distance_from_originals(
-    pixels: np.ndarray, index: np.ndarray, read_train: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray:
+def _distance_from_originals(pixels: np.ndarray, index: np.ndarray, read_train: Reader) -> np.ndarray:
     """Distance in pixels of each sample from its training image, (N,), reading a block of images at a time."""
     apart = []
     for start in range(0, len(pixels), BLOCK):
         block = pixels[start : start + BLOCK]
         originals = _at_size(read_train(index[start : start + BLOCK]), pixels.shape[1:3])
         # A generator trained with mirrored images copies these as well.
-        mirrored = pixel_distance(block[:, :, ::-1], originals)
-        apart.append(np.minimum(pixel_distance(block, originals), mirrored))
+        apart.append(np.minimum(pixel_distance(block, originals), pixel_distance(block[:, :, ::-1], originals)))
     return np.concatenate(apart)
 
 
@@ -162,10 +159,8 @@ def _against_held_out(
     rest_close, rest_chance = _close_share(distance / shrinking, held_out) if shrinking > 0 else (1.0, 0.0)
     exceptional = rest_close > CLOSE_DOUBT and rest_chance < RARE
     if (many_close or as_a_whole) and shrinking < SHRUNK and not exceptional and not findings:
-        headline = (
-            f"All samples lie nearer to the training images than held-out reals do (median {shrinking:.2f} times as "
-            "far), no single pair stands out."
-        )
+        nearer_all = "All samples lie nearer to the training images than held-out reals do"
+        headline = f"{nearer_all} (median {shrinking:.2f} times as far), no single pair stands out."
         advice = (
             "Copying is not the only explanation: blurred samples, or ones enlarged from half the size, lie nearer to "
             "everything because they lack detail. See what the pixel check says of sharpness, and look at the pairs: "

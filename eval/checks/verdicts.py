@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -56,8 +56,7 @@ class Check:
     pictures: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """A problem: how bad, what (one sentence), what it means and what to do (a few sentences)."""
 
     verdict: Verdict
@@ -168,10 +167,8 @@ def mode_collapse(
             findings.append(Finding("bad" if ratio < COVERAGE_BAD else "doubt", headline, FEW[bool(findings)]))
         covered = f" They cover {percent(coverage)} of the data's neighbourhoods."
     headline = f"The samples are about as varied as {count:,} real images."
-    worth = (
-        f"Counted by neighbourhoods, they are worth {distinct:,.0f} different pictures (reals: {real_distinct:,.0f})."
-    )
-    return conclude("mode collapse", findings, (headline, worth + covered), figures, shown)
+    worth = f"they are worth {distinct:,.0f} different pictures (reals: {real_distinct:,.0f}).{covered}"
+    return conclude("mode collapse", findings, (headline, f"Counted by neighbourhoods, {worth}"), figures, shown)
 
 
 def thumbnails(pixels: np.ndarray) -> np.ndarray:
