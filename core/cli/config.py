@@ -1,7 +1,7 @@
 """Commands that are configured by conf/*.yaml and `key=value` words.
 
 Hydra composes the configuration. Its own main function would report a mistyped key in several lines and accept a word
-where a number belongs; here every mistake is a `UserError` of one line, and a dataclass checks the types.
+where a number belongs; here every mistake is one line, and a dataclass checks the types.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from core.cli.errors import UserError, reports_errors
 from core.cli.help import help_text
 
 Schema = TypeVar("Schema")
-
 # With Hydra's own flags: no log files, no folders.
 PLAIN_HYDRA = ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled", "hydra.output_subdir=null"]
 PLAIN_HYDRA += ["hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=."]
@@ -70,11 +69,7 @@ def config_command(config_name: str, schema: type[Schema]) -> Callable[[Callable
 
 
 def compose(config_name: str, overrides: list[str]) -> DictConfig:
-    """Compose conf/<config_name>.yaml with `key=value` overrides.
-
-    Raises:
-        UserError: a key, group or value that does not exist, in one line.
-    """
+    """Compose conf/<config_name>.yaml with `key=value` overrides; a `UserError` if one of them does not exist."""
     with hydra.initialize_config_module("conf", version_base="1.3"):
         try:
             return hydra.compose(config_name, overrides)
@@ -86,15 +81,13 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
 def typed(config: DictConfig, schema: type[Schema]) -> Schema:
     """Resolve `config` into an instance of the dataclass `schema`.
 
-    Raises:
-        UserError: a required key is missing, a value has the wrong type or an interpolation fails.
+    A missing key, a value of the wrong type or a failing interpolation is a `UserError`.
     """
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise UserError(f"missing {', '.join(missing)}: give {' '.join(f'{key}=...' for key in missing)} (see --help)")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), config)
-        result = OmegaConf.to_object(merged)
+        result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), config))
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{getattr(error, 'full_key', None) or 'configuration'}: {reason}") from error

@@ -4,37 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from rich import progress
 from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
 # Standard output is for results alone, so that `command > file` stores nothing else.
 console = Console(stderr=True)
 
 
-class RateColumn(ProgressColumn):
+class RateColumn(progress.ProgressColumn):
     """Recent speed in units per second."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
         self.unit = unit
 
-    def render(self, task: Task) -> Text:
+    def render(self, task: progress.Task) -> Text:
         """The speed of a task; a dash before its first update."""
         speed = task.finished_speed or task.speed
         return Text(f"{speed:,.1f} {self.unit}/s" if speed else f"- {self.unit}/s", style="cyan")
 
 
-class StatusProgress(Progress):
+class StatusProgress(progress.Progress):
     """A progress bar with a line of text below it: beside it, there is no room on 80 columns."""
 
     status = ""
@@ -48,18 +39,9 @@ class StatusProgress(Progress):
 
 def progress_bar(unit: str = "images", *, quiet: bool = False) -> StatusProgress:
     """A bar with description, count, rate, elapsed and remaining time; `quiet` hides it, as on ranks other than 0."""
-    return StatusProgress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=12),
-        MofNCompleteColumn(),
-        RateColumn(unit),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=quiet,
-        speed_estimate_period=60,
-    )
+    done = [progress.TextColumn("{task.description}"), progress.BarColumn(bar_width=12), progress.MofNCompleteColumn()]
+    times = [progress.TimeElapsedColumn(), progress.TextColumn("left"), progress.TimeRemainingColumn()]
+    return StatusProgress(*done, RateColumn(unit), *times, console=console, disable=quiet, speed_estimate_period=60)
 
 
 def say(text: str, style: str | None = None) -> None:

@@ -43,14 +43,11 @@ def reports_errors(command: Callable[..., Any]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except UserError as error:
-            _tell(f"error: {error}")
-            sys.exit(EXIT_USER_ERROR)
+            _stop(f"error: {error}", EXIT_USER_ERROR)
         except Interrupted as stop:
-            _tell(f"interrupted: {stop}")
-            sys.exit(EXIT_INTERRUPTED)
+            _stop(f"interrupted: {stop}", EXIT_INTERRUPTED)
         except KeyboardInterrupt:
-            _tell("interrupted")
-            sys.exit(EXIT_INTERRUPTED)
+            _stop("interrupted", EXIT_INTERRUPTED)
         except BrokenPipeError:
             # Whoever read our output, such as `| head`, has closed it: no error, and no one left to tell.
             sys.stderr.close()
@@ -59,7 +56,8 @@ def reports_errors(command: Callable[..., Any]) -> Callable[..., None]:
     return wrapped
 
 
-def _tell(line: str) -> None:
-    """Print on standard error, from the first process only: all of them usually meet the same error."""
+def _stop(line: str, code: int) -> NoReturn:
+    """Exit with a line on standard error, from the first process only: all of them usually meet the same error."""
     if os.environ.get("RANK", "0") == "0":
         print(line, file=sys.stderr)
+    sys.exit(code)

@@ -17,8 +17,7 @@ from core.cli.errors import UserError
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`: on success it is flushed to disk and renamed, on failure removed.
 
-    Raises:
-        UserError: the folder cannot be created or written to.
+    A folder that cannot be created or written to is a `UserError`.
     """
     path = Path(path)
     # The process id keeps two processes from writing to the same temporary file.
@@ -43,19 +42,14 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        UserError: the file is missing, unreadable or not JSON.
-    """
+    """Read a JSON file; a `UserError` if it is missing, unreadable or not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}); it is damaged or was not written by this program"
-        ) from error
+        advice = "it is damaged or was not written by this program"
+        raise UserError(f"{path} is not valid JSON ({error}); {advice}") from error
 
 
 def digest_of(key: Any) -> str:
@@ -70,11 +64,7 @@ def writable(folder: Path) -> bool:
 
 
 def sha256_of(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
+    """Hexadecimal SHA-256 of a file, read in pieces; a `UserError` if it cannot be read."""
     digest = hashlib.sha256()
     try:
         with Path(path).open("rb") as handle:

@@ -15,8 +15,10 @@ from importlib import resources
 from typing import NamedTuple
 
 COMMANDS = {"gen": "train", "seg": "seg-train", "fid": "score", "report": "report", "compare": "compare"}
-GIVE = "Settings are written key=value, on the command line."
-FLAGS = "--cfg job prints the result, --multirun tries several values (key=a,b), --hydra-help lists further flags."
+SYNTAX = (
+    "Settings are written key=value, on the command line. --cfg job prints the result, --multirun tries several values "
+    "(key=a,b), --hydra-help lists further flags."
+)
 KEY = re.compile(r"( *)(\w+):(?: +([^\s#].*?))?(?: +# (.*))?$")
 
 
@@ -112,21 +114,20 @@ def help_text(config: str, words: list[str]) -> str:
     for paragraph in read(config)[0].split("\n\n"):
         blocks.append(paragraph if paragraph.startswith(" ") else textwrap.fill(paragraph, width))
     for heading, keys in sections(config, chosen).items():
-        column = 4 + max(len(key.name) for key in keys)
+        indent = " " * (4 + max(len(key.name) for key in keys))
         rows = [textwrap.fill(heading, width)]
         for key in keys:
-            default = f" (default {key.default})" if key.default else ""
-            text = (key.help + default).replace("(default ???)", "(required)")
-            first = f"  {key.name}".ljust(column)
-            rows.append(textwrap.fill(text, width, initial_indent=first, subsequent_indent=" " * column))
+            default = " (required)" if key.default == "???" else key.default and f" (default {key.default})"
+            first = f"  {key.name}".ljust(len(indent))
+            rows.append(textwrap.fill(key.help + default, width, initial_indent=first, subsequent_indent=indent))
         blocks.append("\n".join(rows))
-    return "\n\n".join([*blocks, textwrap.fill(f"{GIVE} {FLAGS}", width)])
+    return "\n\n".join([*blocks, textwrap.fill(SYNTAX, width)])
 
 
 def markdown() -> str:
     """The page docs/config.md."""
     source = "`python -m core.cli.help > docs/config.md` writes this page from the comments in `conf/`."
-    blocks = ["# Configuration", source, f"{GIVE} {FLAGS}"]
+    blocks = ["# Configuration", source, SYNTAX]
     for config, command in COMMANDS.items():
         blocks.append(f"## facet {command}")
         for paragraph in read(config)[0].split("\n\n"):

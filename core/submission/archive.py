@@ -26,8 +26,8 @@ MAX_TOTAL_BYTES = 256 << 20
 MAX_HEADER_BYTES = 64 << 10  # extension headers (long names, pax records) are held in memory by tarfile
 
 _BLOCK = 512
-_EXTENSION_TYPES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
-_LONG_NAME_TYPES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_PAX_TYPES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_EXTENSION_TYPES = (*_PAX_TYPES, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 
 class Problems:
@@ -64,9 +64,7 @@ class _Tape:
     """
 
     def __init__(self, source: gzip.GzipFile) -> None:
-        self._source = source
-        self._total = 0
-        self.last = b""
+        self._source, self._total, self.last = source, 0, b""
 
     def read(self, size: int) -> bytes:
         """Up to `size` bytes; raises EOFError if none are left, _Refused beyond the limit."""
@@ -86,7 +84,7 @@ class _Header(tarfile.TarInfo):
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         if self.size < 0:
             raise _Refused("damaged: a member has a negative size")
-        if self.type in _EXTENSION_TYPES + _LONG_NAME_TYPES and self.size > MAX_HEADER_BYTES:
+        if self.type in _EXTENSION_TYPES and self.size > MAX_HEADER_BYTES:
             raise _Refused(f"has an extension header of {self.size:,} bytes: not read on")
         return super()._proc_member(archive)  # type: ignore[misc]
 

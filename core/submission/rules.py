@@ -30,8 +30,7 @@ from core.submission.archive import (
 
 Files = Iterable[tuple[str, bytes]]
 
-EXPECTED_COUNT = 1000
-EXPECTED_SIZE = 64
+EXPECTED_COUNT, EXPECTED_SIZE = 1000, 64
 SUFFIX = ".tar.gz"
 
 # Safe as a file name on every system, and wide enough for usual student numbers (20231234, s1234567)
@@ -44,25 +43,15 @@ _ARCHIVE_ENDINGS = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z
 _JPEG_REASON = "JPEG (JPEG artefacts change the score: save PNG)"
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_SIGNATURES = {
-    b"\xff\xd8\xff": f"named .png but really {_JPEG_REASON}",
-    b"GIF8": "named .png but really GIF: save PNG",
-    b"BM": "named .png but really BMP: save PNG",
-    b"RIFF": "named .png but really WebP: save PNG",
-    b"PK\x03\x04": "named .png but really a zip archive",
-    b"\x1f\x8b": "named .png but really a gzip archive",
-}
+_SIGNATURES = {b"PK\x03\x04": "a zip archive", b"\x1f\x8b": "a gzip archive", b"\xff\xd8\xff": _JPEG_REASON}
+_SIGNATURES |= {b"GIF8": "GIF: save PNG", b"BM": "BMP: save PNG", b"RIFF": "WebP: save PNG"}
 _COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGBA"}
 # The largest picture decoded for scoring: four times the pixels of 512x512. 1 MiB of PNG could hold 300 MB.
 _MAX_PIXELS = 1 << 20
 
 
 def require_student_number(student_number: str) -> str:
-    """Return the student number if it is well-formed: 5 to 12 digits, after at most one letter.
-
-    Raises:
-        UserError: it is not.
-    """
+    """Return the student number, or raise `UserError` unless it is 5 to 12 digits after at most one letter."""
     if not _STUDENT_NUMBER.fullmatch(student_number):
         name = shown(student_number)
         raise UserError(f"student number {name!r} must be 5 to 12 digits, with at most one letter before")
@@ -80,8 +69,7 @@ class FolderContent(NamedTuple):
 def read_folder(folder: Path, on_file: Callable[[int, int], None] = lambda done, total: None) -> FolderContent:
     """Read the files of a folder, except for what operating systems leave behind (.DS_Store, Thumbs.db, ...).
 
-    Args:
-        on_file: called with the numbers of files done and in all.
+    `on_file` is called with the numbers of files done and in all.
 
     Raises:
         UserError: the folder cannot be read, or is far too large for a submission.
@@ -165,10 +153,8 @@ def _flat_files(path: Path, folder: str | None, problems: Problems) -> Files:
 def check_archive(path: str | Path, student_number: str | None = None, count: int = EXPECTED_COUNT) -> list[str]:
     """All problems of an archive; an archive without any can be handed in.
 
-    The name must be `<student number>.tar.gz`, and the images must lie in a folder `<student number>/`.
-
-    Args:
-        student_number: used instead of the one in the file name, for an archive under a temporary name.
+    The name must be `<student number>.tar.gz`, and the images must lie in a folder `<student number>/`. An archive
+    under a temporary name is checked against `student_number`.
     """
     path = Path(path)
     if not path.is_file():
@@ -245,8 +231,8 @@ def _decode(name: str, data: bytes, side: int | None) -> np.ndarray:
     if not data:
         raise _Unfit("empty file", name)
     if not data.startswith(_PNG_SIGNATURE):
-        kinds = [kind for start, kind in _SIGNATURES.items() if data.startswith(start)]
-        raise _Unfit(kinds[0] if kinds else "named .png but not a PNG", name)
+        kinds = [f"really {kind}" for start, kind in _SIGNATURES.items() if data.startswith(start)]
+        raise _Unfit(f"named .png but {kinds[0] if kinds else 'not a PNG'}", name)
     chunks = _png_chunks(name, data)
     if chunks[0] != b"IHDR" or data[8:12] != b"\0\0\0\x0d":
         raise _Unfit("damaged PNG: save it again", name, "no header")

@@ -16,20 +16,20 @@ from eval.checks.verdicts import BLOCK, Check, Figures, Finding, as_many, conclu
 # all pixels: 15 of 74 grey levels for faces. The closest two of 1,000 faces differ by 25, noise of 5 levels by 5.
 SAME_PIXELS = 0.20
 # Shares of samples. CelebA holds a few photographs twice, up to one in 500 in parts of it, so that few are no fault.
-TWINS_DOUBT = 0.005
-TWINS_BAD = 0.01
+TWINS_DOUBT, TWINS_BAD = 0.005, 0.01
 COPIES_BAD = 0.01
 # A sample is close to a training image if it is nearer than all but this share of held-out reals.
 CLOSE = 0.01
-CLOSE_DOUBT = 0.03
-CLOSE_BAD = 0.10
+CLOSE_DOUBT, CLOSE_BAD = 0.03, 0.10
 RARE = 1e-4  # below this probability, a number of close samples is not taken for chance
 # Probability that a sample is nearer to the training set than a held-out real; 0.5 for a perfect generator.
 NEARER_DOUBT = 0.60
 CERTAIN = 4.0  # standard deviations of the rank sum
 SHRUNK = 0.95  # median distance relative to that of held-out reals; below, all distances have shrunk
-PAIRS_SHOWN = 12
-PAIRS_A_ROW = 4
+PAIRS_SHOWN, PAIRS_A_ROW = 12, 4
+
+Nearest = tuple[np.ndarray, np.ndarray]  # distances and indices
+Reader = Callable[[np.ndarray], np.ndarray]
 
 
 def duplicates(pixels: np.ndarray, features: np.ndarray, real_features: np.ndarray | None = None) -> Check:
@@ -39,8 +39,7 @@ def duplicates(pixels: np.ndarray, features: np.ndarray, real_features: np.ndarr
     invisible noise moves Inception features as much as a different face does.
 
     Args:
-        pixels: uint8 (N, H, W, 3) of samples.
-        features: float (N, D) of the same samples.
+        pixels, features: uint8 (N, H, W, 3) and float (N, D) of samples.
         real_features: float (M, D) of reals, M at least N where possible, for their usual distance; or None.
     """
     count = len(pixels)
@@ -52,13 +51,8 @@ def duplicates(pixels: np.ndarray, features: np.ndarray, real_features: np.ndarr
     apart = np.stack([pixel_distance(pixels, pixels[others]) for others in candidates])
     twin = np.choose(apart.argmin(axis=0), candidates)
     twins = np.flatnonzero(apart.min(axis=0) <= SAME_PIXELS * _deviation(pixels))
-    figures: Figures = {
-        "samples": count,
-        "exact_duplicates": repeats,
-        "with_a_twin": len(twins),
-        "share_with_a_twin": len(twins) / count,
-        "median_distance": float(np.median(distance)),
-    }
+    figures: Figures = {"samples": count, "exact_duplicates": repeats, "with_a_twin": len(twins)}
+    figures |= {"share_with_a_twin": len(twins) / count, "median_distance": float(np.median(distance))}
     if real_features is not None and len(real_features) > 1:
         usual = nearest_among(as_many(real_features, count))[0]
         figures["median_distance_of_reals"] = float(np.median(usual))
@@ -96,10 +90,7 @@ def _duplicate_findings(count: int, repeats: int, twins: int) -> Iterator[Findin
 
 
 def memorisation(
-    pixels: np.ndarray,
-    train_nearest: tuple[np.ndarray, np.ndarray],
-    held_out_nearest: tuple[np.ndarray, np.ndarray] | None,
-    read_train: Callable[[np.ndarray], np.ndarray],
+    pixels: np.ndarray, train_nearest: Nearest, held_out_nearest: Nearest | None, read_train: Reader
 ) -> Check:
     """Whether samples are nearer to training images than real images that the generator has never seen.
 
@@ -141,17 +132,14 @@ def memorisation(
     return Check("memorisation", "skipped", headline, details, figures, shown)
 
 
-def _distance_from_originals(
-    pixels: np.ndarray, index: np.ndarray, read_train: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray:
+def _distance_from_originals(pixels: np.ndarray, index: np.ndarray, read_train: Reader) -> np.ndarray:
     """Distance in pixels of each sample from its training image, (N,), reading a block of images at a time."""
     apart = []
     for start in range(0, len(pixels), BLOCK):
         block = pixels[start : start + BLOCK]
         originals = _at_size(read_train(index[start : start + BLOCK]), pixels.shape[1:3])
         # A generator trained with mirrored images copies these as well.
-        mirrored = pixel_distance(block[:, :, ::-1], originals)
-        apart.append(np.minimum(pixel_distance(block, originals), mirrored))
+        apart.append(np.minimum(pixel_distance(block, originals), pixel_distance(block[:, :, ::-1], originals)))
     return np.concatenate(apart)
 
 
@@ -161,24 +149,18 @@ def _against_held_out(
     """The check with the distances of held-out reals, which may add a finding."""
     z, nearer = rank_sum(distance, held_out)
     close, by_chance = _close_share(distance, held_out)
-    shrinking = float(np.median(distance) / max(np.median(held_out), 1e-12))
-    figures |= {
-        "held_out": len(held_out),
-        "median_distance_of_held_out": float(np.median(held_out)),
-        "nearer_than_1_percent_of_held_out": close,
-        "probability_nearer": nearer,
-        "z": z,
-    }
+    median = float(np.median(held_out))
+    shrinking = float(np.median(distance) / max(median, 1e-12))
+    figures |= {"held_out": len(held_out), "median_distance_of_held_out": median}
+    figures |= {"nearer_than_1_percent_of_held_out": close, "probability_nearer": nearer, "z": z}
     many_close = close > CLOSE_DOUBT and by_chance < RARE
     as_a_whole = z < -CERTAIN and nearer > NEARER_DOUBT
     # Are some samples still exceptionally near after scaling all distances to the median of the held-out ones?
     rest_close, rest_chance = _close_share(distance / shrinking, held_out) if shrinking > 0 else (1.0, 0.0)
     exceptional = rest_close > CLOSE_DOUBT and rest_chance < RARE
     if (many_close or as_a_whole) and shrinking < SHRUNK and not exceptional and not findings:
-        headline = (
-            f"All samples lie nearer to the training images than held-out reals do (median {shrinking:.2f} times as "
-            "far), no single pair stands out."
-        )
+        nearer_all = "All samples lie nearer to the training images than held-out reals do"
+        headline = f"{nearer_all} (median {shrinking:.2f} times as far), no single pair stands out."
         advice = (
             "Copying is not the only explanation: blurred samples, or ones enlarged from half the size, lie nearer to "
             "everything because they lack detail. See what the pixel check says of sharpness, and look at the pairs: "
@@ -195,11 +177,12 @@ def _against_held_out(
             "images, or use an earlier checkpoint."
         )
         findings.append(Finding("bad" if close > CLOSE_BAD else "doubt", headline, advice))
-    told = "farther from the training images than" if z > CERTAIN else "about as far from the training images as"
+    told, more = "about as far from the training images as", ""
+    if z > CERTAIN:
+        told, more = "farther from the training images than", " Farther means that they do not look like the data yet."
     fine = (
         f"No sample is a copy: {percent(close)} are nearer to a training image than 1% of held-out reals are.",
-        f"As a whole they are {told} held-out reals (z = {z:.1f}; below -{CERTAIN:.0f} would "
-        "mean copying)." + (" Farther means that they do not look like the data yet." if z > CERTAIN else ""),
+        f"As a whole they are {told} held-out reals (z = {z:.1f}; below -{CERTAIN:.0f} would mean copying).{more}",
     )
     return conclude("memorisation", findings, fine, figures, shown)
 

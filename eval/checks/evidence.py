@@ -56,11 +56,10 @@ class Evidence:
         if self.samples.facts["kind"] != "model" or self.data is None:
             return
         model = Path(self.samples.facts["model"])
-        trained = load_model(model)[1].get("data", {}).get("sha256")
-        if trained not in (None, self.data.fingerprint):
+        config = model.parent / "config.yaml"
+        if load_model(model)[1].get("data", {}).get("sha256") not in (None, self.data.fingerprint):
             self.doubt = FOREIGN
             return
-        config = model.parent / "config.yaml"
         if not config.is_file():
             return
         try:
@@ -75,9 +74,8 @@ class Evidence:
     def extract(self, extractor: Extractor, folder: Path, many: Samples | None = None) -> None:
         """Load or extract all features; every process must call it.
 
-        Args:
-            folder: keeps the features of samples; those of real images are kept in the folder of the data.
-            many: one large sample set that starts with all the others, whose features are then parts of its own.
+        `folder` keeps the features of samples, the data's own folder those of real images. `many` is a large sample
+        set that starts with all the others, whose features are then parts of its own.
         """
         self.extractor, self.folder = extractor, folder
         self.real = RealFeatures(self.reference, extractor, folder)

@@ -18,24 +18,20 @@ FEWEST_IMAGES = 16  # among fewer, a single picture decides: one dark face may b
 
 # A picture is grey when its channels never differ by more than rounding. One of 2,200 CelebA faces is.
 GREY_RANGE = 3
-GREY_DOUBT = 0.10
-GREY_BAD = 0.50
+GREY_DOUBT, GREY_BAD = 0.10, 0.50
 # Channels are swapped when another order fits the reals this much better. For faces in BGR: 2 grey levels, not 25.
 SWAPPED_GAIN = 0.5
 SWAPPED_LEAST = 6.0  # grey levels; below, every order fits and the comparison means nothing
 # Share of pixels at exactly 0 or 255 beyond that of the reals (faces: 1% and 1%).
-CLIPPED_DOUBT = 0.03
-CLIPPED_BAD = 0.12
+CLIPPED_DOUBT, CLIPPED_BAD = 0.03, 0.12
 # Distance of histograms in grey levels: 2 between sets of 1,000 faces, 8 to 10 for a good DCGAN.
 COLOUR_DOUBT = 15.0
 CHANCE = 3.0  # standard deviations of a set's mean brightness that chance may add to the distance
 # Mean difference of neighbouring pixels in proportion to the reals': faces enlarged twofold have 0.65.
-SOFT_DOUBT = 0.75
-NOISY_DOUBT = 1.5
+SOFT_DOUBT, NOISY_DOUBT = 0.75, 1.5
 # Fine detail in JPEG's 8x8 blocks relative to blocks shifted by half, as a multiple of the reals' value: 0.4 at JPEG
 # quality 95, 0.2 at 90, 0.05 at 50; 1.06 for a DCGAN, 1 for other faces. Quality 100 loses too little to be seen.
-JPEG_DOUBT = 0.65
-JPEG_BAD = 0.30
+JPEG_DOUBT, JPEG_BAD = 0.65, 0.30
 # Coefficients of a block that JPEG sets to zero first: the row and column numbers add up to 7 or more.
 _FINE = np.add.outer(np.arange(8), np.arange(8)) >= 7
 _GONE = 1.0  # a coefficient that JPEG set to zero stays below this after the rounding of pixels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,14 +19,11 @@ _GRAVITY: tuple[Verdict, ...] = ("ok", "doubt", "bad")
 
 # Coverage as a share of that of other reals. A sampler that misses a third of the data's neighbourhoods stays below
 # 0.7, one that knows only a few faces below 0.3.
-COVERAGE_DOUBT = 0.7
-COVERAGE_BAD = 0.3
+COVERAGE_DOUBT, COVERAGE_BAD = 0.7, 0.3
 # Share of samples around a single one, beyond that of reals: 1% to 3% around the densest of 300 faces, 3% for a DCGAN.
-DENSE_DOUBT = 0.05
-DENSE_BAD = 0.20
+DENSE_DOUBT, DENSE_BAD = 0.05, 0.20
 # Effective number of different samples as a share of that of as many reals: 0.87 for a good DCGAN.
-DISTINCT_DOUBT = 0.4
-DISTINCT_BAD = 0.15
+DISTINCT_DOUBT, DISTINCT_BAD = 0.4, 0.15
 FEWEST = 100  # samples; among fewer, a handful that look alike by chance is a large share
 DENSEST_SHOWN = 16  # pictures of the most repeated mode
 BLOCK = 500  # rows of a distance matrix in memory at once: 200 MB for 50,000 samples
@@ -59,8 +56,7 @@ class Check:
     pictures: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """A problem: how bad, what (one sentence), what it means and what to do (a few sentences)."""
 
     verdict: Verdict
@@ -137,12 +133,9 @@ def mode_collapse(
     1 / (samples of its mode). Both figures are compared with those of as many reals.
 
     Args:
-        features: float (N, D) of samples, in any order.
-        real_features: float (M, D) of reals, M at least N where possible.
-        pixels: uint8 (N, H, W, 3) of the samples.
-        real_pixels: uint8 (M, H', W', 3) of the reals.
-        coverage: of the reals by the samples (Naeem et al. 2020); None if unknown.
-        floor_coverage: coverage by as many other reals.
+        features, real_features: float (N, D) of samples and (M, D) of reals, M at least N where possible.
+        pixels, real_pixels: uint8 (N, H, W, 3) and (M, H', W', 3) of the same.
+        coverage, floor_coverage: of the reals by the samples (Naeem et al. 2020) and by as many other reals, if known.
     """
     # Equal numbers of both, with the distances between reals as the yardstick
     count = min(len(features), len(real_features))
@@ -156,13 +149,8 @@ def mode_collapse(
     neighbours, real_neighbours = _neighbours(spaces, radii), _neighbours(real_spaces, radii)
     dense, real_dense = float(neighbours.max() / count), float(real_neighbours.max() / count)
     distinct, real_distinct = float((1 / neighbours).sum()), float((1 / real_neighbours).sum())
-    figures: Figures = {
-        "samples": count,
-        "densest_share": dense,
-        "densest_share_of_reals": real_dense,
-        "effective_number": distinct,
-        "effective_number_of_reals": real_distinct,
-    }
+    figures: Figures = {"samples": count, "densest_share": dense, "densest_share_of_reals": real_dense}
+    figures |= {"effective_number": distinct, "effective_number_of_reals": real_distinct}
     findings = list(_repetition(dense, real_dense, distinct, real_distinct))
     shown = None
     if findings:  # the sample at the centre of the densest mode, and those nearest to it
@@ -178,12 +166,9 @@ def mode_collapse(
             )
             findings.append(Finding("bad" if ratio < COVERAGE_BAD else "doubt", headline, FEW[bool(findings)]))
         covered = f" They cover {percent(coverage)} of the data's neighbourhoods."
-    fine = (
-        f"The samples are about as varied as {count:,} real images.",
-        f"Counted by neighbourhoods, they are worth {distinct:,.0f} different pictures (reals: {real_distinct:,.0f})."
-        + covered,
-    )
-    return conclude("mode collapse", findings, fine, figures, shown)
+    headline = f"The samples are about as varied as {count:,} real images."
+    worth = f"they are worth {distinct:,.0f} different pictures (reals: {real_distinct:,.0f}).{covered}"
+    return conclude("mode collapse", findings, (headline, f"Counted by neighbourhoods, {worth}"), figures, shown)
 
 
 def thumbnails(pixels: np.ndarray) -> np.ndarray:
@@ -228,8 +213,7 @@ def sample_size(
     """What the numbers and file formats of images mean for the score.
 
     Args:
-        count: images in a sample set.
-        reference_count: real images they are compared with.
+        count, reference_count: images in a sample set, and real images they are compared with.
         dims: dimensions of the features.
         sizes: (height, width) of samples and of reals.
         lossy: JPEG or WebP files among samples and among reals.

@@ -30,7 +30,6 @@ class Features(Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """(N, D)."""
-        ...
 
     def __getitem__(self, rows: np.ndarray, /) -> np.ndarray: ...
 

@@ -36,11 +36,7 @@ class Statistics:
 
     @classmethod
     def of(cls, features: np.ndarray) -> Statistics:
-        """Statistics of features (n, D) of any real type.
-
-        Raises:
-            ValueError: fewer than two samples, not a matrix, or a value that is not finite.
-        """
+        """Statistics of finite features (n, D) of any real type, n at least 2; ValueError for all others."""
         samples = _checked(features)
         count, dims = samples.shape
         if count < 2:
@@ -98,11 +94,7 @@ class RunningSums:
         self.total, self.outer = np.zeros(dims), np.zeros((dims, dims))
 
     def add(self, features: np.ndarray) -> None:
-        """Add a batch (n, D).
-
-        Raises:
-            ValueError: wrong number of dimensions, or a value that is not finite.
-        """
+        """Add a batch (n, D); ValueError for other dimensions or a value that is not finite."""
         samples = _checked(features)
         if samples.shape[1] != len(self.total):
             raise ValueError(f"{samples.shape[1]} dimensions were added to sums of {len(self.total)}")
@@ -114,11 +106,7 @@ class RunningSums:
         self.outer += shifted.T @ shifted
 
     def without(self, features: np.ndarray) -> RunningSums:
-        """New sums without these samples (n, D), which must have been added before.
-
-        Raises:
-            ValueError: more samples than were added.
-        """
+        """New sums without these samples (n, D), which must have been added before; ValueError if there are more."""
         if self.shift is None or len(features) > self.count:
             raise ValueError("more samples are taken out than were added")
         shifted = _checked(features) - self.shift
@@ -128,11 +116,7 @@ class RunningSums:
         return rest
 
     def statistics(self) -> Statistics:
-        """Mean and covariance of all samples.
-
-        Raises:
-            ValueError: fewer than two samples.
-        """
+        """Mean and covariance of all samples; ValueError if there are fewer than two."""
         if self.shift is None or self.count < 2:
             raise ValueError("a covariance needs at least two samples")
         offset = self.total / self.count

@@ -78,11 +78,7 @@ def kid_of_subsets(
 
 
 def checked_pair(real: np.ndarray, generated: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two feature matrices (N, D) and (M, D) after checks.
-
-    Raises:
-        ValueError: fewer than `least` samples in a set, different dimensions, or a value that is not finite.
-    """
+    """Features (N, D) and (M, D); ValueError if N or M is below `least`, D differs or a value is not finite."""
     real, generated = np.asarray(real), np.asarray(generated)
     for name, features in (("real", real), ("generated", generated)):
         if features.ndim != 2:

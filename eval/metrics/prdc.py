@@ -62,8 +62,7 @@ def prdc(real: np.ndarray, generated: np.ndarray, k: int = 5) -> Prdc:
     real, generated = real - centre, generated - centre
     real_radii, generated_radii = _squared_radii(real, k), _squared_radii(generated, k)
     slack = ROUNDING * max(_squared_norms(real).max(), _squared_norms(generated).max())
-    near_real = np.zeros(len(generated), bool)
-    balls, near_generated, covered = 0, 0, 0
+    near_real, balls, near_generated, covered = np.zeros(len(generated), bool), 0, 0, 0
     for start in range(0, len(real), ROWS):
         squared = _squared_distances(real[start : start + ROWS], generated)
         in_real_ball = squared <= real_radii[start : start + ROWS, None] + slack

@@ -30,8 +30,7 @@ def render_page(report: dict[str, Any], pictures: dict[str, bytes]) -> str:
     """The page for a report.
 
     Args:
-        report: the content of report.json. Parts that are None or missing are left out; the first score is shown in
-            large digits.
+        report: the content of report.json. Parts that are None or missing are left out; the first score is shown large.
         pictures: PNG files: `samples`, `reals` and those that checks name.
 
     Returns:

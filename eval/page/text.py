@@ -20,16 +20,17 @@ def number(value: float | None) -> str:
         return f"{int(value):,}".replace("-", "−")
     size = math.floor(math.log10(abs(value)))
     if size < -4:
-        return _power(value)
+        digits, exponent = f"{value:.1e}".split("e")
+        raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+        return f"{digits.replace('-', '−')} × 10{raised}"
     # Three digits below 1, two decimals up to 100, then one, then none
     return _fixed(value, 2 - size if size < 0 else 2 if size < 2 else 1 if size < 3 else 0)
 
 
 def with_spread(value: float | None, spread: float | None) -> tuple[str, str]:
-    """A value and its spread to the same decimal: ("18.94", "0.21").
+    """A value and its spread to the same decimal: ("18.94", "0.21"); no spread if it is None, not finite or zero.
 
-    The spread has two digits if the value then has at most four, else one. It is empty if it is None, not finite or
-    zero.
+    The spread has two digits if the value then has at most four, else one.
     """
     if value is None or spread is None or not math.isfinite(spread) or spread <= 0 or not math.isfinite(value):
         return number(value), ""
@@ -52,12 +53,6 @@ def _fixed(value: float, decimals: int) -> str:
     return text.replace("-", "−") if float(text.replace(",", "")) else text.lstrip("-")
 
 
-def _power(value: float) -> str:
-    digits, exponent = f"{value:.1e}".split("e")
-    raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return f"{digits.replace('-', '−')} × 10{raised}"
-
-
 def title_of(name: str) -> str:
     """`mode_collapse` -> `Mode collapse`."""
     words = name.replace("_", " ").strip()
@@ -71,12 +66,8 @@ def has_target(metric: str, score: dict[str, Any]) -> bool:
 
 def verdict(report: dict[str, Any]) -> tuple[str, str]:
     """What the score means: a tone (`ok`, `doubt`, `bad` or `plain`) and up to three sentences, failed checks first."""
-    scores = report.get("scores") or []
-    found = [
-        _failed_checks(report.get("checks") or []),
-        _against_target(report["metric"], scores),
-        _above_floor(scores),
-    ]
+    scores, checks = report.get("scores") or [], report.get("checks") or []
+    found = [_failed_checks(checks), _against_target(report["metric"], scores), _above_floor(scores)]
     said = [part for part in found if part]
     # "ok" only if nothing speaks against it
     tones = (tone for tone, _ in said if tone)
@@ -84,18 +75,12 @@ def verdict(report: dict[str, Any]) -> tuple[str, str]:
     return tone, " ".join(sentence for _, sentence in said)
 
 
-def _course_score(scores: list[dict[str, Any]]) -> dict[str, Any]:
-    """The score nearest to the course's: against the course's own reals, else against 1,000 others, else the first."""
-    own = (score for score in scores if score.get("course"))
-    as_many = (score for score in scores if score["count"] == COURSE_COUNT)
-    return next(own, None) or next(as_many, scores[0])
-
-
 def _against_target(metric: str, scores: list[dict[str, Any]]) -> tuple[str, str] | None:
     scores = [score for score in scores if has_target(metric, score)]
     if not scores:
         return None
-    score = _course_score(scores)
+    # The score nearest to the course's: against the course's own reals, else against 1,000 others, else the first
+    score = min(scores, key=lambda score: 0 if score.get("course") else 1 if score["count"] == COURSE_COUNT else 2)
     where = f"against {score['against']}"
     gap, spread = COURSE_TARGET - score["mean"], score.get("sd")
     if score["count"] > COURSE_COUNT and not score.get("course"):
@@ -116,8 +101,7 @@ def _above_floor(scores: list[dict[str, Any]]) -> tuple[str | None, str] | None:
     """What the floor of the first score says; no tone where that depends on the purpose of the score."""
     if not scores or not scores[0].get("floor"):
         return None
-    score, floor = scores[0], scores[0]["floor"]
-    excess = score["excess"]
+    score, floor, excess = scores[0], scores[0]["floor"], scores[0]["excess"]
     noise = math.hypot(score.get("sd") or 0, floor.get("sd") or 0)
     if abs(excess) <= NOISE * noise:
         return "ok", (
