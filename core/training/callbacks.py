@@ -21,9 +21,6 @@ class Callback:
     def after_step(self, loop: TrainingLoop, before: int, last: bool) -> None:
         """The images seen went from `before` to `loop.images_seen`; `last`: no step follows."""
 
-    def after_row(self, loop: TrainingLoop, values: dict[str, float]) -> None:
-        """A row of statistics with these values was written."""
-
     def before_checkpoint(self, loop: TrainingLoop) -> None:
         """Write what a run must have when it continues from the checkpoint that comes next."""
 
@@ -33,18 +30,6 @@ class Callback:
     def status(self) -> str:
         """What to add to the progress line."""
         return ""
-
-
-class Tracker(Callback):
-    """Sends statistics to the tracker that the accelerator was started with."""
-
-    def start(self, loop: TrainingLoop) -> None:
-        """Open the tracker."""
-        loop.accelerator.init_trackers("curves")
-
-    def after_row(self, loop: TrainingLoop, values: dict[str, float]) -> None:
-        """Send a row."""
-        loop.accelerator.log(values, step=loop.images_seen)
 
 
 class Curves(Callback):
