@@ -1,8 +1,7 @@
 """Differentiable augmentation of what D sees, and the probability that holds D's overfitting at a target.
 
-The transformations are those of DiffAugment (Zhao et al. 2020): colour, translation and cutout. As in
-adaptive augmentation (Karras et al. 2020, section 2.3), each is applied to each image with probability p, to reals
-and fakes alike, and G's gradient passes through it.
+The changes are those of DiffAugment (Zhao et al. 2020). As in adaptive augmentation (Karras et al. 2020, section 2.3),
+each is applied to each image with probability p, to reals and fakes alike; G's gradient passes through it.
 """
 
 from __future__ import annotations
@@ -86,10 +85,7 @@ class AdaptiveProbability:
     r_t is E[sign(D(real))]: 0 for a D that cannot recognise reals, 1 for one that has memorised them (or whose G is
     poor). Where only differences of logits mean anything it is E[sign(D(real) - D(fake))] over pairs. After every
     `every` updates p moves by the images seen since / `ada_images`: up if the mean was above `target`, else down.
-
-    Args:
-        target: mean sign to hold, 0 to 1; see `gen.losses.GanLoss.overfitting_target`.
-        ada_images: images in which p could rise from 0 to 1.
+    For `target`, 0 to 1, see `gen.losses.GanLoss.overfitting_target`; p could rise from 0 to 1 in `ada_images` images.
     """
 
     def __init__(self, target: float, ada_images: int = 500_000, every: int = 4) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from core.nn.blocks import ConvBlock, UpBlock, doublings, norm_layer, require_positive
+from core.nn.blocks import ConvBlock, Norm, UpBlock, doublings, norm_layer, require_positive
 from core.nn.init import apply_spectral_norm, init_normal
 
 LeakyReLU = partial(nn.LeakyReLU, 0.2, inplace=True)
@@ -20,7 +20,7 @@ ReLU = partial(nn.ReLU, inplace=True)
 
 
 class Generator(nn.Module):
-    """Latents (N, latent_dim) from N(0, 1) -> images (N, 3, image_size, image_size) in [-1, 1].
+    """Latents (N, latent_dim) from N(0, 1) -> images (N, channels, image_size, image_size) in [-1, 1].
 
     A projection to 4x4, then doublings by transposed convolution; batch norm everywhere but at the output
     (section 3). At 64 pixels and width 64 the widths are 512, 256, 128, 64.
@@ -30,24 +30,23 @@ class Generator(nn.Module):
         width: feature maps before the last layer; each coarser level has twice as many.
         norm: `batch` as in the paper, or `none`.
 
-    Raises:
-        UserError: impossible image size, width or latent dimension, unknown norm.
+    Raises UserError for an argument out of range or an unknown norm.
     """
 
     initialise = partialmethod(init_normal, 0.02)
 
     def __init__(
-        self, image_size: int = 64, latent_dim: int = 100, width: int = 64, norm: Literal["batch", "none"] = "batch"
+        self, image_size: int = 64, latent_dim: int = 100, width: int = 64, channels: int = 3, norm: Norm = "batch"
     ) -> None:
         super().__init__()
-        require_positive(latent_dim=latent_dim, width=width)
+        require_positive(latent_dim=latent_dim, width=width, channels=channels)
         self.image_size, self.latent_dim = image_size, latent_dim
         widths = [width << level for level in reversed(range(doublings(image_size)))]
         block = partial(UpBlock, norm=norm_layer(norm), activation=ReLU)
         self.layers = nn.Sequential(
             block(latent_dim, widths[0], kernel=4, stride=1, padding=0),
             *(block(wide, narrow) for wide, narrow in pairwise(widths)),
-            UpBlock(widths[-1], 3, bias=False, norm=None, activation=nn.Tanh),
+            UpBlock(widths[-1], channels, bias=False, norm=None, activation=nn.Tanh),
         )
 
     def forward(self, z: Tensor) -> Tensor:
@@ -56,30 +55,27 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images (N, 3, image_size, image_size) in [-1, 1] -> logits (N,), positive for "real".
+    """Images (N, channels, image_size, image_size) in [-1, 1] -> logits (N,), positive for "real".
 
     Strided convolutions halve the image down to 4x4; no batch norm at the input (section 3), LeakyReLU 0.2.
 
-    Args:
-        norm: `batch` as in the paper, `none`, or `spectral` for spectral normalisation of all weights instead
-            (Miyato et al. 2018), under which each image is judged by itself.
-
-    Other arguments and errors as for `Generator`.
+    `norm` may also be `spectral`: spectral normalisation of all weights instead (Miyato et al. 2018), under which each
+    image is judged by itself. Other arguments and errors as for `Generator`.
     """
 
     judges_pixels = False
     initialise = partialmethod(init_normal, 0.02)
 
     def __init__(
-        self, image_size: int = 64, width: int = 64, norm: Literal["batch", "none", "spectral"] = "batch"
+        self, image_size: int = 64, width: int = 64, channels: int = 3, norm: Norm | Literal["spectral"] = "batch"
     ) -> None:
         super().__init__()
-        require_positive(width=width)
+        require_positive(width=width, channels=channels)
         widths = [width << level for level in range(doublings(image_size))]
         layer = None if norm == "spectral" else norm_layer(norm)
         block = partial(ConvBlock, kernel=4, stride=2, padding=1, activation=LeakyReLU)
         self.layers = nn.Sequential(
-            block(3, width, bias=False, norm=None),
+            block(channels, width, bias=False, norm=None),
             *(block(narrow, wide, norm=layer) for narrow, wide in pairwise(widths)),
             ConvBlock(widths[-1], 1, kernel=4, bias=False, norm=None, activation=None),
         )

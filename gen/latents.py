@@ -22,9 +22,8 @@ def training_latents(seed: int, images_seen: int, count: int, latent_dim: int) -
 def sample_latents(seeds: Iterable[int], latent_dim: int, truncation: float | None = None) -> Tensor:
     """N(0, 1) latents (len(seeds), latent_dim): row i depends on the i-th seed alone.
 
-    Args:
-        truncation: redraw every component beyond +-truncation (Brock et al. 2019, section 3.1): fewer odd pictures,
-            less variety, and a worse FID. None draws from the full normal, as in training.
+    With `truncation` every component beyond it in size is redrawn (Brock et al. 2019, section 3.1): fewer odd pictures,
+    less variety, and a worse FID.
     """
     rows = []
     for seed in seeds:

@@ -29,28 +29,15 @@ def generator_loss(fake_logits: Tensor) -> Tensor:
     return softplus(-fake_logits).mean()
 
 
-def critic_generator(fake_logits: Tensor) -> Tensor:
-    """-D(G(z)) (Miyato et al. 2018, equation 17; Arjovsky et al. 2017). Its gradient never vanishes."""
-    return -fake_logits.mean()
-
-
 @dataclass(frozen=True)
 class GanLoss:
-    """The two sides of a game.
+    """The two sides of a game."""
 
-    Attributes:
-        discriminator: (real logits, fake logits) -> scalar.
-        of_generator: (fake logits) -> scalar, or (fake logits, real logits) -> scalar when `paired`.
-        boundary: the logit at which D is undecided; None when only differences of logits mean anything.
-        paired: whether G's loss compares with real logits, which its step must then compute as well.
-        probabilistic: whether sigmoid(logit) is the probability of "real" that D is trained to give.
-    """
-
-    discriminator: Callable[[Tensor, Tensor], Tensor]
-    of_generator: Callable[..., Tensor]
-    boundary: float | None = 0.0
-    paired: bool = False
-    probabilistic: bool = False
+    discriminator: Callable[[Tensor, Tensor], Tensor]  # (real logits, fake logits) -> scalar
+    of_generator: Callable[..., Tensor]  # (fake logits) -> scalar, or (fake logits, real logits) when `paired`
+    boundary: float | None = 0.0  # logit at which D is undecided; None when only differences of logits mean anything
+    paired: bool = False  # G's loss compares with real logits, which its step must then compute as well
+    probabilistic: bool = False  # sigmoid(logit) is the probability of "real" that D is trained to give
 
     def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
         """G's loss; only a `paired` loss needs (and reads) `real_logits`, of the reals at the same indices."""
@@ -87,8 +74,8 @@ class GanLoss:
 
 LOSSES: dict[str, GanLoss] = {
     "non_saturating": GanLoss(discriminator_loss, generator_loss, probabilistic=True),
-    # max(0, 1 - D(x)) + max(0, 1 + D(G(z))) (Lim & Ye 2017; Miyato et al. 2018, equation 16)
-    "hinge": GanLoss(lambda real, fake: (1 - real).relu().mean() + (1 + fake).relu().mean(), critic_generator),
+    # max(0, 1 - D(x)) + max(0, 1 + D(G(z))) against -D(G(z)) (Lim & Ye 2017; Miyato et al. 2018, equations 16 and 17)
+    "hinge": GanLoss(lambda real, fake: (1 - real).relu().mean() + (1 + fake).relu().mean(), lambda fake: -fake.mean()),
     # (D(x) - 1)^2 / 2 + D(G(z))^2 / 2 against (D(G(z)) - 1)^2 / 2 (Mao et al. 2017, equation 9: labels 0 and 1)
     "least_squares": GanLoss(
         lambda real, fake: (real - 1).square().mean() / 2 + fake.square().mean() / 2,
@@ -96,7 +83,7 @@ LOSSES: dict[str, GanLoss] = {
         boundary=0.5,
     ),
     # D(G(z)) - D(x) (Arjovsky et al. 2017, equation 2): a distance only while D is 1-Lipschitz, see `gen.penalties`
-    "wasserstein": GanLoss(lambda real, fake: fake.mean() - real.mean(), critic_generator, boundary=None),
+    "wasserstein": GanLoss(lambda real, fake: fake.mean() - real.mean(), lambda fake: -fake.mean(), boundary=None),
     # softplus(-(D(x) - D(G(z)))): how much more real a real is than the fake at the same index; G lowers the same
     # differences (RpGAN: Jolicoeur-Martineau 2019; Huang et al. 2024, section 2). The logits may drift together.
     "relativistic": GanLoss(

@@ -20,46 +20,29 @@ MIXING_STREAM = 6  # second entry of the seed, see gen.latents
 
 @dataclass(frozen=True)
 class DiscriminatorPass:
-    """What D's step has computed when the penalties are added.
+    """What D's step has computed when the penalties are added."""
 
-    Attributes:
-        discriminator: images -> their logits, and those of the pixels if D judges pixels.
-        real, fake: images (N, 3, H, W) before augmentation.
-        seen_real, seen_fake: the images as D saw them.
-        real_logits, fake_logits: what D said of them, as `discriminator` returns it.
-        draws: random numbers (N, ...) of the penalties that have a `draw`, by name.
-    """
-
-    discriminator: Callable[[Tensor], tuple[Tensor, ...]]
-    real: Tensor
+    discriminator: Callable[[Tensor], tuple[Tensor, ...]]  # logits of images, and those of the pixels if it judges them
+    real: Tensor  # images (N, 3, H, W) before augmentation
     fake: Tensor
-    seen_real: Tensor
+    seen_real: Tensor  # the images as D saw them
     seen_fake: Tensor
-    real_logits: tuple[Tensor, ...]
+    real_logits: tuple[Tensor, ...]  # what `discriminator` said of them
     fake_logits: tuple[Tensor, ...]
-    draws: Mapping[str, Tensor]
+    draws: Mapping[str, Tensor]  # random numbers (N, ...) of the penalties that have a `draw`, by name
 
 
 @dataclass(frozen=True)
 class Penalty:
-    """A term that D's loss can have.
+    """A term that D's loss can have."""
 
-    Attributes:
-        title: its name in plots.
-        compute: the pass -> scalar, before the factor.
-        gradient_of: images that must record gradients in the forward pass: "real", "fake" or neither.
-        second_order: needs D's gradient at single images: no batch norm, no autocast, no torch.compile.
-        needs_pixels: needs a D that judges pixels.
-        halved: the factor is gamma / 2 and follows `regularize.schedule`.
-        draw: (seed, images seen, batch size, image size) -> random numbers (N, ...) of a global batch, on the CPU.
-    """
-
-    title: str
-    compute: Callable[[DiscriminatorPass], Tensor]
-    gradient_of: str = ""
-    second_order: bool = True
-    needs_pixels: bool = False
-    halved: bool = False
+    title: str  # its name in plots
+    compute: Callable[[DiscriminatorPass], Tensor]  # a scalar, before the factor
+    gradient_of: str = ""  # images that must record gradients in the forward pass: "real", "fake" or neither
+    second_order: bool = True  # needs D's gradient at single images: no batch norm, no autocast, no torch.compile
+    needs_pixels: bool = False  # needs a D that judges pixels
+    halved: bool = False  # the factor is gamma / 2 and follows `regularize.schedule`
+    # (seed, images seen, batch size, image size) -> random numbers (N, ...) of a global batch, on the CPU
     draw: Callable[[int, int, int, int], Tensor] | None = None
 
 

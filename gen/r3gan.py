@@ -2,8 +2,7 @@
 
 G and D mirror each other: inverted bottlenecks with grouped convolutions at every size; resampling and a 1x1
 convolution between sizes. Every branch ends in a convolution that starts at zero (Fixup: Zhang et al. 2019,
-https://arxiv.org/abs/1901.09321), so G and D start as well-scaled linear maps and need no normalisation (G up to its
-tanh). Meant for the relativistic loss with R1 and R2.
+https://arxiv.org/abs/1901.09321), so G and D start as well-scaled linear maps and need no normalisation.
 
 Unlike the paper's, G ends in tanh and projects latents to 4x4 by one dense layer; every resampling has a 1x1
 convolution, also between equal widths; D halves by the mean of 2x2 pixels; and the networks are much narrower.
@@ -83,8 +82,7 @@ class Generator(nn.Module):
         width: channels of the finest map; see `gen.resnet.level_widths` for the others.
         blocks: bottlenecks at every size.
 
-    Raises:
-        UserError: an argument out of range.
+    Raises UserError for an argument out of range.
     """
 
     initialise = init_residual

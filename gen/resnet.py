@@ -35,9 +35,7 @@ class SelfAttention(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         inner = max(1, channels // KEY_SHARE)
-        self.key = nn.Conv2d(channels, inner, 1, bias=False)
-        self.query = nn.Conv2d(channels, inner, 1, bias=False)
-        self.value = nn.Conv2d(channels, inner, 1, bias=False)
+        self.key, self.query, self.value = (nn.Conv2d(channels, inner, 1, bias=False) for _ in range(3))
         self.out = nn.Conv2d(inner, channels, 1, bias=False)
         self.strength = nn.Parameter(torch.zeros(1))
 
@@ -110,8 +108,7 @@ class Generator(nn.Module):
         width: channels of the finest map; see `level_widths` for the others.
         attention: side of the map, 8 to image_size, to which self-attention is applied; None for none.
 
-    Raises:
-        UserError: an argument out of range.
+    Raises UserError for an argument out of range.
     """
 
     initialise = init_he
@@ -146,10 +143,7 @@ class Discriminator(nn.Module):
     Residual blocks with average pooling down to 4x4, one without, ReLU, the sum over the pixels and a linear layer.
     Every weight has spectral norm 1. Nothing else is normalised, so each image is judged by itself.
 
-    Args:
-        attention: as for `Generator`, 4 to image_size / 2.
-
-    Other arguments and errors as for `Generator`.
+    Arguments and errors as for `Generator`, but `attention` from 4 to image_size / 2.
     """
 
     judges_pixels = False

@@ -6,8 +6,9 @@ import argparse
 import math
 import shutil
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,35 +51,23 @@ def generate_batches(
     batch_size: int = BATCH_SIZE,
     device: str = "auto",
 ) -> Iterator[np.ndarray]:
-    """Samples of a run folder or model file, batch by batch; arguments and errors as for `generate`."""
+    """Samples of a run folder or model file, uint8 (batch, H, W, 3): the i-th picture depends on the i-th seed alone.
+
+    Uses the averaged weights in eval mode. Another batch size or machine changes a picture by at most 1 grey level
+    (floating-point sums in another order). For `truncation` see `gen.latents.sample_latents`.
+
+    Raises:
+        UserError: no model, a damaged one, one that is not a generator, or no such device.
+    """
     model, latent_dim = load_generator(run_or_file, device)
     remaining = iter(seeds)
     chunks = iter(lambda: list(islice(remaining, batch_size)), [])
     return (render(model, sample_latents(chunk, latent_dim, truncation)) for chunk in chunks)
 
 
-def generate(
-    run_or_file: str | Path,
-    seeds: Iterable[int],
-    truncation: float | None = None,
-    batch_size: int = BATCH_SIZE,
-    device: str = "auto",
-) -> np.ndarray:
-    """Samples of a run folder or model file: the i-th picture depends on the i-th seed alone.
-
-    Uses the averaged weights in eval mode. Another batch size or machine changes a picture by at most 1 grey level
-    (floating-point sums in another order).
-
-    Args:
-        truncation: see `gen.latents.sample_latents`; scores are always taken without.
-
-    Returns:
-        uint8 array (N, H, W, 3).
-
-    Raises:
-        UserError: no model, a damaged one, one that is not a generator, or no such device.
-    """
-    return np.concatenate(list(generate_batches(run_or_file, seeds, truncation, batch_size, device)))
+def generate(run_or_file: str | Path, seeds: Iterable[int], **options: Any) -> np.ndarray:
+    """All that `generate_batches` yields, as one array (N, H, W, 3)."""
+    return np.concatenate(list(generate_batches(run_or_file, seeds, **options)))
 
 
 def interpolation_grid(run_or_file: str | Path, seed: int, truncation: float | None, device: str) -> np.ndarray:
@@ -101,16 +90,10 @@ def slerp(start: Tensor, end: Tensor, steps: Tensor) -> Tensor:
 
 
 def check_target(out: Path, overwrite: bool) -> None:
-    """Refuse to mix new samples with what a folder already holds.
-
-    Raises:
-        UserError: the folder is not empty, or holds more than samples of ours.
-    """
-    if not out.exists():
-        return
-    if not out.is_dir():
+    """Refuse, with a UserError, to mix new samples with what a folder already holds."""
+    if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another folder with --out")
-    present = sorted(path.name for path in out.iterdir())
+    present = sorted(path.name for path in out.iterdir()) if out.exists() else []
     foreign = [name for name in present if not (name.startswith("image_") and name.endswith(".png"))]
     if foreign:
         raise UserError(f"{out} holds other files ({foreign[0]}): choose a new or empty folder with --out")
@@ -119,11 +102,7 @@ def check_target(out: Path, overwrite: bool) -> None:
 
 
 def write_samples(batches: Iterable[np.ndarray], count: int, out: Path) -> np.ndarray:
-    """Write pictures as image_0000.png, ... into `out`, which appears only when it is complete.
-
-    Returns:
-        The first pictures, uint8 (up to 64, H, W, 3), for a grid.
-    """
+    """Write image_0000.png, ... into `out`, which appears only when complete, and return the first 64 for a grid."""
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     first: list[np.ndarray] = []
@@ -132,13 +111,10 @@ def write_samples(batches: Iterable[np.ndarray], count: int, out: Path) -> np.nd
         part.mkdir(parents=True)
         with progress_bar() as bar:
             task = bar.add_task(f"sampling to {out}", total=count)
-            index = 0
-            for pixels in batches:
-                for picture in pixels:
-                    (part / f"image_{index:0{digits}d}.png").write_bytes(png_bytes(picture))
-                    index += 1
-                first += list(pixels[: GRID_SAMPLES - len(first)])
-                bar.update(task, completed=index)
+            for index, picture in enumerate(chain.from_iterable(batches)):
+                (part / f"image_{index:0{digits}d}.png").write_bytes(png_bytes(picture))
+                first += [picture] if index < GRID_SAMPLES else []
+                bar.advance(task)
         if out.exists():
             shutil.rmtree(out)
         part.rename(out)
@@ -174,7 +150,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
     if options.seed < 0:
         raise UserError("--seed must not be negative")
-    if options.truncation is not None and not (math.isfinite(options.truncation) and options.truncation >= 0.1):
+    if options.truncation is not None and not 0.1 <= options.truncation < math.inf:
         raise UserError("--truncation must be at least 0.1: below that hardly any latent is left")
     return options
 

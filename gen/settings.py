@@ -30,18 +30,16 @@ class Schedule:
 
     def factor(self, images_seen: int) -> float:
         """The factor in the step that begins at `images_seen`: half a cosine (Loshchilov & Hutter 2017), then `end`."""
-        if not self.over:
-            return 1.0
-        progress = min(1.0, images_seen / self.over)
+        progress = min(1.0, images_seen / self.over) if self.over else 0.0
         return self.end + (1.0 - self.end) * (1.0 + math.cos(math.pi * progress)) / 2
 
 
 @dataclass
 class DiffaugSection:
-    """How often D sees augmented images. `p`: a number or "adaptive"; `ada_target` None: what suits the loss."""
+    """How often D sees augmented images."""
 
-    p: Any
-    ada_target: float | None
+    p: Any  # a number or "adaptive"
+    ada_target: float | None  # None: what suits the loss
     ada_images: int
 
     @property
@@ -78,14 +76,14 @@ class TrainConfig(LoopConfig):
     eval: EvalSection
 
     @property
-    def penalties(self) -> tuple[str, ...]:
+    def penalties(self) -> list[str]:
         """Names of the penalties in use."""
-        return tuple(name for name in PENALTIES if self.regularize[name] > 0)
+        return [name for name in PENALTIES if self.regularize[name] > 0]
 
     @property
-    def second_order(self) -> tuple[str, ...]:
+    def second_order(self) -> list[str]:
         """Names of those that need D's gradient at single images."""
-        return tuple(name for name in self.penalties if PENALTIES[name].second_order)
+        return [name for name in self.penalties if PENALTIES[name].second_order]
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -100,11 +98,7 @@ class TrainConfig(LoopConfig):
 
 
 def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
-    """Refuse settings that cannot work, before anything is built or written.
-
-    Raises:
-        UserError: naming the key.
-    """
+    """Refuse settings that cannot work, before anything is built or written, with a UserError that names the key."""
     check_common(config, processes)
     check_least(config, 0, "grid_every")
     check_least(config, 1, "n_critic", "accumulate")
@@ -114,7 +108,13 @@ def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
             f"accumulate={config.accumulate} must divide the {share} images of each process into equal parts of at "
             "least 2 (batch norm needs them)"
         )
-    _check_eval(config.eval)
+    check_least(config.eval, 0, "every", prefix="eval.")
+    check_least(config.eval, 1, "batch_size", prefix="eval.")
+    if config.eval.n < LEAST_SAMPLES:
+        raise UserError(
+            f"eval.n={config.eval.n} must be at least {LEAST_SAMPLES:,}: with fewer samples, bias and noise of the "
+            "score choose the wrong weights"
+        )
     _check_game(config)
     for key in ("generator", "discriminator"):
         if not isinstance(config.model.get(key), dict):
@@ -124,18 +124,6 @@ def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
         raise UserError(
             f"model.image_size={size}, but {data.path} holds {data.image_size}-pixel images: "
             f"set model.image_size={data.image_size} or prepare with --size {size}"
-        )
-
-
-def _check_eval(section: EvalSection) -> None:
-    if section.every < 0:
-        raise UserError(f"eval.every={section.every} must not be negative")
-    if section.batch_size < 1:
-        raise UserError(f"eval.batch_size={section.batch_size} must be at least 1")
-    if section.n < LEAST_SAMPLES:
-        raise UserError(
-            f"eval.n={section.n} must be at least {LEAST_SAMPLES:,}: with fewer samples, bias and noise of the score "
-            "choose the wrong weights"
         )
 
 
@@ -160,8 +148,7 @@ def _check_game(config: TrainConfig) -> None:
         _check_number("diffaug.p", diffaug.p, most=1, words=" or adaptive")
     if diffaug.ada_target is not None:
         _check_number("diffaug.ada_target", diffaug.ada_target, most=1, words=", or null")
-    if diffaug.ada_images < 1:
-        raise UserError(f"diffaug.ada_images={diffaug.ada_images} must be at least 1")
+    check_least(diffaug, 1, "ada_images", prefix="diffaug.")
 
 
 def _check_number(key: str, value: Any, most: float = math.inf, words: str = "") -> None:
@@ -169,12 +156,9 @@ def _check_number(key: str, value: Any, most: float = math.inf, words: str = "")
         raise UserError(f"{key}={value} must be a number from 0 {'up' if most == math.inf else f'to {most}'}{words}")
 
 
+@torch.no_grad()
 def check_networks(config: TrainConfig, generator: nn.Module, discriminator: nn.Module) -> None:
-    """Refuse networks that do not fit the other settings.
-
-    Raises:
-        UserError: naming the key.
-    """
+    """Refuse networks that do not fit the other settings, with a UserError that names the key."""
     if not isinstance(generator, Generator):
         raise UserError(f"model.generator is a {type(generator).__name__}, not a generator")
     if not isinstance(discriminator, Discriminator):
@@ -193,15 +177,11 @@ def check_networks(config: TrainConfig, generator: nn.Module, discriminator: nn.
     bounded = config.second_order or any(map(is_parametrized, discriminator.modules()))  # spectral norm
     if config.loss == "wasserstein" and not bounded:
         raise UserError("loss=wasserstein needs regularize.gradient_penalty (10 in the paper), else its D is unbounded")
-    _check_shapes(generator, discriminator, config.model["generator"]["image_size"])
-
-
-@torch.no_grad()
-def _check_shapes(generator: nn.Module, discriminator: nn.Module, size: int) -> None:
-    """Refuse networks that do not make images, or not one logit an image."""
+    size = config.model["generator"]["image_size"]
+    images = (2, 3, size, size)
     for name, network, given, wanted in (
-        ("generator", generator, (2, int(generator.latent_dim)), (2, 3, size, size)),  # type: ignore[arg-type]
-        ("discriminator", discriminator, (2, 3, size, size), (2,)),
+        ("generator", generator, (2, generator.latent_dim), images),
+        ("discriminator", discriminator, images, (2,)),
     ):
         try:
             shape = tuple(network.eval()(torch.zeros(given)).shape)

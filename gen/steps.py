@@ -21,35 +21,22 @@ Logits = tuple[Tensor, ...]  # those of the images (N,), then those of the pixel
 
 @dataclass(frozen=True)
 class Batch:
-    """What one process trains on at once.
+    """What one process trains on at once."""
 
-    Attributes:
-        real: images (N, 3, H, W) in [-1, 1].
-        z: latents (N, latent_dim).
-        augment: rows of `gen.augment.augmentation_draws` for "real", "fake" and "generator", the three times that
-            images are shown to D; needed when they are augmented.
-        draws: random numbers of the penalties in use that need some, by name.
-    """
-
-    real: Tensor
-    z: Tensor
+    real: Tensor  # images (N, 3, H, W) in [-1, 1]
+    z: Tensor  # latents (N, latent_dim)
+    # Rows of `augmentation_draws` for each of `gen.augment.STREAMS`; needed when images are augmented.
     augment: Mapping[str, Tensor] = field(default_factory=dict)
-    draws: Mapping[str, Tensor] = field(default_factory=dict)
+    draws: Mapping[str, Tensor] = field(default_factory=dict)  # random numbers of the penalties that need some, by name
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a step minimises.
-
-    Attributes:
-        loss: the two sides of the game.
-        penalties: factor of each of `gen.penalties.PENALTIES` in use.
-        augment_p: probability of each augmentation of what D sees.
-    """
+    """What a step minimises."""
 
     loss: GanLoss = LOSSES["non_saturating"]
-    penalties: Mapping[str, float] = field(default_factory=dict)
-    augment_p: float = 0.0
+    penalties: Mapping[str, float] = field(default_factory=dict)  # factor of each of `gen.penalties.PENALTIES` in use
+    augment_p: float = 0.0  # probability of each augmentation of what D sees
 
     def shown(self, images: Tensor, batch: Batch, name: str) -> Tensor:
         """The images as D sees them."""
@@ -63,11 +50,8 @@ class DiscriminatorWrapper(nn.Module):
     """D as the steps call it: images (N, 3, H, W) -> `Logits` in float32.
 
     Wrap this for several processes: DDP watches only what goes through `forward`.
-
-    Args:
-        network: a `gen.networks.Discriminator`.
-        bf16: compute in bfloat16 where autocast allows it. Otherwise D computes in float32 even inside the caller's
-            autocast, which second derivatives need.
+    With `bf16` it computes in bfloat16 where autocast allows it, else in float32 even inside the caller's autocast,
+    which second derivatives need.
     """
 
     def __init__(self, network: nn.Module, bf16: bool) -> None:
@@ -91,13 +75,9 @@ def discriminator_step(
 ) -> dict[str, Tensor]:
     """One step of D on batches of equal size and the images that G made of their latents, which get no gradients.
 
-    Args:
-        discriminator: a `DiscriminatorWrapper`, possibly wrapped by `accelerator`.
-
-    Returns:
-        Detached scalars on the device, means over the batches: d_loss (without penalties), d_real and d_fake (mean
-        probabilities where the loss has them, else mean logits), d_accuracy, d_sign (mean decision on the reals, -1 to
-        1), and the penalties in use, without their factors.
+    `discriminator` is a `DiscriminatorWrapper`, possibly wrapped by `accelerator`. Returns detached scalars, means over
+    the batches: d_loss (without penalties), d_real and d_fake (probabilities where the loss has them, else logits),
+    d_accuracy, d_sign (mean decision on the reals, -1 to 1), and the penalties in use, without their factors.
     """
     losses = (discriminator_loss(discriminator, *pair, objective) for pair in zip(batches, fakes, strict=True))
     return _update(discriminator, optimizer, losses, len(batches), accelerator)
@@ -123,7 +103,11 @@ def discriminator_loss(
     made = DiscriminatorPass(discriminator, real, fake, seen_real, seen_fake, real_logits, fake_logits, batch.draws)
     values = {name: penalty.compute(made) for name, penalty in penalties.items()}
     total = loss + sum(objective.penalties[name] * value for name, value in values.items())
-    row = {"d_loss": loss.detach(), **_answers(objective.loss, real_logits[0].detach(), fake_logits[0].detach())}
+    on_image = real_logits[0].detach(), fake_logits[0].detach()
+    on_real, on_fake = objective.loss.decisions(*on_image)
+    right = ((on_real > 0).float().mean() + (on_fake < 0).float().mean()) / 2
+    d_real, d_fake = (objective.loss.answers(logits).mean() for logits in on_image)
+    row = {"d_loss": loss.detach(), "d_real": d_real, "d_fake": d_fake, "d_accuracy": right, "d_sign": on_real.mean()}
     return total, row | {name: value.detach() for name, value in values.items()}
 
 
@@ -138,14 +122,9 @@ def generator_step(
 ) -> dict[str, Tensor]:
     """One step of G on the latents of the batches.
 
-    D is frozen meanwhile: gradients pass through it, but computing those of its weights would be wasted.
-
-    Args:
-        discriminator: a `DiscriminatorWrapper`, not wrapped for several processes: DDP would wait for those gradients.
-        fakes: the images of the latents with their graphs, where these still exist; None makes them.
-
-    Returns:
-        Detached scalar on the device: g_loss, the mean over the batches.
+    D is frozen meanwhile: gradients pass through it, but computing those of its weights would be wasted. It is a
+    `DiscriminatorWrapper`, not wrapped for several processes: DDP would wait for those gradients. `fakes` are the
+    images of the latents with their graphs, where these still exist. Returns the mean loss, detached, as g_loss.
     """
     discriminator.requires_grad_(False)
     images = (generator(batch.z) for batch in batches) if fakes is None else fakes
@@ -166,13 +145,6 @@ def generator_loss(discriminator: nn.Module, batch: Batch, fake: Tensor, objecti
         with torch.no_grad():
             logits.append(discriminator(objective.shown(batch.real, batch, "real")))
     return torch.stack(list(map(objective.loss.generator, *logits))).sum()
-
-
-def _answers(loss: GanLoss, real_logits: Tensor, fake_logits: Tensor) -> dict[str, Tensor]:
-    on_real, on_fake = loss.decisions(real_logits, fake_logits)
-    correct = (on_real > 0).float().mean() + (on_fake < 0).float().mean()
-    means = {"d_real": loss.answers(real_logits).mean(), "d_fake": loss.answers(fake_logits).mean()}
-    return means | {"d_accuracy": correct / 2, "d_sign": on_real.mean()}
 
 
 def _update(

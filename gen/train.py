@@ -28,16 +28,13 @@ def make_callbacks(config: TrainConfig) -> list[Callback]:
 
 
 def run_training(config: TrainConfig) -> RunFolder:
-    """Train as `config` says, from the start or from where the run stands, and return its folder.
-
-    Raises UserError for settings, data or a run folder that do not fit, and what `run_loop` raises.
-    """
+    """Train as `config` says; UserError for settings or data that do not fit, else as `run_loop`."""
     data = PreparedData.open(config.data)
     validate(config, data, process_count())
     idle = () if config.diffaug.adaptive else ("diffaug.ada_target", "diffaug.ada_images")  # without effect
     return run_loop(
         config,
-        lambda accelerator, run: Trainer(config, accelerator, data, run, make_callbacks(config)),
+        lambda accelerator, run: Trainer(config, accelerator, data, run, *make_callbacks(config)),
         {"data_sha256": data.fingerprint},
         (*CHANGEABLE, "grid_every", *flatten({"eval": as_dict(config.eval)}), *idle),
     )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.data.dataset import PreparedData
 from core.data.images import MEMORY_FORMAT, make_grid, to_uint8, write_png
@@ -16,7 +15,7 @@ from core.nn.ema import ExponentialAverage
 from core.nn.model_file import FILE_NAME, build_model, save_model
 from core.training.callbacks import Callback
 from core.training.curves import Panel
-from core.training.loop import TrainingLoop, describe_machine, make_optimizer
+from core.training.loop import TrainingLoop, make_optimizer
 from core.training.meter import is_due
 from core.training.rundir import RunFolder
 from gen.augment import STREAMS, AdaptiveProbability, augmentation_draws
@@ -24,10 +23,9 @@ from gen.latents import sample_latents, training_latents
 from gen.losses import gan_loss
 from gen.monitor import PATIENCE, CollapseMonitor, identical_samples
 from gen.penalties import PENALTIES
+from gen.sample import GRID_SAMPLES
 from gen.settings import TrainConfig, check_networks
 from gen.steps import Batch, DiscriminatorWrapper, discriminator_step, generator_step
-
-GRID_SAMPLES = 64
 
 
 def panels(loss: str) -> list[Panel]:
@@ -46,30 +44,26 @@ class Trainer(TrainingLoop):
     """One GAN training run: its networks and what is drawn from them."""
 
     def __init__(
-        self,
-        config: TrainConfig,
-        accelerator: Accelerator,
-        data: PreparedData,
-        run: RunFolder,
-        callbacks: Sequence[Callback] = (),
+        self, config: TrainConfig, accelerator: Accelerator, data: PreparedData, run: RunFolder, *callbacks: Callback
     ) -> None:
-        super().__init__(config, accelerator, run, config.statistics, callbacks)
+        super().__init__(config, accelerator, run, config.statistics, *callbacks)
         self.config, self.data = config, data
         self.bank = ImageBank(data.images, data.indices(config.split), accelerator.device, config.seed, config.flip)
-        self.generator, self.discriminator = self._networks()
+        self.generator, self.discriminator = (build_model(config.model[key]) for key in ("generator", "discriminator"))
+        check_networks(config, self.generator, self.discriminator)
+        for offset, network in enumerate((self.generator, self.discriminator)):
+            network.initialise(2 * config.seed + offset)  # type: ignore[operator]
+            network.to(accelerator.device).to(memory_format=MEMORY_FORMAT)
         self.latent_dim = int(self.generator.latent_dim)  # type: ignore[arg-type]
         self.ema = ExponentialAverage(self.generator, config.ema_half_life)
         self.g_optimizer = make_optimizer(config.optim, self.generator)
         self.d_optimizer = make_optimizer(config.optim, self.discriminator)
-        self.rates = [
-            (optimizer, float(optimizer.param_groups[0]["lr"]) * factor)
-            for optimizer, factor in ((self.g_optimizer, 1.0), (self.d_optimizer, config.d_lr_factor))
-        ]
+        rate_of_g, rate_of_d = (float(made.param_groups[0]["lr"]) for made in (self.g_optimizer, self.d_optimizer))
+        self.rates = [(self.g_optimizer, rate_of_g), (self.d_optimizer, rate_of_d * config.d_lr_factor)]
         self.monitor = CollapseMonitor(config.loss)
         self.adaptive: AdaptiveProbability | None = None
         if config.diffaug.adaptive:
-            target = config.diffaug.ada_target
-            suited = gan_loss(config.loss).overfitting_target
+            target, suited = config.diffaug.ada_target, gan_loss(config.loss).overfitting_target
             self.adaptive = AdaptiveProbability(suited if target is None else target, config.diffaug.ada_images)
         self.load()
         # Wrapped only now: the average and the optimisers hold the bare networks.
@@ -83,26 +77,11 @@ class Trainer(TrainingLoop):
                 own.compile()
         self.wrapped_generator, self.wrapped_discriminator = accelerator.prepare(self.generator, own)
 
-    def _networks(self) -> tuple[nn.Module, nn.Module]:
-        recipes = self.config.model["generator"], self.config.model["discriminator"]
-        networks = [build_model(recipe) for recipe in recipes]
-        check_networks(self.config, *networks)
-        for offset, network in enumerate(networks):
-            network.initialise(2 * self.config.seed + offset)  # type: ignore[operator]
-            network.to(self.accelerator.device).to(memory_format=MEMORY_FORMAT)
-        return networks[0], networks[1]
-
     def parts(self) -> dict[str, Any]:
         """Networks, average, optimisers, the monitor's memory and the probability of augmentation if it adapts."""
         adaptive = {} if self.adaptive is None else {"augmentation": self.adaptive}
-        return adaptive | {
-            "generator": self.generator,
-            "discriminator": self.discriminator,
-            "ema": self.ema.model,
-            "g_optimizer": self.g_optimizer,
-            "d_optimizer": self.d_optimizer,
-            "monitor": self.monitor,
-        }
+        named = ("generator", "discriminator", "g_optimizer", "d_optimizer", "monitor")
+        return adaptive | {name: getattr(self, name) for name in named} | {"ema": self.ema.model}
 
     def export(self) -> None:
         """Write the averaged weights."""
@@ -115,11 +94,10 @@ class Trainer(TrainingLoop):
 
     def step(self) -> None:
         """`n_critic` steps of D, each on the next global batch, then one of G on the last of these batches."""
-        config, before = self.config, self.images_seen
+        config, before, rows = self.config, self.images_seen, []
         for optimizer, rate in self.rates:
             for group in optimizer.param_groups:
                 group["lr"] = rate * config.lr_schedule.factor(before)
-        rows = []
         for start in range(before, before + config.n_critic * config.batch_size, config.batch_size):
             p = config.diffaug.p if self.adaptive is None else self.adaptive.p
             objective, batches = config.objective(start, p), self.batches(start, p)
@@ -127,22 +105,14 @@ class Trainer(TrainingLoop):
             keep = start == before + (config.n_critic - 1) * config.batch_size and len(batches) == 1
             with torch.set_grad_enabled(keep):
                 fakes = [self.wrapped_generator(batch.z) for batch in batches]  # (n, 3, H, W) each
-            row = discriminator_step(
-                self.wrapped_discriminator, self.d_optimizer, batches, fakes, objective, self.accelerator
-            )
+            d, d_optimizer = self.wrapped_discriminator, self.d_optimizer
+            row = discriminator_step(d, d_optimizer, batches, fakes, objective, self.accelerator)
             if self.adaptive is not None:
                 row["augment_p"] = torch.full((), p, device=self.accelerator.device)
                 self.adaptive.update(self.accelerator.reduce(row["d_sign"], "mean"), config.batch_size)
             rows.append(row)
-        of_generator = generator_step(
-            self.wrapped_generator,
-            self.d_of_generator,
-            self.g_optimizer,
-            batches,
-            fakes if keep else None,
-            objective,
-            self.accelerator,
-        )
+        g, d, g_optimizer, kept = self.wrapped_generator, self.d_of_generator, self.g_optimizer, fakes if keep else None
+        of_generator = generator_step(g, d, g_optimizer, batches, kept, objective, self.accelerator)
         passed = config.n_critic * config.batch_size
         self.ema.update(self.generator, before, passed)
         for row in rows:  # one a batch, so that images can be counted by rows
@@ -152,34 +122,25 @@ class Trainer(TrainingLoop):
     def batches(self, start: int, augment_p: float) -> list[Batch]:
         """This process's share of the global batch that begins at `start`, in `accumulate` parts.
 
-        Every random number is a function of the seed and `start`, drawn for the global batch: any number of processes
-        sees the same images, latents and augmentations.
+        Every random number is drawn for the global batch, as a function of the seed and `start`.
         """
-        config, device, count = self.config, self.accelerator.device, self.config.accumulate
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        size, seed = config.batch_size, config.seed
+        config, accelerator, count = self.config, self.accelerator, self.config.accumulate
+        rank, ranks, size, seed = accelerator.process_index, accelerator.num_processes, config.batch_size, config.seed
 
         def own(values: Tensor) -> list[Tensor]:
-            return list(to_device(values.chunk(ranks)[rank], device).chunk(count))
+            return list(to_device(values.chunk(ranks)[rank], accelerator.device).chunk(count))
 
         z = own(training_latents(seed, start, size, self.latent_dim))
         reals = self.bank.batch(start, size, rank, ranks).chunk(count)
         streams = STREAMS if augment_p else {}
         augment = {name: own(augmentation_draws(seed, start, stream, size)) for name, stream in streams.items()}
-        draws = {
-            name: own(draw(seed, start, size, self.data.image_size))
-            for name in config.penalties
-            if (draw := PENALTIES[name].draw) is not None
-        }
-        return [
-            Batch(
-                real,
-                z[place],
-                {name: rows[place] for name, rows in augment.items()},
-                {name: rows[place] for name, rows in draws.items()},
-            )
-            for place, real in enumerate(reals)
-        ]
+        makers = {name: PENALTIES[name].draw for name in config.penalties}
+        draws = {name: own(draw(seed, start, size, self.data.image_size)) for name, draw in makers.items() if draw}
+
+        def part(numbers: dict[str, list[Tensor]], place: int) -> dict[str, Tensor]:
+            return {name: rows[place] for name, rows in numbers.items()}
+
+        return [Batch(real, z[k], part(augment, k), part(draws, k)) for k, real in enumerate(reals)]
 
     def status(self, means: dict[str, float]) -> str:
         """Losses and D's answers."""
@@ -190,28 +151,23 @@ class Trainer(TrainingLoop):
         return self.monitor.check(self.images_seen, means)
 
     def describe(self) -> str:
-        """Model, parameters, data and machine."""
+        """Model, parameters and data."""
         parameters = [sum(p.numel() for p in net.parameters()) for net in (self.generator, self.discriminator)]
-        return (
-            f"{self.config.model['name']}: G {parameters[0]:,} and D {parameters[1]:,} parameters, "
-            f"{len(self.bank):,} images, {describe_machine(self.accelerator, self.config.mixed_precision)}"
-        )
+        sizes = f"G {parameters[0]:,} and D {parameters[1]:,} parameters"
+        return f"{self.config.model['name']}: {sizes}, {len(self.bank):,} images"
 
 
 class SampleGrid(Callback):
-    """Writes a grid of samples of fixed latents, from the averaged weights, every so many images."""
-
-    def after_step(self, loop: TrainingLoop, before: int, last: bool) -> None:
-        """Write it where it is due."""
-        assert isinstance(loop, Trainer)
-        if loop.accelerator.is_main_process and is_due(before, loop.images_seen, loop.config.grid_every):
-            self.write(loop)
+    """Writes a grid of samples of fixed latents, from the averaged weights, every `grid_every` images."""
 
     @torch.inference_mode()
-    def write(self, trainer: Trainer) -> None:
-        """Write it, and warn if all samples are alike."""
-        z = sample_latents(range(GRID_SAMPLES), trainer.latent_dim)
-        pixels = to_uint8(trainer.ema.model(z.to(trainer.accelerator.device))).cpu().numpy()
-        write_png(trainer.run.samples / f"{trainer.images_seen:012d}.png", make_grid(pixels))
-        if trainer.images_seen >= PATIENCE and (warning := identical_samples(pixels)):
-            trainer.warn(warning)
+    def after_step(self, loop: TrainingLoop, before: int, last: bool) -> None:
+        """Write it where it is due, and warn if all samples are alike."""
+        assert isinstance(loop, Trainer)
+        if not loop.accelerator.is_main_process or not is_due(before, loop.images_seen, loop.config.grid_every):
+            return
+        z = sample_latents(range(GRID_SAMPLES), loop.latent_dim)
+        pixels = to_uint8(loop.ema.model(z.to(loop.accelerator.device))).cpu().numpy()
+        write_png(loop.run.samples / f"{loop.images_seen:012d}.png", make_grid(pixels))
+        if loop.images_seen >= PATIENCE and (warning := identical_samples(pixels)):
+            loop.warn(warning)

@@ -29,8 +29,7 @@ class Discriminator(nn.Module):
         image_size: H = W, power of two from 32 up.
         width: channels of the finest level; see `gen.resnet.level_widths` for the others.
 
-    Raises:
-        UserError: an argument out of range.
+    Raises UserError for an argument out of range.
     """
 
     judges_pixels = True
@@ -93,7 +92,5 @@ def cutmix(real: Tensor, fake: Tensor, masks: Tensor) -> Tensor:
 
 
 def consistency(mixed: Tensor, real: Tensor, fake: Tensor, masks: Tensor) -> Tensor:
-    """Mean squared difference between the pixel logits (N, H, W) of mixed images and the mixture of the logits of
-    their parts under the same masks (N, 1, H, W) (section 3.2).
-    """
+    """Mean squared difference between pixel logits (N, H, W) of mixed images and the mixed logits (section 3.2)."""
     return (mixed - cutmix(real[:, None], fake[:, None], masks)[:, 0]).square().mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +39,7 @@ class LossConfig:
 
 @dataclass
 class BorderConfig:
-    """The paper's weight map; see `seg.borders`."""
+    """The weight map of `seg.borders`."""
 
     classes: list[str]
     w0: float
@@ -64,11 +65,7 @@ class TrainConfig(LoopConfig):
 
 
 def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
-    """Refuse settings and data that cannot work, before anything is built or written.
-
-    Raises:
-        UserError: naming the key or the folder.
-    """
+    """Refuse settings and data that cannot work, with a UserError, before anything is built or written."""
     if not isinstance(config.model.get("network"), dict):
         raise UserError("model.network is missing: see conf/model/unet_small.yaml for what a segmenter needs")
     check_common(config, processes, 2 if config.model["network"].get("norm") == "batch" else 1)
@@ -84,8 +81,16 @@ def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
         )
     config.augment.check()
     _check_loss(config, data.classes)
-    for split in (config.split, config.valid_split):
-        _check_masks(data, split)
+    assert data.masks is not None
+    # A value without a class would end in the middle of a step, on a GPU without saying which.
+    for row in itertools.chain(data.indices(config.split), data.indices(config.valid_split)):
+        mask = data.masks[row]
+        wrong = mask[(mask >= len(data.classes)) & (mask != IGNORE)]
+        if len(wrong):
+            raise UserError(
+                f"{data.path}: mask {row} holds the value {wrong[0]}, but there are {len(data.classes)} classes: "
+                "prepare the data set again"
+            )
     class_weights(config, data)
 
 
@@ -103,24 +108,10 @@ def _check_loss(config: TrainConfig, classes: list[str]) -> None:
         raise UserError("border.w0 and border.sigma must be above 0")
 
 
-def _check_masks(data: PreparedData, split: str) -> None:
-    """A value without a class would end in the middle of a step, on a GPU without saying which."""
-    assert data.masks is not None
-    for row in data.indices(split):
-        mask = data.masks[row]
-        wrong = mask[(mask >= len(data.classes)) & (mask != IGNORE)]
-        if len(wrong):
-            raise UserError(
-                f"{data.path}: mask {row} holds the value {wrong[0]}, but there are {len(data.classes)} classes: "
-                "prepare the data set again"
-            )
-
-
 def class_weights(config: TrainConfig, data: PreparedData) -> Tensor | None:
     """Weight of each class, float (classes,), as `class_weights` says; None for equal ones.
 
-    Raises:
-        UserError: not one non-negative number a class, or an unknown word.
+    Raises UserError unless it is one non-negative number a class, or a known word.
     """
     wanted, count = config.class_weights, len(data.classes)
     if wanted is None:
@@ -131,17 +122,14 @@ def class_weights(config: TrainConfig, data: PreparedData) -> Tensor | None:
         for row in data.indices(config.split):
             counts += np.bincount(data.masks[row].ravel(), minlength=256)
         return median_frequency_weights(counts[:count])
-    numbers = wanted if isinstance(wanted, list) and all(_is_weight(value) for value in wanted) else []
-    if len(numbers) != count or not any(numbers):
+    given = wanted if isinstance(wanted, list) else []
+    possible = all(isinstance(value, (int, float)) and 0 <= value < math.inf for value in given)
+    if not possible or len(given) != count or not any(given):
         raise UserError(
             f"class_weights={wanted} must be median_frequency, or a list of {count} numbers from 0 up, not all 0, one "
             f"for each of {', '.join(data.classes)}"
         )
     return torch.tensor(wanted, dtype=torch.float32)
-
-
-def _is_weight(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
 
 
 def learning_rate_factor(config: TrainConfig, images_seen: int) -> float:
@@ -152,18 +140,15 @@ def learning_rate_factor(config: TrainConfig, images_seen: int) -> float:
     """
     rise = min(1.0, (images_seen + config.batch_size) / config.warmup) if config.warmup else 1.0
     t = min(1.0, images_seen / config.total_images)
-    return (
-        rise * {"cosine": 0.5 * (1 + math.cos(math.pi * t)), "poly": (1 - t) ** 0.9, "constant": 1.0}[config.schedule]
-    )
+    shapes = {"cosine": 0.5 * (1 + math.cos(math.pi * t)), "poly": (1 - t) ** 0.9, "constant": 1.0}
+    return rise * shapes[config.schedule]
 
 
 def training_window(model: UNet, crop: int | None, image_size: int) -> tuple[int, int]:
     """Side of the scored window of training pictures, and the pixels of surroundings that the network needs.
 
-    Without `crop` it is the whole picture, or for a `valid` network the largest output it can have within it.
-
-    Raises:
-        UserError: `crop` exceeds the pictures, or no input of a `valid` network gives it.
+    Without `crop` it is the whole picture, or for a `valid` network the largest output it can have within it. Raises
+    UserError where `crop` exceeds the pictures, or no input of a `valid` network gives it.
     """
     if crop is not None and not 1 <= crop <= image_size:
         raise UserError(f"crop={crop} must be from 1 to the side of the prepared pictures, {image_size}")

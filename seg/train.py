@@ -16,17 +16,14 @@ from seg.trainer import LAST_NAME, PANELS, Trainer, Validation
 
 
 def run_training(config: TrainConfig) -> RunFolder:
-    """Train as `config` says, from the start or from where the run stands, and return its folder.
-
-    Raises UserError for settings, data or a run folder that do not fit, and what `run_loop` raises.
-    """
+    """Train as `config` says; UserError for settings or data that do not fit, else as `run_loop`."""
     data = PreparedData.open(config.data)
     validate(config, data, process_count())
     # With any other schedule the number of images sets the learning rate of every step.
     fixed = () if config.schedule == "constant" else ("total_images",)
     return run_loop(
         config,
-        lambda accelerator, run: Trainer(config, accelerator, data, run, [Validation(), Curves(PANELS)]),
+        lambda accelerator, run: Trainer(config, accelerator, data, run, Validation(), Curves(PANELS)),
         {"data_sha256": data.meta["sha256"], "classes": data.classes},
         [key for key in (*CHANGEABLE, "patience", "workers") if key not in fixed],
     )

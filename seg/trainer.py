@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,11 +21,11 @@ from core.nn.model_file import FILE_NAME, build_model, save_model
 from core.training.best import Best
 from core.training.callbacks import Callback
 from core.training.curves import Panel
-from core.training.loop import TrainingLoop, describe_machine, make_optimizer
+from core.training.loop import TrainingLoop, make_optimizer
 from core.training.meter import is_due
 from core.training.rundir import RunFolder
 from seg.borders import border_map
-from seg.data import Batch, Examples, training_batches
+from seg.data import Examples, training_batches
 from seg.losses import loss_terms, total_loss
 from seg.metrics import SegmentationMetrics
 from seg.scoring import comparison, data_identity, predictions, scored, write_scores
@@ -45,15 +44,10 @@ class Trainer(TrainingLoop):
     """One segmentation training run: its network, its examples and its evaluations."""
 
     def __init__(
-        self,
-        config: TrainConfig,
-        accelerator: Accelerator,
-        data: PreparedData,
-        run: RunFolder,
-        callbacks: Sequence[Callback] = (),
+        self, config: TrainConfig, accelerator: Accelerator, data: PreparedData, run: RunFolder, *callbacks: Callback
     ) -> None:
         statistics = ("loss", *config.loss.factors, "accuracy", "gradient_norm", "learning_rate")
-        super().__init__(config, accelerator, run, statistics, callbacks)
+        super().__init__(config, accelerator, run, statistics, *callbacks)
         self.config, self.data = config, data
         self.recipe = config.model["network"] | {"classes": len(data.classes)}
         self.model = self._network()
@@ -65,7 +59,9 @@ class Trainer(TrainingLoop):
         self.best = Best(higher_is_better=True)
         self.load()
         self.examples = self._examples()
-        self.batches = self._batches()
+        place = accelerator.process_index, accelerator.num_processes, accelerator.device
+        workers = (0 if accelerator.device.type == "cpu" else 4) if config.workers is None else config.workers
+        self.batches = training_batches(self.examples, self.images_seen, config.batch_size, *place, workers)
         # Wrapped only now: the average and the optimiser hold the bare network.
         if config.compile:  # in place: what the average, the optimiser and the files hold stays as it is
             self.model.compile()
@@ -93,36 +89,15 @@ class Trainer(TrainingLoop):
             borders = borders.astype(np.float16)  # half the memory; a weight of 10 keeps three digits
         return Examples(data, config.split, config.seed, config.augment, window, margin, borders)
 
-    def _batches(self) -> Iterator[Batch]:
-        device, workers = self.accelerator.device, self.config.workers
-        if workers is None:
-            workers = 0 if device.type == "cpu" else 4
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        return training_batches(self.examples, self.images_seen, self.config.batch_size, rank, ranks, device, workers)
-
     def parts(self) -> dict[str, Any]:
         """Network, average, optimiser and the best evaluation."""
         return {"model": self.model, "ema": self.ema.model, "optimizer": self.optimizer, "best": self.best}
 
-    def export(self) -> None:
-        """Write the weights as they are now; those of the best evaluation have their own file."""
-        self.write_model(LAST_NAME)
-
-    def write_model(self, name: str) -> None:
-        """Write the averaged weights into the run folder."""
-        data = self.data
-        info = {
-            "images_seen": self.images_seen,
-            "classes": data.classes,
-            "palette": data.palette,
-            "image_size": data.image_size,
-            "resized": data.resized,
-            "fit": data.fit,
-            "seed": self.config.seed,
-            "weights": "ema",
-            **data_identity(data),
-        }
-        save_model(self.run.path / name, self.ema.model, self.recipe, info)
+    def export(self, name: str = LAST_NAME) -> None:
+        """Write the averaged weights as they are now; those of the best evaluation have their own file."""
+        facts = {key: getattr(self.data, key) for key in ("classes", "palette", "image_size", "resized", "fit")}
+        info = {"images_seen": self.images_seen, **facts, "seed": self.config.seed, "weights": "ema"}
+        save_model(self.run.path / name, self.ema.model, self.recipe, info | data_identity(self.data))
 
     @property
     def finished(self) -> bool:
@@ -131,12 +106,13 @@ class Trainer(TrainingLoop):
 
     def step(self) -> None:
         """One step on the next global batch."""
-        config, ranks = self.config, self.accelerator.num_processes
-        batch = next(self.batches)
+        config, ranks, batch = self.config, self.accelerator.num_processes, next(self.batches)
         rate = self.base_rate * learning_rate_factor(config, self.images_seen)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self._seed_dropout()
+        if self.model.dropout.p:  # as a function of the place in the run, so that resuming needs no random state
+            words = [config.seed, 2, self.images_seen, self.accelerator.process_index]
+            torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
         logits = self.wrapped(batch.images)
         factors = config.loss.factors
         terms = loss_terms(logits, batch.masks, factors, self.class_weights, batch.borders, config.loss.focal_gamma)
@@ -153,22 +129,10 @@ class Trainer(TrainingLoop):
         parts = {name: ranks * total_loss({name: terms[name]}, {name: 1.0}, denominators).detach() for name in terms}
         known = batch.masks != IGNORE
         right = ((logits.argmax(1) == batch.masks) & known).sum() / known.sum().clamp(min=1)
-        self.meter.add(
-            {
-                "loss": loss.detach(),
-                **parts,
-                "accuracy": right,
-                "gradient_norm": norm,
-                "learning_rate": torch.full((), rate, device=loss.device),
-            }
-        )
+        used = torch.full((), rate, device=loss.device)
+        totals = {"loss": loss.detach(), "accuracy": right, "gradient_norm": norm, "learning_rate": used}
+        self.meter.add(totals | parts)
         self.images_seen += config.batch_size
-
-    def _seed_dropout(self) -> None:
-        """Make dropout a function of the place in the run, so that resuming needs no random state."""
-        if self.model.dropout.p:
-            words = [self.config.seed, 2, self.images_seen, self.accelerator.process_index]
-            torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
 
     def status(self, means: dict[str, float]) -> str:
         """Loss, accuracy on the training pictures and the best evaluation."""
@@ -194,19 +158,18 @@ class Trainer(TrainingLoop):
         self.record(short, short)
         write_png(self.run.samples / f"{self.images_seen:012d}.png", comparison(self.ema.model, self.data, rows))
         if improved:
-            self.write_model(FILE_NAME)
+            self.export(FILE_NAME)
             identity = {"images_seen": self.images_seen, "split": self.config.valid_split, **data_identity(self.data)}
             write_scores(results, metrics, self.run.path / f"{self.config.valid_split}.json", identity)
 
     def describe(self) -> str:
-        """Model, parameters, data and machine."""
+        """Model, parameters and data."""
         parameters = sum(p.numel() for p in self.model.parameters())
         valid = len(self.data.indices(self.config.valid_split))
-        window = f"{self.examples.window}x{self.examples.window}"
+        side = self.examples.window
         return (
             f"{self.config.model['name']}: {parameters:,} parameters, {len(self.data.classes)} classes, "
-            f"{len(self.examples.order):,} images in windows of {window}, {valid:,} to validate, "
-            f"{describe_machine(self.accelerator, self.config.mixed_precision)}"
+            f"{len(self.examples.order):,} images in windows of {side}x{side}, {valid:,} to validate"
         )
 
 

@@ -68,12 +68,23 @@ def test_a_segmenter_compiles(discs, tmp_path, compiled):
         torch.testing.assert_close(value, plain[name], rtol=1e-3, atol=1e-3)
 
 
-def test_without_a_compiler_there_is_one_line(prepared, tmp_path, monkeypatch):
+def broken_compiler(graph, inputs):
+    raise OSError("no compiler here")
+
+
+def broken_code(graph, inputs):
+    def run_graph(*values):
+        raise AssertionError("expected size 512==512, stride 16==1 at dim=1\nError in op: convolution_backward")
+
+    return run_graph
+
+
+@pytest.mark.parametrize(
+    ("backend", "reason"),
+    [(broken_compiler, "no compiler here"), (broken_code, r"stride 16==1 at dim=1 Error in op: convolution_backward")],
+)
+def test_a_failure_of_the_compiler_or_of_its_code_is_one_line(prepared, tmp_path, monkeypatch, backend, reason):
     usual = torch.nn.Module.compile
-
-    def broken(graph, inputs):
-        raise OSError("no compiler here")
-
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda network: usual(network, backend=broken))
-    with pytest.raises(UserError, match=r"compile=true failed \(.*no compiler here.*compile=false"):
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda network: usual(network, backend=backend))
+    with pytest.raises(UserError, match=rf"compile=true failed \(.*{reason}.*compile=false"):
         run(prepared, tmp_path, total_images=8, compile="true")

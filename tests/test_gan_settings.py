@@ -8,6 +8,7 @@ from test_train import assert_equal, no_plots, outcome, run  # noqa: F401 (a fix
 from core.cli.config import compose, typed
 from core.cli.errors import UserError
 from core.training.checkpoint import Checkpoints
+from gen import trainer
 from gen.augment import AdaptiveProbability
 from gen.dcgan import Discriminator, Generator
 from gen.settings import TrainConfig, check_networks
@@ -94,7 +95,7 @@ def test_augmentation_is_held_at_what_suits_the_loss(prepared, tmp_path, loss, t
             seen.append(args)
             super().__init__(*args)
 
-    monkeypatch.setattr("gen.trainer.AdaptiveProbability", Watched)
+    monkeypatch.setattr(trainer, "AdaptiveProbability", Watched)
     run(prepared, tmp_path, total_images=8, loss=loss, **{"diffaug.p": "adaptive"})
     assert seen == [(target, 500_000)]
 

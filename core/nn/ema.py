@@ -14,14 +14,10 @@ Model = TypeVar("Model", bound=nn.Module)
 class ExponentialAverage(Generic[Model]):
     """Average of a generator's weights over training (Karras et al. 2018, appendix A.1).
 
-    The half-life is counted in images. It is a tenth of the images seen, at most `half_life`, so that the random
+    The images after which a past weight counts half are a tenth of those seen, at most `half_life`, so that the random
     initial weights are forgotten early (as in the code of Karras et al. 2020). Running means and variances are averaged
     too: with live ones the averaged weights would be normalised wrongly. `torch.optim.swa_utils.AveragedModel` would
-    read a counter back from the device, and so wait for it, in every step.
-
-    Args:
-        model: the model to follow; must not yet be wrapped for several processes or mixed precision.
-        half_life: images after which a past weight counts half.
+    wait for the device in every step. The model must not yet be wrapped for several processes or mixed precision.
     """
 
     RAMP_UP = 0.1  # half-life as a share of the images seen, until it reaches `half_life`

@@ -19,8 +19,7 @@ _ORDINARY = {_MMAP_THRESHOLD: _LARGE, _TRIM_THRESHOLD: 2 * _LARGE}
 def keep_freed_memory() -> bool:
     """Keep freed memory in the process for the next allocation; False where that is not possible (not glibc).
 
-    A training step on a CPU frees everything it allocates, and the next one allocates as much again. If the memory was
-    returned to the system, the kernel must zero and map every page anew. The price: the process never shrinks much.
+    The next training step allocates as much again, and the kernel would have to zero and map every page anew.
     """
     return _set(_KEEP)
 

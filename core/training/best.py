@@ -47,13 +47,8 @@ class BestWeights:
     Files that no longer fit are renamed to best-IMAGES.*, with a note, and the search starts again: those with a score
     on other terms, and those of more images than the checkpoint has, as after a damaged checkpoint.
 
-    Args:
-        folder: of the run.
-        terms: what the scores depend on; scores compare where all of it is the same.
-        images_seen: where training continues.
-
-    Raises:
-        UserError: the file that is there is damaged.
+    `terms` are what the scores depend on, which compare where all of it is the same; training continues at
+    `images_seen`. Raises UserError where the file that is there is damaged.
     """
 
     def __init__(self, folder: Path, terms: dict[str, Any], images_seen: int) -> None:
@@ -87,10 +82,9 @@ class BestWeights:
 
         `recipe` and `info` are as for `core.nn.model_file.save_model`; `info` holds `images_seen`.
         """
-        if not self.best.improved(score, info["images_seen"]):
-            return False
-        self._waiting = copy.deepcopy(model), recipe, info
-        return True
+        if improved := self.best.improved(score, info["images_seen"]):
+            self._waiting = copy.deepcopy(model), recipe, info
+        return improved
 
     def write(self) -> None:
         """Write what is held in memory, if anything. Raises UserError where that fails."""

@@ -22,7 +22,7 @@ class Callback:
         """The images seen went from `before` to `loop.images_seen`; `last`: no step follows."""
 
     def after_row(self, loop: TrainingLoop, values: dict[str, float]) -> None:
-        """A row of statistics with these values was written."""
+        """A row of statistics with these values was written (process 0)."""
 
     def before_checkpoint(self, loop: TrainingLoop) -> None:
         """Write what a run must have when it continues from the checkpoint that comes next."""

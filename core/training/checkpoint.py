@@ -45,11 +45,7 @@ class Checkpoints:
         return sorted(self.folder.glob("*.pt"))
 
     def save(self, images_seen: int, state: dict[str, Any]) -> Path:
-        """Write `state` atomically, then remove old checkpoints.
-
-        Raises:
-            UserError: it cannot be written; earlier checkpoints are untouched.
-        """
+        """Write `state` atomically, then remove old checkpoints; UserError, and no change, where that fails."""
         path = self.folder / f"{images_seen:012d}.pt"
         with atomic_path(path) as temporary:
             try:
@@ -61,11 +57,7 @@ class Checkpoints:
         return path
 
     def load_newest(self) -> dict[str, Any] | None:
-        """The newest intact checkpoint, on the CPU, with a warning about damaged ones; None when there is none at all.
-
-        Raises:
-            UserError: there are checkpoints, but none is intact.
-        """
+        """The newest intact checkpoint, on the CPU; None when there is none at all, UserError when none is intact."""
         files = self.files()
         for path in reversed(files):
             try:
@@ -84,7 +76,6 @@ class Checkpoints:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A checkpoint, after verifying the checksums of the zip archive that `torch.save` wrote."""
     with ZipFile(path) as archive:
         if member := archive.testzip():
             raise ValueError(f"checksum of {member}")

@@ -25,53 +25,35 @@ DOTTED = 60  # points up to which each one is marked
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot of the page.
+    """One plot of the page."""
 
-    Attributes:
-        title: what is plotted, with its unit if it has one.
-        keys: keys of the rows, with the names of their lines; keys without any number are left out.
-        limits: ends of the vertical axis; None fits it to the numbers.
-        best: which value of the first key is marked.
-        wide: use a logarithmic scale where the numbers span more than a decade and are all positive.
-    """
-
-    title: str
-    keys: dict[str, str]
-    limits: tuple[float, float] | None = None
-    best: Literal["lowest", "highest"] | None = None
-    wide: bool = False
+    title: str  # what is plotted, with its unit if it has one
+    keys: dict[str, str]  # keys of the rows, with the names of their lines; keys without any number are left out
+    limits: tuple[float, float] | None = None  # ends of the vertical axis; None fits it to the numbers
+    best: Literal["lowest", "highest"] | None = None  # which value of the first key is marked
+    wide: bool = False  # a logarithmic scale where the numbers span more than a decade and are all positive
 
 
 def draw_curves(rows: Sequence[dict[str, Any]], panels: Iterable[Panel], path: str | Path) -> bool:
-    """Write the panels that have numbers as one PNG, complete or absent.
+    """Write the panels that have numbers as one PNG, complete or absent; see `make_figure`.
 
-    Args:
-        rows, panels: see `make_figure`.
-
-    Returns:
-        Whether there was anything to draw; if not, no file is written.
-
-    Raises:
-        UserError: the file cannot be written.
+    Returns whether there was anything to draw; if not, no file is written. Raises UserError where that fails.
     """
     figure = make_figure(rows, panels)
-    if figure is None:
-        return False
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
-    return True
+    if figure is not None:
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png")
+    return figure is not None
 
 
 def make_figure(rows: Sequence[dict[str, Any]], panels: Iterable[Panel]) -> Figure | None:
-    """The panels that have numbers, one axes each; None where none has.
+    """The panels that have numbers, one axes each from top to bottom; None where none has.
 
-    Args:
-        rows: as in stats.jsonl: `images` and any of the keys; rows of other kinds, such as warnings, are passed over.
-        panels: from top to bottom.
+    Rows are as in stats.jsonl: `images` and any of the keys; those of other kinds, such as warnings, are passed over.
     """
-    lines = [(panel, {key: series(rows, key) for key in panel.keys}) for panel in panels]
-    lines = [(panel, {key: line for key, line in found.items() if len(line[0])}) for panel, found in lines]
-    lines = [(panel, found) for panel, found in lines if found]
+    every = [(panel, {key: series(rows, key) for key in panel.keys}) for panel in panels]
+    every = [(panel, {key: line for key, line in found.items() if len(line[0])}) for panel, found in every]
+    lines = [(panel, found) for panel, found in every if found]
     if not lines:
         return None
     from matplotlib.figure import Figure  # takes half a second, which other commands need not wait for
@@ -81,12 +63,11 @@ def make_figure(rows: Sequence[dict[str, Any]], panels: Iterable[Panel]) -> Figu
     width, height = 8.0, 0.9 + 2.3 * len(lines)
     figure = Figure(figsize=(width, height), dpi=120)
     figure.subplots_adjust(0.75 / width, 0.5 / height, 1 - 0.25 / width, 1 - 0.35 / height, hspace=0.22)
-    every = figure.subplots(len(lines), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (panel, found) in zip(every, lines, strict=True):
+    for axes, (panel, found) in zip(figure.subplots(len(lines), sharex=True, squeeze=False)[:, 0], lines, strict=True):
         _draw_panel(axes, panel, found)
-    every[-1].set_xlabel("images seen")
-    every[-1].xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k, 1.5M
-    every[-1].set_xlim(left=0)
+    axes.set_xlabel("images seen")  # of the last one, which all share
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k, 1.5M
+    axes.set_xlim(left=0)
     return figure
 
 
@@ -105,13 +86,14 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
 
 def _draw_panel(axes: Axes, panel: Panel, found: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
     """The lines of one panel, its title above it on the left, their names (if several) and the best on the right."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
     for (key, (images, values)), colour in zip(found.items(), COLOURS, strict=False):
         crowded = len(values) > CROWDED
         style: dict[str, Any] = {"marker": "o", "markersize": 3} if len(values) <= DOTTED else {}
         label = panel.keys[key] if len(found) > 1 else None
-        axes.plot(
-            images, values, color=colour, linewidth=0.8 if crowded else 1.5, alpha=0.35 if crowded else 1, **style
-        )
+        width, alpha = (0.8, 0.35) if crowded else (1.5, 1)
+        axes.plot(images, values, color=colour, linewidth=width, alpha=alpha, **style)
         smooth = running_mean(values, len(values) // 100 | 1) if crowded else values
         axes.plot(images, smooth, color=colour, linewidth=1.5, label=label)
     axes.set_title(panel.title, loc="left", fontsize=11)
@@ -122,27 +104,16 @@ def _draw_panel(axes: Axes, panel: Panel, found: dict[str, tuple[np.ndarray, np.
     if panel.limits is not None:
         axes.set_ylim(panel.limits)
     elif panel.wide and every.min() > 0 and every.max() > DECADE * every.min():
-        _make_logarithmic(axes)
+        axes.set_yscale("log")  # with plain numbers, also between the powers of ten
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=20))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     if panel.best is not None and (first := next(iter(panel.keys))) in found:
+        images, values = found[first]
+        at = int(values.argmin() if panel.best == "lowest" else values.argmax())  # the first of equals
         name = f"best {panel.keys[first]}" if len(found) > 1 else "best"
-        _mark(axes, *found[first], panel.best, name)
+        label = f"{name} {values[at]:.3g} at {images[at]:,.0f}"
+        ring: dict[str, Any] = {"markersize": 10, "markerfacecolor": "none", "markeredgecolor": "black"}
+        axes.plot(images[at], values[at], "o", label=label, clip_on=False, zorder=3, **ring)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(found) + 1, frameon=False, borderaxespad=0.2)
-
-
-def _make_logarithmic(axes: Axes) -> None:
-    """A logarithmic scale with plain numbers, also between the powers of ten."""
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
-
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=20))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-
-
-def _mark(axes: Axes, images: np.ndarray, values: np.ndarray, best: str, name: str) -> None:
-    """A ring around the best value (the first of equals), with the number in the legend."""
-    at = int(values.argmin() if best == "lowest" else values.argmax())
-    label = f"{name} {values[at]:.3g} at {images[at]:,.0f}"
-    ring: dict[str, Any] = {"markersize": 10, "markerfacecolor": "none", "markeredgecolor": "black"}
-    axes.plot(images[at], values[at], "o", label=label, clip_on=False, zorder=3, **ring)

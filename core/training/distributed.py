@@ -11,11 +11,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    broadcast_object_list,
-    gather_object,
-)
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 
 from core.cli.errors import UserError
 from core.training.machine import cpu_wanted, set_up_cpu
@@ -37,15 +33,7 @@ def several_on_cpu() -> bool:
 
 
 def start_accelerator(mixed_precision: str, tracker: str | None, run_folder: Path) -> Accelerator:
-    """The Accelerator of a training command, on all the processes that `accelerate launch` started.
-
-    Args:
-        mixed_precision: `fp32` or `bf16`.
-        tracker: None or one of `TRACKERS`.
-
-    Raises:
-        UserError: unknown precision, or a tracker that is not installed.
-    """
+    """The Accelerator of a training command; UserError for a precision or tracker that cannot be used here."""
     if mixed_precision not in PRECISIONS:
         raise UserError(f"mixed_precision={mixed_precision!r} is unknown: use {' or '.join(PRECISIONS)}")
     if tracker is not None and tracker not in TRACKERS:
@@ -56,8 +44,7 @@ def start_accelerator(mixed_precision: str, tracker: str | None, run_folder: Pat
     # Every step has the same shapes, so cuDNN tries its kernels once and keeps the fastest: 1.4 times faster U-Nets and
     # ResNets on an H100.
     torch.backends.cudnn.benchmark = True
-    # Without broadcast_buffers=False the second forward through D would overwrite the BatchNorm buffers that the
-    # first one needs in the backward pass.
+    # Else the second forward through D would overwrite BatchNorm buffers that the first one's backward pass needs.
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
     # Newer torch has renamed the option, which accelerate does not know yet.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
@@ -79,8 +66,7 @@ def start_accelerator(mixed_precision: str, tracker: str | None, run_folder: Pat
 def wait_for_all() -> None:
     """Wait until every process that accelerate has set up has come here.
 
-    accelerate's own barrier picks a device by what the machine has: processes on the CPU of a machine with a GPU would
-    start work on the GPU.
+    accelerate's own barrier would start work on the machine's GPU, even for processes on the CPU.
     """
     state = PartialState()
     if state.num_processes > 1 and state.device.type == "cpu":
@@ -91,14 +77,9 @@ def wait_for_all() -> None:
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that work on one command together.
+    """The processes that work on one command together."""
 
-    Attributes:
-        index: number of this one, from 0.
-        count: how many there are.
-    """
-
-    index: int = 0
+    index: int = 0  # of this one
     count: int = 1
 
     @classmethod
@@ -125,12 +106,7 @@ class Ranks:
         return broadcast_object_list([value])[0] if self.count > 1 else value
 
     def share_failure(self, failure: UserError | None) -> None:
-        """Fail on all processes if one has failed: only the first one prints, and the others would wait forever.
-
-        Raises:
-            UserError: of the first process that has one.
-        """
-        messages = [None if failure is None else str(failure)]
+        """Raise the first process's failure on all: only the first one prints, and the others would wait forever."""
+        messages = [str(failure)] if failure else []
         for message in gather_object(messages) if self.count > 1 else messages:
-            if message is not None:
-                raise UserError(message)
+            raise UserError(message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -56,13 +56,9 @@ class LoopConfig:
 
 
 def check_common(config: LoopConfig, processes: int, least_images: int = 2) -> None:
-    """Refuse settings that cannot work in any training command.
+    """Refuse settings that cannot work in any training command, with a UserError that names the key.
 
-    Args:
-        least_images: per process and step; batch normalisation needs two.
-
-    Raises:
-        UserError: naming the key.
+    `least_images` is per process and step; batch normalisation needs two.
     """
     if config.name in ("", ".", "..") or Path(config.name).name != config.name:
         raise UserError(f"name={config.name!r} must be a plain folder name; runs=... says where the folder goes")
@@ -77,27 +73,19 @@ def check_common(config: LoopConfig, processes: int, least_images: int = 2) -> N
         )
 
 
-def check_least(config: LoopConfig, least: int, *keys: str) -> None:
-    """Refuse numbers below `least`.
-
-    Raises:
-        UserError: naming the key.
-    """
+def check_least(section: object, least: int, *keys: str, prefix: str = "") -> None:
+    """Refuse numbers below `least`, with a UserError that names the key; `prefix` is that of the section's keys."""
     for key in keys:
-        if not getattr(config, key) >= least:  # NaN is not either
+        if not getattr(section, key) >= least:  # NaN is not either
             needed = f"be at least {least}" if least else "not be negative"
-            raise UserError(f"{key}={getattr(config, key)} must {needed}")
+            raise UserError(f"{prefix}{key}={getattr(section, key)} must {needed}")
 
 
 def make_optimizer(recipe: dict[str, Any], network: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser that conf/optim describes, for the parameters of `network`; fused on a GPU if that is left open.
-
-    Raises:
-        UserError: no such class, or settings it refuses.
-    """
+    """The optimiser that conf/optim describes, for the parameters of `network`; UserError for settings it refuses."""
     try:
         if recipe.get("fused", False) is None and next(network.parameters()).is_cuda:
-            recipe = recipe | {"fused": True}  # one kernel for all weights
+            recipe = recipe | {"fused": True}  # left open: one kernel for all weights
         optimizer = instantiate(recipe)(network.parameters())
     except (HydraException, TypeError, ValueError, RuntimeError, IndexError) as error:
         raise UserError(f"optim: {' '.join(str(error).split())}") from error
@@ -113,23 +101,16 @@ def make_optimizer(recipe: dict[str, Any], network: nn.Module) -> torch.optim.Op
 class TrainingLoop(ABC):
     """One training run: its state on disk, its progress and its steps, which a subclass defines.
 
-    Args:
-        statistics: names of the scalars that `step` adds to `meter`.
-        callbacks: what else happens, in this order.
+    `names` are those of the scalars that `step` adds to `meter`.
     """
 
     def __init__(
-        self,
-        config: LoopConfig,
-        accelerator: Accelerator,
-        run: RunFolder,
-        statistics: tuple[str, ...],
-        callbacks: Sequence[Callback],
+        self, config: LoopConfig, accelerator: Accelerator, run: RunFolder, names: tuple[str, ...], *callbacks: Callback
     ) -> None:
         self.settings, self.accelerator, self.run = config, accelerator, run
         self.callbacks = [*callbacks, *([Tracker()] if config.tracker else [])]
-        self.checkpoints, self.meter = Checkpoints(run.state), MeanMeter(statistics)
-        self.images_seen = 0
+        self.checkpoints, self.meter = Checkpoints(run.state), MeanMeter(names)
+        self.images_seen, self.told = 0, 0.0  # `told`: when a log file last got a line
 
     @abstractmethod
     def parts(self) -> dict[str, Any]:
@@ -160,28 +141,19 @@ class TrainingLoop(ABC):
         """Whether no step remains."""
         return self.images_seen >= self.settings.total_images
 
-    # -- state on disk
-
-    def _all_parts(self) -> dict[str, Any]:
-        return self.parts() | {"meter": self.meter}
-
     def load(self) -> None:
         """Continue from the newest intact checkpoint, if there is one."""
         state = self.checkpoints.load_newest()
         if state is None:
             return
-        for name, part in self._all_parts().items():
+        for name, part in (self.parts() | {"meter": self.meter}).items():
             part.load_state_dict(state[name])
         self.images_seen = int(state["images_seen"])
         if self.accelerator.is_main_process:
             say(f"continuing {self.run.path} at {self.images_seen:,} images")
 
     def save(self) -> None:
-        """Write a checkpoint and the model files (process 0; every process must call it).
-
-        Raises:
-            UserError: training has diverged, or the disk is full; earlier checkpoints stay.
-        """
+        """Write a checkpoint and the model files, in all processes. UserError after divergence or with a full disk."""
         self.fold()
         # The last loss was computed before its update: if its gradients overflowed, only the weights show it so far.
         for name, part in self.parts().items():
@@ -190,20 +162,14 @@ class TrainingLoop(ABC):
         for callback in self.callbacks:
             callback.before_checkpoint(self)
         if self.accelerator.is_main_process:
-            state = {name: part.state_dict() for name, part in self._all_parts().items()}
+            state = {name: part.state_dict() for name, part in (self.parts() | {"meter": self.meter}).items()}
             self.checkpoints.save(self.images_seen, state | {"images_seen": self.images_seen})
             self.export()
         for callback in self.callbacks:
             callback.after_checkpoint(self)
 
-    # -- training
-
     def fold(self) -> None:
-        """Collect the statistics of the last steps.
-
-        Raises:
-            UserError: a loss is not finite; names the step, the last good checkpoint and what to try.
-        """
+        """Collect the statistics of the last steps; UserError where a loss is not finite."""
         first = self.images_seen - len(self.meter.pending) * self.settings.batch_size
         try:
             self.meter.fold(self.accelerator)
@@ -211,7 +177,7 @@ class TrainingLoop(ABC):
             raise self.diverged(str(error), first + (error.step + 1) * self.settings.batch_size) from error
 
     def diverged(self, what: str, images: int) -> UserError:
-        """The error for numbers that are no longer finite after `images`: what was saved, and what to try."""
+        """The error for numbers that are no longer finite after `images`."""
         saved = self.checkpoints.files()
         good = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was saved yet"
         return UserError(
@@ -219,8 +185,8 @@ class TrainingLoop(ABC):
             "learning rate (optim.lr=1e-4) or mixed_precision=fp32 under a new name=..."
         )
 
-    def log(self, started: float, first: int) -> str:
-        """End a statistics interval: write a row, warn, and return the text for the progress bar."""
+    def log(self, bar: StatusProgress, started: float, first: int) -> None:
+        """End a statistics interval: write a row, warn and update the bar, or a log file every half minute."""
         self.fold()
         means = self.meter.means()
         self.meter.reset()
@@ -230,10 +196,14 @@ class TrainingLoop(ABC):
             self.record({**means, "images_per_s": rate}, means)
             for warning in warnings:
                 self.warn(warning)
-        return self.status(means) + "".join(callback.status() for callback in self.callbacks)
+        bar.status = self.status(means) + "".join(callback.status() for callback in self.callbacks)
+        if self.accelerator.is_main_process and not console.is_terminal and time.perf_counter() - self.told >= 30:
+            seen = f"{self.images_seen:,} of {self.settings.total_images:,} images, {bar.tasks[0].speed or 0.0:.1f}/s"
+            say(f"{self.settings.name}: {seen}, {bar.status}")
+            self.told = time.perf_counter()
 
     def record(self, row: dict[str, Any], values: dict[str, float]) -> None:
-        """Add a row to stats.jsonl (process 0); `values` are what of it is drawn or tracked."""
+        """Add a row to stats.jsonl (process 0); callbacks get the `values` among it."""
         self.run.append_stats({"images": self.images_seen, **row})
         for callback in self.callbacks:
             callback.after_row(self, values)
@@ -244,23 +214,18 @@ class TrainingLoop(ABC):
         self.run.append_stats({"images": self.images_seen, "warning": text})
 
     def train(self, stop: StopRequest) -> None:
-        """Step until all images have been seen.
-
-        Raises:
-            Interrupted: stopped on request, after saving.
-        """
+        """Step until all images have been seen, or raise Interrupted on request, after saving."""
         config, main = self.settings, self.accelerator.is_main_process
         with progress_bar(quiet=not main) as bar:
-            task = bar.add_task(
-                config.name, total=config.total_images, completed=min(self.images_seen, config.total_images)
-            )
-            started, first, told = time.perf_counter(), self.images_seen, time.perf_counter()
+            first = self.images_seen
+            task = bar.add_task(config.name, total=config.total_images, completed=min(first, config.total_images))
+            started = self.told = time.perf_counter()
             while not self.finished:
                 before = self.images_seen
                 self.step()
                 bar.update(task, completed=min(self.images_seen, config.total_images))
                 if is_due(before, self.images_seen, config.log_every):
-                    told = self.show(bar, self.log(started, first), told)
+                    self.log(bar, started, first)
                 for callback in self.callbacks:
                     callback.after_step(self, before, last=self.images_seen >= config.total_images)
                 if is_due(before, self.images_seen, config.save_every):
@@ -269,17 +234,6 @@ class TrainingLoop(ABC):
                     self.save()
                     raise Interrupted(f"saved at {self.images_seen:,} images; the same command continues")
         self.save()
-
-    def show(self, bar: StatusProgress, status: str, told: float) -> float:
-        """Update the bar; in a log file, where none can be drawn, print a line every half minute instead."""
-        bar.status = status
-        now = time.perf_counter()
-        if console.is_terminal or not self.accelerator.is_main_process or now - told < 30:
-            return told
-        speed = bar.tasks[0].speed or 0.0
-        config = self.settings
-        say(f"{config.name}: {self.images_seen:,} of {config.total_images:,} images, {speed:.1f}/s, {status}")
-        return now
 
     def stop_agreed(self, stop: StopRequest) -> bool:
         """Whether all processes stop here. A signal reaches them at different steps, so they vote."""
@@ -299,15 +253,9 @@ def run_loop(
 ) -> RunFolder:
     """Train from the start or from where the run stands, and return its folder.
 
-    Args:
-        config: checked settings.
-        build: makes the loop, its state loaded.
-        identity: what else must stay the same when a run continues, such as hashes of the data; kept in config.yaml.
-        changeable: keys that may change.
-
-    Raises:
-        UserError: a run folder of other settings, divergence, or a full disk.
-        Interrupted: stopped on request, after saving.
+    `build` makes the loop, its state loaded. `identity`, such as hashes of the data, and all of `config` but the keys
+    `changeable` must stay when a run continues. Raises UserError for a run folder of other settings, for
+    divergence or a full disk, and Interrupted on request, after saving.
     """
     run = RunFolder(Path(config.runs) / config.name)
     # Stored as resolved: on another machine `auto` may choose differently, and such a run must not continue unnoticed.
@@ -324,7 +272,8 @@ def run_loop(
         run.write_config(resolved)
         run.rewind_stats(loop.images_seen)
         loop.checkpoints.remove_leftovers()
-        say(loop.describe())
+        machine = f"{accelerator.num_processes} x {accelerator.device.type}, {torch.get_num_threads()} threads"
+        say(f"{loop.describe()}, {machine}, {config.mixed_precision}")
     with StopRequest().listening() as stop:
         try:
             with explained_compiler() if config.compile else contextlib.nullcontext():
@@ -336,17 +285,11 @@ def run_loop(
 
 @contextlib.contextmanager
 def explained_compiler() -> Iterator[None]:
-    """Turn an error of torch.compile into one line."""
+    """Turn an error of torch.compile, or an assertion in the code that it generates, into one line."""
     from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
 
     try:
         yield
-    except TorchDynamoException as error:
-        reason = " ".join(str(error).split("\n\n")[0].split())
+    except (TorchDynamoException, AssertionError) as error:
+        reason = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
         raise UserError(f"compile=true failed ({reason}): install a C++ compiler, or use compile=false") from error
-
-
-def describe_machine(accelerator: Accelerator, precision: str) -> str:
-    """Processes, device, threads and precision as text."""
-    place = f"{accelerator.num_processes} x {accelerator.device.type}"
-    return f"{place}, {torch.get_num_threads()} threads, {precision}"

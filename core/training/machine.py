@@ -18,24 +18,15 @@ from core.training.allocator import keep_freed_memory
 
 def cpu_cores() -> int:
     """Cores this process may run on (a container or taskset may allow fewer than the machine has)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def share_cores() -> int:
-    """Give this process its share of the cores as torch threads, and return it.
-
-    `accelerate launch` sets OMP_NUM_THREADS=1 for CPU runs, which would leave the other cores idle.
-    """
-    threads = max(1, cpu_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    torch.set_num_threads(threads)
-    return threads
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def set_up_cpu() -> None:
-    """What every command that computes does first: use its cores, and keep memory for reuse."""
-    share_cores()
+    """What every command that computes does first: use its share of the cores, and keep memory for reuse.
+
+    `accelerate launch` sets OMP_NUM_THREADS=1 for CPU runs, which would leave the other cores idle.
+    """
+    torch.set_num_threads(max(1, cpu_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     keep_freed_memory()
 
 
@@ -47,8 +38,7 @@ def cpu_wanted() -> bool:
 def pick_device(name: str = "auto") -> torch.device:
     """The device of this name. `auto`: a GPU if there is one and ACCELERATE_USE_CPU is not set, else the CPU.
 
-    Raises:
-        UserError: it cannot be used on this machine.
+    Raises UserError where it cannot be used.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() and not cpu_wanted() else "cpu")
@@ -62,27 +52,10 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
-class _Precise:
-    """Switches TF32 off as long as any thread needs it off; the switches belong to the whole process."""
+class _TF32:
+    """The switches of TF32, which belong to the whole process, and the threads that need them off."""
 
-    def __init__(self) -> None:
-        self.lock, self.users, self.before = threading.Lock(), 0, (False, False)
-
-    def enter(self) -> None:
-        with self.lock:
-            if self.users == 0:
-                self.before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-                torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-            self.users += 1
-
-    def leave(self) -> None:
-        with self.lock:
-            self.users -= 1
-            if self.users == 0:
-                torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self.before
-
-
-_precise = _Precise()
+    lock, users, before = threading.Lock(), 0, (False, False)
 
 
 @contextmanager
@@ -91,12 +64,20 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
     Several threads may be inside at once.
     """
-    _precise.enter()
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    with _TF32.lock:
+        if _TF32.users == 0:
+            _TF32.before = matmul.allow_tf32, cudnn.allow_tf32
+            matmul.allow_tf32 = cudnn.allow_tf32 = False
+        _TF32.users += 1
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        _precise.leave()
+        with _TF32.lock:
+            _TF32.users -= 1
+            if _TF32.users == 0:
+                matmul.allow_tf32, cudnn.allow_tf32 = _TF32.before
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
@@ -108,10 +89,8 @@ def native_bf16(device: torch.device) -> bool:
     """Whether the device has bf16 multiplication, so that bf16 is faster than fp32; False where this is unknown."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type != "cpu":
-        return False
-    flags = set(cpuinfo("flags|Features").split())
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+    flags = cpuinfo("flags|Features").split() if device.type == "cpu" else []
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
 
 
 def cpuinfo(key: str) -> str:

@@ -36,11 +36,7 @@ class MeanMeter(Stateful):
         self.pending.append(torch.stack([scalars[name].float() for name in self.names]))
 
     def fold(self, accelerator: Accelerator) -> None:
-        """Bring pending steps to the CPU, averaged over ranks. Every rank must call this at the same step.
-
-        Raises:
-            NonFiniteError: a value is not finite (on every rank).
-        """
+        """Bring pending steps to the CPU, averaged over ranks, which must all call this at the same step."""
         if not self.pending:
             return
         table = accelerator.reduce(torch.stack(self.pending), reduction="mean")

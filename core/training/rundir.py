@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Collection
 from pathlib import Path
@@ -22,14 +23,7 @@ class RunFolder:
         self.samples, self.state = self.path / "samples", self.path / "state"
 
     def check_config(self, config: dict[str, Any], changeable: Collection[str]) -> None:
-        """Refuse to continue a run with settings other than those it was started with.
-
-        Args:
-            changeable: keys that do not change what a step computes.
-
-        Raises:
-            UserError: settings differ, naming each key with its old and new value.
-        """
+        """Refuse to continue a run with other settings, but for `changeable` keys; the UserError names each change."""
         if not self.config.exists():
             return
         try:
@@ -59,21 +53,14 @@ class RunFolder:
             return
         kept = []
         for line in self.stats.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if row["images"] <= images_seen:
-                kept.append(line + "\n")
+            with contextlib.suppress(ValueError):
+                if json.loads(line)["images"] <= images_seen:
+                    kept.append(line + "\n")
         with atomic_path(self.stats) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
 
     def append_stats(self, row: dict[str, Any]) -> None:
-        """Append a row; its `images` says when.
-
-        Raises:
-            UserError: it cannot be written.
-        """
+        """Append a row; its `images` says when. Raises UserError where that fails."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with self.stats.open("a", encoding="utf-8") as handle:
@@ -92,8 +79,5 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as one with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
