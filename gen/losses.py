@@ -16,7 +16,7 @@ from torch.nn.functional import softplus
 from core.cli.errors import UserError
 
 
-def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+def non_saturating_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """-log D(x) - log(1 - D(G(z))), means over the batch (Goodfellow et al. 2014, equation 1), with D = sigmoid(logit).
 
     softplus(-l) = -log sigmoid(l): the same value as sigmoid and binary cross-entropy without their overflow.
@@ -24,7 +24,7 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     return softplus(-real_logits).mean() + softplus(fake_logits).mean()
 
 
-def generator_loss(fake_logits: Tensor) -> Tensor:
+def non_saturating_generator(fake_logits: Tensor) -> Tensor:
     """-log D(G(z)), mean over the batch: the non-saturating form (Goodfellow et al. 2014, section 3)."""
     return softplus(-fake_logits).mean()
 
@@ -73,7 +73,7 @@ class GanLoss:
 
 
 LOSSES: dict[str, GanLoss] = {
-    "non_saturating": GanLoss(discriminator_loss, generator_loss, probabilistic=True),
+    "non_saturating": GanLoss(non_saturating_discriminator, non_saturating_generator, probabilistic=True),
     # max(0, 1 - D(x)) + max(0, 1 + D(G(z))) against -D(G(z)) (Lim & Ye 2017; Miyato et al. 2018, equations 16 and 17)
     "hinge": GanLoss(lambda real, fake: (1 - real).relu().mean() + (1 + fake).relu().mean(), lambda fake: -fake.mean()),
     # (D(x) - 1)^2 / 2 + D(G(z))^2 / 2 against (D(G(z)) - 1)^2 / 2 (Mao et al. 2017, equation 9: labels 0 and 1)

@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy
 from core.cli.errors import UserError
 from core.nn.init import init_normal
 from gen.dcgan import Discriminator, Generator
-from gen.losses import discriminator_loss, generator_loss
+from gen.losses import non_saturating_discriminator, non_saturating_generator
 from gen.steps import STATISTICS, Batch, DiscriminatorWrapper, discriminator_step, generator_step
 
 
@@ -81,16 +81,16 @@ logits = st.lists(st.floats(-15, 15), min_size=1, max_size=6).map(lambda values:
 def test_losses_equal_sigmoid_and_cross_entropy(real, fake):
     one, zero = torch.ones_like, torch.zeros_like
     bce_d = binary_cross_entropy(real.sigmoid(), one(real)) + binary_cross_entropy(fake.sigmoid(), zero(fake))
-    assert torch.allclose(discriminator_loss(real, fake), bce_d, rtol=1e-6)
-    assert torch.allclose(generator_loss(fake), binary_cross_entropy(fake.sigmoid(), one(fake)), rtol=1e-6)
+    assert torch.allclose(non_saturating_discriminator(real, fake), bce_d, rtol=1e-6)
+    assert torch.allclose(non_saturating_generator(fake), binary_cross_entropy(fake.sigmoid(), one(fake)), rtol=1e-6)
 
 
 def test_losses_stay_finite_where_cross_entropy_overflows():
     far = torch.tensor([-1e4], requires_grad=True)
-    loss = generator_loss(far)
+    loss = non_saturating_generator(far)
     loss.backward()
     assert loss.item() == 1e4 and far.grad.item() == -1  # -log sigmoid(l) -> -l
-    assert discriminator_loss(torch.zeros(4), torch.zeros(4)).item() == pytest.approx(2 * 0.6931472)
+    assert non_saturating_discriminator(torch.zeros(4), torch.zeros(4)).item() == pytest.approx(2 * 0.6931472)
 
 
 def test_each_step_moves_its_own_network_only():

@@ -24,7 +24,7 @@ LEAST_COUNT = 10_000
 BATCH = 2048  # samples in float64 at once
 
 
-class Features(Protocol):
+class FeatureRows(Protocol):
     """Features (N, D) that may be on disk: rows are read by an array of positions."""
 
     @property
@@ -55,7 +55,7 @@ class Infinity:
 
 def extrapolate(
     reference: Statistics,
-    features: Features,
+    features: FeatureRows,
     start: int = LEAST_START,
     seed: int = 0,
     track: Callable[[Sequence[int]], Iterable[int]] = iter,
@@ -100,7 +100,7 @@ def fit(points: list[tuple[int, float]]) -> tuple[float, float]:
     return float(line[0]), float(np.sqrt(off @ off / (len(points) - 2)))
 
 
-def _statistics(features: Features, chosen: np.ndarray) -> Statistics:
+def _statistics(features: FeatureRows, chosen: np.ndarray) -> Statistics:
     """Statistics by running sums, because 50,000 features in float64 take much memory."""
     sums = RunningSums(features.shape[1])
     for first in range(0, len(chosen), BATCH):
