@@ -128,6 +128,8 @@ def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
 
 
 def _check_game(config: TrainConfig) -> None:
+    if not isinstance(config.regularize["schedule"], dict):
+        raise UserError("regularize.schedule needs end and over: leave it at its default, or give both")
     gan_loss(config.loss)
     regularize, diffaug = config.regularize, config.diffaug
     for name in PENALTIES:

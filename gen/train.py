@@ -7,6 +7,7 @@ import os
 from hydra.utils import get_class
 
 from core.cli.config import as_dict, config_command
+from core.cli.errors import UserError
 from core.data.dataset import PreparedData
 from core.nn.model_file import FILE_NAME
 from core.training.best import best_so_far
@@ -23,7 +24,11 @@ def make_callbacks(config: TrainConfig) -> list[Callback]:
     scores = []
     if config.eval.every:
         section = as_dict(config.eval)
-        scores = [get_class(section.pop("_target_"))(**section)]
+        name = section.pop("_target_")
+        try:
+            scores = [get_class(name)(**section)]
+        except (ImportError, ValueError, TypeError) as error:
+            raise UserError(f"eval._target_={name} names no callback that scores: leave it at its default") from error
     return [SampleGrid(), *scores, Curves(panels(config.loss))]
 
 

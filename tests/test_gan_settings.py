@@ -24,6 +24,8 @@ from gen.trainer import Trainer
         ({"regularize.gradient_penalty": 1}, r"regularize\.gradient_penalty needs a D"),
         ({"regularize.r2": -1}, r"regularize\.r2=-1 must be a number from 0 up"),
         ({"regularize.cutmix": 1, "model": "resnet"}, r"regularize\.cutmix needs a D that judges pixels"),
+        ({"regularize.schedule": "null"}, r"regularize\.schedule needs end and over"),
+        ({"eval._target_": "nope.X", "eval.every": 8}, r"eval\._target_=nope\.X names no callback"),
         ({"regularize.schedule.end": 0.1}, r"regularize\.schedule: end=0\.1 over=0"),
         ({"lr_schedule.over": 100}, r"lr_schedule: end=1 over=100"),
         ({"lr_schedule.end": "nan"}, r"lr_schedule\.end=nan"),
