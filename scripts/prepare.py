@@ -100,7 +100,7 @@ _natural = _number(range(sys.maxsize), "a whole number of 0 or more")
 
 
 def cpu_cores() -> int:
-    """As `core.training.distributed.cpu_cores`, without importing torch, which takes seconds."""
+    """As `core.training.machine.cpu_cores`, without importing torch, which takes seconds."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
