@@ -20,7 +20,7 @@ from unittest import mock
 import torch
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import track
 from rich.table import Table
 
 from core.cli.console import console
@@ -70,8 +70,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="torch.compile and fused optimisers on our side")
     parser.add_argument("--paper", action="store_true", help="U-Net of the paper's widths at 256x256")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the table as JSON, too")
-    options = parser.parse_args(arguments)
-    processes = process_count()
+    options, processes = parser.parse_args(arguments), process_count()
     for name, batch in (("--batch", options.batch), ("--unet-batch", options.unet_batch)):
         if batch < 2 * processes or batch % processes:
             raise UserError(f"{name} must be at least {2 * processes} and divisible by the {processes} process(es)")
@@ -82,20 +81,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     alone = [part for part in options.parts or () if part in ALONE]
     if alone and processes > 1:
         raise UserError(f"--parts {alone[0]} runs on one process: start it without accelerate launch")
+    wanted, possible = options.parts or DEFAULT, TRAINING + ALONE if processes == 1 else TRAINING
+    options.parts = [part for part in possible if part in wanted or "all" in wanted]
     return options
-
-
-def choose_parts(wanted: list[str], processes: int) -> list[str]:
-    """The parts to run, in the order of the table; on several processes those that train."""
-    return [part for part in (TRAINING + ALONE if processes == 1 else TRAINING) if part in wanted or "all" in wanted]
 
 
 def choose_settings(options: argparse.Namespace, device: torch.device) -> Settings:
     """What the command line says, with sizes that suit the device."""
-    names = ("seconds", "batch", "size", "width", "unet_batch", "compile")
-    given: dict[str, Any] = {name: getattr(options, name) for name in names}
+    given = {name: value for name, value in vars(options).items() if hasattr(Settings, name)}
     given |= (PAPER if options.paper else {}) | (GPU if device.type == "cuda" else {})
-    return Settings(precision=choose_precision(options.precision, device), **given)
+    return Settings(**given | {"precision": choose_precision(options.precision, device)})
 
 
 def describe_run(bench: Bench) -> dict[str, Any]:
@@ -120,13 +115,6 @@ def describe_run(bench: Bench) -> dict[str, Any]:
     }
 
 
-def ratio_text(result: Result) -> tuple[str, str]:
-    """Median and quartiles of a ratio, as a factor or in percent."""
-    form, unit = ("{:.1%}", "") if result.share else ("{:.2f}", " x")
-    low, median, high = (form.format(result.ratio[key]) for key in ("low", "median", "high"))
-    return median + unit, f"{low} - {high}"
-
-
 def table_of(results: list[Result]) -> Table:
     """One line per part."""
     table = Table(title="Facet against the usual way", title_justify="left")
@@ -136,26 +124,22 @@ def table_of(results: list[Result]) -> Table:
     for result in results:
         rates = [result.ours["median"], result.reference["median"]]
         numbers = [f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}" for rate in rates]
-        table.add_row(result.part, *numbers, result.unit, *ratio_text(result), result.note)
+        form, unit = ("{:.1%}", "") if result.share else ("{:.2f}", " x")
+        low, median, high = (form.format(result.ratio[key]) for key in ("low", "median", "high"))
+        table.add_row(result.part, *numbers, result.unit, median + unit, f"{low} - {high}", result.note)
     return table
 
 
 def measure(bench: Bench, names: list[str]) -> list[Result]:
     """The results of the parts, one after another."""
-    main = bench.accelerator.is_main_process
-    if main:
+    if bench.accelerator.is_main_process:
         parts.make_data(bench.settings, bench.folder)
     wait_for_all()
+    results, hidden = [], not bench.accelerator.is_main_process
     # Drawn between parts only: a thread that refreshes it would take time from what is measured.
-    with Progress(console=Console(stderr=True), auto_refresh=False, disable=not main) as bar:
-        task = bar.add_task("", total=len(names))
-        results = []
-        for name in names:
-            bar.update(task, description=name, refresh=True)
-            results.append(PARTS[name](bench))
-            if bench.accelerator.device.type == "cuda":
-                torch.cuda.empty_cache()
-            bar.update(task, advance=1, refresh=True)
+    for name in track(names, "Measuring", console=Console(stderr=True), auto_refresh=False, disable=hidden):
+        results.append(PARTS[name](bench))
+        torch.cuda.empty_cache()  # does nothing without a GPU
     return results
 
 
@@ -171,7 +155,7 @@ def main() -> None:
         settings = choose_settings(options, pick_device())
         accelerator = start_accelerator(settings.precision, None, Path(own))
         bench = Bench(settings, accelerator, Path(broadcast_object_list([own])[0]))
-        results = measure(bench, choose_parts(options.parts or DEFAULT, process_count()))
+        results = measure(bench, options.parts)
         wait_for_all()
         if accelerator.is_main_process:
             run = describe_run(bench)

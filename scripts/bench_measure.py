@@ -1,7 +1,4 @@
-"""How the benchmark measures: A B A B ... in one process, since a machine's speed drifts with heat and other work.
-
-Turns next to each other share the drift, so it hardly enters their ratio.
-"""
+"""How the benchmark measures: A B A B ... in one process: neighbouring turns share the machine's drift."""
 
 from __future__ import annotations
 
@@ -22,13 +19,16 @@ from core.training.distributed import wait_for_all
 TURNS = 5  # planned for each side
 LEAST_TURNS = 2  # give three neighbouring pairs, hence quartiles
 
+Rates = dict[str, np.ndarray]
+Work = Callable[..., object]
+
 
 @dataclass(frozen=True)
 class Side:
     """One of the things to compare, which does its work in units."""
 
     name: str
-    work: Callable[..., object]  # does one unit, or with `counted` as many as its argument says
+    work: Work  # does one unit, or with `counted` as many as its argument says
     amount: float = 1.0  # what a unit counts for, in images, say
     plain: bool = False  # without our commands' allocator settings: freed memory goes back to the system
     counted: bool = False
@@ -36,7 +36,10 @@ class Side:
 
 
 def seconds_of(side: Side, count: int) -> float:
-    """Seconds until the device has finished `count` units of work, which all processes of a launch start together."""
+    """Seconds of process 0, on all processes, until `count` units of work are done, which they start together.
+
+    Processes that took different numbers of steps would wait for each other for ever.
+    """
     synchronise = getattr(torch, PartialState().device.type).synchronize
     with ordinary_allocation() if side.plain else nullcontext():
         wait_for_all()
@@ -45,32 +48,24 @@ def seconds_of(side: Side, count: int) -> float:
         for arguments in [(count,)] if side.counted else [()] * count:
             side.work(*arguments)
         synchronise()
-        return time.perf_counter() - started
+        taken = time.perf_counter() - started
+    return float(broadcast_object_list([taken])[0])
 
 
-def agreed(value: float) -> float:
-    """The value of process 0: processes that took different numbers of steps would wait for each other for ever."""
-    return float(broadcast_object_list([value])[0])
-
-
-def interleave(seconds: float, *sides: Side) -> dict[str, np.ndarray]:
+def interleave(seconds: float, *sides: Side) -> Rates:
     """Rates of each side by name, amount per second, float64 (turns,), from turns for about `seconds`."""
-    turn = seconds / (TURNS * len(sides))
-    counts = [_units_per_turn(side, turn) for side in sides]
-    rates: dict[str, list[float]] = {side.name: [] for side in sides}
-    started, turns = time.perf_counter(), 0
-    while turns < LEAST_TURNS or agreed(time.perf_counter() - started) < seconds:
-        for side, count in zip(sides, counts, strict=True):
-            rates[side.name].append(count * side.amount / seconds_of(side, count))
-        turns += 1
-    return {name: np.array(values) for name, values in rates.items()}
+    counts = [_units_per_turn(side, seconds / (TURNS * len(sides))) for side in sides]
+    times: list[list[float]] = []
+    while len(times) < LEAST_TURNS or np.sum(times) < seconds:
+        times.append([seconds_of(side, count) for side, count in zip(sides, counts, strict=True)])
+    done = [side.amount * count for side, count in zip(sides, counts, strict=True)]
+    return {side.name: rates for side, rates in zip(sides, (done / np.array(times)).T, strict=True)}
 
 
 def _units_per_turn(side: Side, turn: float) -> int:
-    """How many units of work fill `turn` seconds, found by a first run and, if that was short, a second."""
-    taken = agreed(seconds_of(side, side.least))
+    taken = seconds_of(side, side.least)
     if taken < turn:  # the first run may have compiled or loaded something
-        taken = agreed(seconds_of(side, side.least))
+        taken = seconds_of(side, side.least)
     return max(side.least, round(side.least * turn / max(taken, 1e-9)))
 
 
@@ -98,9 +93,7 @@ class Result:
     facts: dict[str, Any]  # further numbers for the JSON file
 
     @classmethod
-    def of(
-        cls, part: str, unit: str, rates: dict[str, np.ndarray], note: str, *, share: bool = False, **facts: Any
-    ) -> Result:
+    def of(cls, part: str, unit: str, rates: Rates, note: str, share: bool = False, **facts: Any) -> Result:
         """The result for the rates of the sides `ours` and `reference`."""
         ours, reference = rates["ours"], rates["reference"]
         shown = (1e3 / ours, 1e3 / reference) if unit.startswith("ms") else (ours, reference)

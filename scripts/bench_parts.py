@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import socket
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from unittest import mock
 
@@ -17,6 +17,7 @@ import torch
 import torchvision
 from accelerate import Accelerator
 from numpy.lib.format import open_memmap
+from omegaconf import DictConfig
 from pytorch_fid import inception as published
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -43,7 +44,7 @@ from gen.sample import generate_batches, write_samples
 from gen.settings import TrainConfig
 from gen.trainer import Trainer
 from scripts import bench_reference as reference
-from scripts.bench_measure import Result, Side, interleave, neighbour_ratios, spread
+from scripts.bench_measure import Result, Side, Work, interleave, neighbour_ratios, spread
 from seg.settings import TrainConfig as SegConfig
 from seg.trainer import Trainer as SegTrainer
 
@@ -84,22 +85,17 @@ class Bench:
         """The result of a part that measures two sides."""
         return Result.of(part, unit, interleave(self.settings.seconds, ours, theirs), note, share=share)
 
-    def words(self, name: str, data: str) -> list[str]:
-        """Overrides for a training command that runs until it is stopped."""
-        data, runs = quoted(str(self.folder / data)), quoted(str(self.folder / "runs"))
-        compiled = ["compile=true", "optim.fused=true"] if self.settings.compile else []
-        goal = ["total_images=1_000_000_000", f"mixed_precision={self.settings.precision}"]
-        return [f"data={data}", f"runs={runs}", f"name={name}", *goal, *compiled]
-
-    def gan_config(self, name: str, data: str = "faces") -> TrainConfig:
-        """The defaults of `gen.train`, except for what the benchmark varies."""
-        sizes = self.settings
-        words = [f"batch_size={sizes.batch}", f"model.image_size={sizes.size}", f"model.width={sizes.width}"]
-        return typed(compose("gen", [*self.words(name, data), *words]), TrainConfig)
+    def config(self, command: str, data: str, *words: str) -> DictConfig:
+        """The defaults of a training command, except for what the benchmark varies; runs do not end by themselves."""
+        data, compiled = quoted(str(self.folder / data)), ["compile=true", "optim.fused=true"]
+        goal = ["name=bench", "total_images=1_000_000_000", f"mixed_precision={self.settings.precision}"]
+        return compose(command, [f"data={data}", *goal, *words, *(compiled if self.settings.compile else [])])
 
     def gan_trainer(self, name: str, data: str = "faces") -> TurnTrainer:
         """Our DCGAN training run on one of the data sets."""
-        config, run = self.gan_config(name, data), RunFolder(self.folder / "runs" / name)
+        sizes, run = self.settings, RunFolder(self.folder / "runs" / name)
+        words = [f"batch_size={sizes.batch}", f"model.image_size={sizes.size}", f"model.width={sizes.width}"]
+        config = typed(self.config("gen", data, *words), TrainConfig)
         return TurnTrainer(config, self.accelerator, PreparedData.open(config.data), run)
 
 
@@ -125,11 +121,10 @@ def make_data(settings: Settings, folder: Path) -> None:
     jpegs = folder / "jpegs" / "faces"  # torchvision's ImageFolder wants a subfolder
     jpegs.mkdir(parents=True)
     files = [jpegs / f"face-{index:06d}.jpg" for index in range(settings.count)]
-    for index, file in enumerate(files):
-        if index < settings.faces:
-            draw_face(0, index)[0].save(file, quality=90)  # about 11 KB, as in CelebA
-        else:
-            file.write_bytes(files[index % settings.faces].read_bytes())
+    for index, file in enumerate(files[: settings.faces]):
+        draw_face(0, index)[0].save(file, quality=90)  # about 11 KB, as in CelebA
+    for index, file in enumerate(files[settings.faces :]):
+        file.write_bytes(files[index % settings.faces].read_bytes())
     pipeline.prepare(open_image_source(jpegs.parent), folder / "faces", size=settings.size, workers=cpu_cores())
     pipeline.prepare(drawn_source(settings.faces, 0), folder / "masks", size=settings.unet_size)
     for count in settings.counts:
@@ -138,22 +133,20 @@ def make_data(settings: Settings, folder: Path) -> None:
         open_memmap(black / "images.npy", mode="w+", dtype=np.uint8, shape=shape).flush()
 
 
-# -- training
-
-
-def compare_steps(part: str, bench: Bench, ours: Side, plain: Side) -> Result:
+def compare_steps(part: str, bench: Bench, batch: int, ours: Work, theirs: Work) -> Result:
     """The result of two training steps, and how much of the rate of a matrix product ours reaches."""
     with FlopCounterMode(display=False) as counter:  # two operations per multiply-add, on this process
-        ours.work()
+        ours()
     width, precision = bench.settings.matrix, bench.settings.precision
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32  # which on a GPU may use TF32
     a, b = (torch.randn(width, width, device=bench.accelerator.device).to(dtype) for _ in range(2))
-    rates = interleave(bench.settings.seconds, ours, plain, Side("matrix", lambda: a @ b, 2.0 * width**3))
-    achieved = rates["ours"] / ours.amount * counter.get_total_flops()
+    sides = Side("ours", ours, batch), Side("reference", theirs, batch, plain=True)
+    rates = interleave(bench.settings.seconds, *sides, Side("matrix", lambda: a @ b, 2.0 * width**3))
+    achieved = rates["ours"] / batch * counter.get_total_flops()
     share, reached, peak = map(spread, (neighbour_ratios(achieved, rates["matrix"]), achieved, rates["matrix"]))
     product = f"a matrix product in {precision} ({peak['median'] / 1e9:,.0f} GFLOP/s)"
     note = f"{reached['median'] / 1e9:,.4g} GFLOP/s per process, {share['median']:.0%} of {product}"
-    per_image = counter.get_total_flops() * bench.accelerator.num_processes / ours.amount
+    per_image = counter.get_total_flops() * bench.accelerator.num_processes / batch
     flops = {"flop_per_image": per_image, "flop_per_second": reached, "matrix": peak, "share_of_matrix": share}
     return Result.of(part, "images/s", rates, note, flops=flops)
 
@@ -163,13 +156,12 @@ def gan_step(bench: Bench) -> Result:
     batch, trainer = bench.settings.batch, bench.gan_trainer("step")
     plain = reference.GanLoop(trainer.config.model, bench.accelerator.device, bench.accelerator.num_processes)
     real = trainer.bank.batch(0, batch, bench.accelerator.process_index, bench.accelerator.num_processes).contiguous()
-    ours, theirs = Side("ours", trainer.step, batch), Side("reference", lambda: plain.step(real), batch, plain=True)
-    return compare_steps("gan-step", bench, ours, theirs)
+    return compare_steps("gan-step", bench, batch, trainer.step, lambda: plain.step(real))
 
 
 def gan_epoch(bench: Bench) -> Result:
     """DCGAN training from files: prepared data against a DataLoader over JPEGs."""
-    settings, trainer, workers = bench.settings, bench.gan_trainer("epoch"), reference.LOADER_WORKERS
+    settings, trainer, workers = bench.settings, bench.gan_trainer("epoch"), reference.WORKERS
     plain = reference.GanLoop(trainer.config.model, bench.accelerator.device, bench.accelerator.num_processes)
     share, rank = settings.batch // bench.accelerator.num_processes, bench.accelerator.process_index
     loader = reference.FolderLoader(bench.folder / "jpegs", settings.size, share, rank)
@@ -179,8 +171,7 @@ def gan_epoch(bench: Bench) -> Result:
             plain.step(images.to(bench.accelerator.device))
 
     ours = Side("ours", trainer.turn, settings.batch, counted=True)
-    # Fewer batches than workers would leave one of them idle.
-    theirs = Side("reference", epoch, settings.batch, plain=True, counted=True, least=workers)
+    theirs = Side("reference", epoch, settings.batch, plain=True, counted=True, least=workers)  # none idles
     note = f"ours from a prepared folder; reference: {workers} workers decode JPEGs of 178x218"
     return bench.compare("gan-epoch", "images/s", note, ours, theirs)
 
@@ -189,27 +180,23 @@ def unet_step(bench: Bench) -> Result:
     """U-Net training step: examples in memory."""
     settings, data = bench.settings, PreparedData.open(bench.folder / "masks")
     sizes = [f"batch_size={settings.unet_batch}", f"model.network.widths={list(settings.unet_widths)}"]
-    words = [*bench.words("unet", "masks"), *sizes, "augment=none", "workers=0"]
-    run = RunFolder(bench.folder / "runs" / "unet")
-    trainer = SegTrainer(typed(compose("seg", words), SegConfig), bench.accelerator, data, run)
+    config = typed(bench.config("seg", "masks", *sizes, "augment=none", "workers=0"), SegConfig)
+    trainer = SegTrainer(config, bench.accelerator, data, RunFolder(bench.folder / "runs" / "unet"))
     batches = list(itertools.islice(trainer.batches, 2))
     trainer.batches = itertools.cycle(batches)
     images, masks = batches[0].images.contiguous(), batches[0].masks
     plain = reference.UNetLoop(trainer.recipe, bench.accelerator.device, bench.accelerator.num_processes)
-    ours = Side("ours", trainer.step, settings.unet_batch)
-    theirs = Side("reference", lambda: plain.step(images, masks), settings.unet_batch, plain=True)
-    return compare_steps("unet-step", bench, ours, theirs)
+    return compare_steps("unet-step", bench, settings.unet_batch, trainer.step, lambda: plain.step(images, masks))
 
 
 def data(bench: Bench) -> Result:
     """Time to make a batch, as a share of the training step."""
     trainer, note = bench.gan_trainer("data"), "ours: making a batch; reference: the whole step"
-    sides = loading(bench, trainer, "ours"), Side("reference", trainer.step)
+    sides = _loading(bench, trainer, "ours"), Side("reference", trainer.step)
     return bench.compare("data", "ms/batch", note, *sides, share=True)
 
 
-def loading(bench: Bench, trainer: Trainer, name: str) -> Side:
-    """A side that makes the batches of this process, one after another."""
+def _loading(bench: Bench, trainer: Trainer, name: str) -> Side:
     batch, rank, places = bench.settings.batch, bench.accelerator.process_index, itertools.count()
     return Side(name, lambda: trainer.bank.batch(next(places) * batch, batch, rank, bench.accelerator.num_processes))
 
@@ -220,7 +207,7 @@ def scaling(bench: Bench) -> Result:
     trainers = {f"{count:,}": bench.gan_trainer(f"scaling{count}", f"black{count}") for count in counts}
     large, *_, small = trainers
     sides = [Side("ours", trainers[large].step, batch), Side("reference", trainers[small].step, batch)]
-    sides += [loading(bench, trainer, name) for name, trainer in trainers.items()]
+    sides += [_loading(bench, trainer, name) for name, trainer in trainers.items()]
     rates = interleave(bench.settings.seconds, *sides)
     loads = {name: spread(1e3 / rates[name])["median"] for name in trainers}
     text = ", ".join(f"{loads[name]:.2g} ms from {name}" for name in reversed(trainers))
@@ -228,24 +215,17 @@ def scaling(bench: Bench) -> Result:
     return Result.of("scaling", "images/s", rates, note, milliseconds_per_batch=loads)
 
 
-# -- the rest, on one process
-
-
 def sample(bench: Bench) -> Result:
     """1,000 samples as PNG files."""
     device, folder, count = bench.accelerator.device, bench.folder / "sample", bench.settings.samples
-    recipe, fewer = bench.gan_config("sample").model["generator"], max(1, count // 4)  # all pictures take the same time
-    save_model(folder / FILE_NAME, network := build_model(recipe), recipe, {})
-    plain = network.to(device).eval()
-
-    def ours() -> None:
-        write_samples(generate_batches(folder / FILE_NAME, range(count), device=str(device)), count, folder / "ours")
-
-    def theirs() -> None:
-        reference.save_samples(plain, fewer, folder / "reference", device)
-
-    sides = Side("ours", ours, count), Side("reference", theirs, fewer, plain=True)
-    return bench.compare("sample", "images/s", f"{count:,} PNG files, loading the model included", *sides)
+    recipe, model = bench.gan_trainer("sample").config.model["generator"], folder / FILE_NAME
+    save_model(model, network := build_model(recipe), recipe, {})
+    plain, fewer = network.to(device).eval(), max(1, count // 4)  # all pictures take the same time
+    batches = partial(generate_batches, model, range(count), device=str(device))
+    ours = Side("ours", lambda: write_samples(batches(), count, folder / "ours"), count)
+    saving = partial(reference.save_samples, plain, fewer, folder / "reference", device)
+    note, theirs = f"{count:,} PNG files, loading the model included", Side("reference", saving, fewer, plain=True)
+    return bench.compare("sample", "images/s", note, ours, theirs)
 
 
 def features(bench: Bench) -> Result:
@@ -254,20 +234,15 @@ def features(bench: Bench) -> Result:
     faces, folder = PreparedData.open(bench.folder / "faces").images, bench.folder / "pngs"
     for index in range(count):
         write_png(folder / f"{index:04d}.png", np.asarray(faces[index % len(faces)]))
-    pictures, numbers = list_images(folder), itertools.count()
+    pictures = list_images(folder)
     weights, network = inception_networks(dims, bench.folder)
-    network.to(device)
     batch = int(compose("fid", ["source=none", "data=none"]).batch_size)  # as in eval.fid
     extractor = Extractor(InceptionFeatures(dims, weights, device), batch, Ranks())
-
-    def ours() -> None:  # under a new key, since features are kept
-        extractor.extract(lambda: pictures, {"kind": "run", "number": next(numbers)}, bench.folder, "features")
-
-    def theirs() -> None:
-        reference.published_features(pictures.files, network, dims, device, cpu_cores())
-
-    sides = Side("ours", ours, count), Side("reference", theirs, count, plain=True)
-    return bench.compare("features", "images/s", f"{dims} dimensions; reference: pytorch-fid", *sides)
+    keys = ({"kind": "run", "number": number} for number in itertools.count())  # a new one, since features are kept
+    ours = Side("ours", lambda: extractor.extract(lambda: pictures, next(keys), bench.folder, "features"), count)
+    loop = partial(reference.published_features, pictures.files, network.to(device), dims, device, cpu_cores())
+    theirs = Side("reference", loop, count, plain=True)
+    return bench.compare("features", "images/s", f"{dims} dimensions; reference: pytorch-fid", ours, theirs)
 
 
 def inception_networks(dims: int, folder: Path) -> tuple[Path, nn.Module]:
@@ -278,8 +253,7 @@ def inception_networks(dims: int, folder: Path) -> tuple[Path, nn.Module]:
     ):
         whole = published.fid_inception_v3()
     init_he(whole)
-    path = folder / "inception.pth"
-    torch.save(whole.state_dict(), path)
+    torch.save(whole.state_dict(), path := folder / "inception.pth")
     with mock.patch.object(published, "load_state_dict_from_url", return_value=whole.state_dict()):
         network: nn.Module = published.InceptionV3([published.InceptionV3.BLOCK_INDEX_BY_DIM[dims]])
     return path, network.eval()
@@ -298,57 +272,46 @@ def frechet(bench: Bench) -> Result:
 
 def prepare(bench: Bench) -> Result:
     """JPEGs to a prepared data set."""
-    size, count, workers = bench.settings.size, bench.settings.count, cpu_cores()
-    jpegs = bench.folder / "jpegs"
-
-    def ours() -> None:
-        pipeline.prepare(open_image_source(jpegs), bench.folder / "again", size=size, workers=workers, force=True)
-
-    def theirs() -> None:
-        reference.prepare_one_by_one(jpegs, size, bench.folder / "loop.npy")
-
-    sides = Side("ours", ours, count), Side("reference", theirs, count, plain=True)
-    return bench.compare("prepare", "images/s", f"JPEGs of 178x218; ours with {workers} worker processes", *sides)
-
-
-# -- several processes on the CPU
+    size, count, workers, folder = bench.settings.size, bench.settings.count, cpu_cores(), bench.folder
+    jpegs, note = folder / "jpegs", f"JPEGs of 178x218; ours with {workers} worker processes"
+    again = partial(pipeline.prepare, out=folder / "again", size=size, workers=workers, force=True)
+    ours = Side("ours", lambda: again(open_image_source(jpegs)), count)
+    theirs = Side(
+        "reference", lambda: reference.prepare_one_by_one(jpegs, size, folder / "loop.npy"), count, plain=True
+    )
+    return bench.compare("prepare", "images/s", note, ours, theirs)
 
 
 def ranks(bench: Bench) -> Result:
     """Two processes against one, on the CPU."""
-    settings = replace(bench.settings, batch=bench.settings.rank_batch, precision="fp32")
-    half = replace(settings, batch=settings.batch // 2)
+    batch, alone = bench.settings.rank_batch, {"ACCELERATE_USE_CPU": "true"}
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    share = {"ACCELERATE_USE_CPU": "true", "LOCAL_WORLD_SIZE": "2"}  # half of the cores
+    share = alone | {"LOCAL_WORLD_SIZE": "2"}  # half of the cores
     joined = share | {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     context = multiprocessing.get_context("spawn")
     with contextlib.ExitStack() as stack:
 
-        def side(name: str, settings: Settings, *environments: dict[str, str]) -> Side:
-            pools = [(stack.enter_context(context.Pool(1)), words) for words in environments]
+        def side(name: str, size: int, *environments: dict[str, str]) -> Side:
+            given = replace(bench.settings, batch=size, precision="fp32"), bench.folder
+            pools = [(stack.enter_context(context.Pool(1)), (*given, words)) for words in environments]
 
             def turn(steps: int) -> None:
-                given = steps, settings, bench.folder
-                for running in [pool.apply_async(take_steps, (*given, words)) for pool, words in pools]:
+                for running in [pool.apply_async(_take_steps, (steps, *words)) for pool, words in pools]:
                     running.get()
 
-            return Side(name, turn, bench.settings.rank_batch, counted=True)
+            return Side(name, turn, batch, counted=True)
 
-        rates = interleave(
-            bench.settings.seconds,
-            side("ours", settings, *(joined | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01")),
-            side("reference", settings, {"ACCELERATE_USE_CPU": "true"}),
-            side("apart", half, share, share),  # the same work without an exchange of gradients
-        )
-    cost, apart = spread(1 - neighbour_ratios(rates["ours"], rates["apart"])), spread(rates["apart"])
+        ours = side("ours", batch, *(joined | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"))
+        apart = side("apart", batch // 2, share, share)  # the same work without an exchange of gradients
+        rates = interleave(bench.settings.seconds, ours, side("reference", batch, alone), apart)
+    cost = spread(1 - neighbour_ratios(rates["ours"], rates["apart"]))
     note = f"ours: 2 processes on the CPU; reference: one; exchanging gradients costs {cost['median']:.0%}"
-    return Result.of("ranks", "images/s", rates, note, without_exchange=apart, exchange_share=cost)
+    return Result.of("ranks", "images/s", rates, note, without_exchange=spread(rates["apart"]), exchange_share=cost)
 
 
-def take_steps(steps: int, settings: Settings, folder: Path, environment: dict[str, str]) -> None:
-    """Train in a process of its own."""
+def _take_steps(steps: int, settings: Settings, folder: Path, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     for _ in range(steps):
         _trainer(settings, folder).step()

@@ -28,7 +28,7 @@ from core.nn.init import init_normal
 from core.nn.model_file import build_model
 
 LATENT_DIM = 100
-LOADER_WORKERS = 2  # as in the tutorial
+WORKERS = 2  # of the loader, as in the tutorial
 
 
 class GanLoop:
@@ -39,7 +39,7 @@ class GanLoop:
         for seed, network in enumerate(networks):
             init_normal(network, seed=seed)
         self.device = device
-        self.generator, self.discriminator = (wrapped(network.to(device), device, ranks) for network in networks)
+        self.generator, self.discriminator = (_wrapped(network.to(device), device, ranks) for network in networks)
         self.loss = nn.BCELoss()
         self.g_optimizer = torch.optim.Adam(self.generator.parameters(), 2e-4, (0.5, 0.999))
         self.d_optimizer = torch.optim.Adam(self.discriminator.parameters(), 2e-4, (0.5, 0.999))
@@ -70,7 +70,7 @@ class UNetLoop:
     """Cross-entropy and Adam; the loss is read back in every step."""
 
     def __init__(self, recipe: dict[str, Any], device: torch.device, ranks: int) -> None:
-        self.network = wrapped(build_model(recipe).to(device), device, ranks)
+        self.network = _wrapped(build_model(recipe).to(device), device, ranks)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-3)
         self.history: list[float] = []
 
@@ -83,11 +83,9 @@ class UNetLoop:
         self.history = [loss.item()]
 
 
-def wrapped(network: nn.Module, device: torch.device, ranks: int) -> nn.Module:
-    """The network itself on one process, else in `DistributedDataParallel`."""
-    if ranks == 1:
-        return network
-    return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+def _wrapped(network: nn.Module, device: torch.device, ranks: int) -> nn.Module:
+    devices = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=devices) if ranks > 1 else network
 
 
 class FolderLoader:
@@ -98,9 +96,7 @@ class FolderLoader:
         pictures = ImageFolder(str(folder), transforms.Compose([*steps, transforms.Normalize((0.5,) * 3, (0.5,) * 3)]))
         self.files, self.batch, self.rng = len(pictures), batch, np.random.default_rng(seed)
         self.rows: list[int] = []  # what the loader goes through on its next pass
-        self.loader: DataLoader = DataLoader(
-            pictures, batch, sampler=self.rows, num_workers=LOADER_WORKERS, persistent_workers=True
-        )
+        self.loader = DataLoader(pictures, batch, sampler=self.rows, num_workers=WORKERS, persistent_workers=True)
 
     def batches(self, count: int) -> Iterator[Tensor]:
         """`count` batches of random files, float (batch, 3, size, size) in [-1, 1]."""

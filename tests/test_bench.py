@@ -144,9 +144,11 @@ def test_mistakes_get_one_line(monkeypatch, capsys, words, line):
 
 
 def test_several_processes_run_what_trains_and_nothing_else(monkeypatch):
-    assert bench.choose_parts(["all"], 2) == list(bench.TRAINING)
-    assert bench.choose_parts(bench.DEFAULT, 1) == bench.DEFAULT and "ranks" not in bench.DEFAULT
+    assert bench.parse([]).parts == bench.DEFAULT and "ranks" not in bench.DEFAULT
+    assert bench.parse(["--parts", "all"]).parts == list(bench.PARTS)
     monkeypatch.setenv("WORLD_SIZE", "2")
+    assert bench.parse(["--parts", "all"]).parts == list(bench.TRAINING)
+    assert bench.parse([]).parts == [part for part in bench.DEFAULT if part in bench.TRAINING]
     with pytest.raises(UserError, match="frechet runs on one process"):
         bench.parse(["--parts", "gan-step", "frechet"])
     with pytest.raises(UserError, match=r"--batch must be at least 4 and divisible by the 2 process\(es\)"):
@@ -162,7 +164,7 @@ def test_the_papers_network_and_the_size_of_a_gpu():
 @pytest.mark.parametrize("words", [[], ["--compile"]])
 def test_our_side_is_compiled_on_request(words, tmp_path):
     settings = bench.choose_settings(bench.parse(words), torch.device("cpu"))
-    config = Bench(settings, None, tmp_path).gan_config("t")
+    config = Bench(settings, None, tmp_path).config("gen", "faces")
     assert (config.compile, config.optim["fused"]) == ((True, True) if words else (False, None))
 
 
@@ -203,7 +205,8 @@ def test_neighbours_and_spread():
     assert sorted(ratios) == [2, 3, 6]  # 2/1, 6/1 and 6/2
     assert spread(ratios) == {"low": 2.5, "median": 3, "high": 4.5}
     result = Result.of("p", "1/s", {"ours": np.array([2.0, 6.0]), "reference": np.array([1.0, 2.0])}, "")
-    assert bench.ratio_text(result) == ("3.00 x", "2.50 - 4.50")
+    cells = {column.header: list(column.cells) for column in bench.table_of([result]).columns}
+    assert cells["ratio"] == ["3.00 x"] and cells["quartiles"] == ["2.50 - 4.50"]
 
 
 # -- arithmetic
