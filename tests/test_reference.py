@@ -195,7 +195,7 @@ def test_features_of_data_that_were_there_before_are_removed(tmp_path: Path) -> 
 
 
 def test_a_second_command_waits_for_the_first_and_takes_what_it_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_prepared(tmp_path / "data", pictures(1, 60))
     original, entered, finish = RandomFeatures.__call__, threading.Event(), threading.Event()
@@ -206,12 +206,14 @@ def test_a_second_command_waits_for_the_first_and_takes_what_it_made(
         return original(self, pixels)
 
     monkeypatch.setattr(RandomFeatures, "__call__", slow)
+    notes: list[str] = []  # not capsys: reading it while another thread prints may lose the line
+    monkeypatch.setattr(feature_cache, "say", notes.append)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(lambda: real_features(data).of(np.arange(60))[:])
         assert entered.wait(60)
         calls = count_calls(monkeypatch)
         second = pool.submit(lambda: real_features(data).of(np.arange(60))[:])
-        while "waiting for another command" not in capsys.readouterr().err:
+        while not any("waiting for another command" in note for note in notes):
             assert not second.done()
         finish.set()
         np.testing.assert_array_equal(first.result(), second.result())
