@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -79,8 +79,15 @@ def discriminator_step(
     the batches: d_loss (without penalties), d_real and d_fake (probabilities where the loss has them, else logits),
     d_accuracy, d_sign (mean decision on the reals, -1 to 1), and the penalties in use, without their factors.
     """
-    losses = (discriminator_loss(discriminator, *pair, objective) for pair in zip(batches, fakes, strict=True))
-    return _update(discriminator, optimizer, losses, len(batches), accelerator)
+    rows = []
+    for place, (batch, fake) in enumerate(zip(batches, fakes, strict=True)):
+        with _exchange(accelerator, discriminator, last=place == len(batches) - 1):
+            loss, row = discriminator_loss(discriminator, batch, fake, objective)
+            (loss / len(batches)).backward()
+        rows.append(row)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return _mean(rows)
 
 
 def discriminator_loss(
@@ -126,13 +133,18 @@ def generator_step(
     `DiscriminatorWrapper`, not wrapped for several processes: DDP would wait for those gradients. `fakes` are the
     images of the latents with their graphs, where these still exist. Returns the mean loss, detached, as g_loss.
     """
+    rows = []
     discriminator.requires_grad_(False)
-    images = (generator(batch.z) for batch in batches) if fakes is None else fakes
-    losses = (generator_loss(discriminator, *pair, objective) for pair in zip(batches, images, strict=True))
-    results = ((loss, {"g_loss": loss.detach()}) for loss in losses)
-    row = _update(generator, optimizer, results, len(batches), accelerator)
+    for place, batch in enumerate(batches):
+        with _exchange(accelerator, generator, last=place == len(batches) - 1):
+            fake = generator(batch.z) if fakes is None else fakes[place]
+            loss = generator_loss(discriminator, batch, fake, objective)
+            (loss / len(batches)).backward()
+        rows.append({"g_loss": loss.detach()})
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
     discriminator.requires_grad_(True)
-    return row
+    return _mean(rows)
 
 
 def generator_loss(discriminator: nn.Module, batch: Batch, fake: Tensor, objective: Objective = PLAIN) -> Tensor:
@@ -147,22 +159,11 @@ def generator_loss(discriminator: nn.Module, batch: Batch, fake: Tensor, objecti
     return torch.stack(list(map(objective.loss.generator, *logits))).sum()
 
 
-def _update(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    results: Iterable[tuple[Tensor, dict[str, Tensor]]],
-    count: int,
-    accelerator: Accelerator | None,
-) -> dict[str, Tensor]:
-    """Step on the mean of `count` losses, made one at a time; the means of the statistics that come with them."""
-    results, rows = iter(results), []
-    for place in range(count):
-        # Processes average their gradients only in the last backward pass.
-        alone = accelerator is not None and place < count - 1
-        with accelerator.no_sync(network) if alone else contextlib.nullcontext():  # type: ignore[union-attr]
-            loss, row = next(results)
-            (loss / count).backward()
-        rows.append(row)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return rows[0] if count == 1 else {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}
+def _exchange(accelerator: Accelerator | None, network: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Processes average their gradients only in the last forward and backward pass of a step."""
+    return nullcontext() if accelerator is None or last else accelerator.no_sync(network)
+
+
+def _mean(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Means of the statistics of equal parts."""
+    return rows[0] if len(rows) == 1 else {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}

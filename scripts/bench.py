@@ -20,7 +20,7 @@ from unittest import mock
 import torch
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 
 from core.cli.console import console
@@ -99,7 +99,7 @@ def describe_run(bench: Bench) -> dict[str, Any]:
     git = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
     known = shutil.which("git") and subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True)
     return {
-        "command": shlex.join(["facet", "bench", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "scripts.bench", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": (known and known.stdout.strip()) or None,  # None outside a repository or without git
         "cpu": cpuinfo("model name") or platform.processor() or platform.machine(),
@@ -136,10 +136,11 @@ def measure(bench: Bench, names: list[str]) -> list[Result]:
         parts.make_data(bench.settings, bench.folder)
     wait_for_all()
     results, hidden = [], not bench.accelerator.is_main_process
-    # Drawn between parts only: a thread that refreshes it would take time from what is measured.
-    for name in track(names, "Measuring", console=Console(stderr=True), auto_refresh=False, disable=hidden):
-        results.append(PARTS[name](bench))
-        torch.cuda.empty_cache()  # does nothing without a GPU
+    with Progress(console=Console(stderr=True), auto_refresh=False, disable=hidden) as bar:  # a thread would take time
+        for name in bar.track(names):
+            bar.update(bar.task_ids[0], description=name, refresh=True)
+            results.append(PARTS[name](bench))
+            torch.cuda.empty_cache()  # does nothing without a GPU
     return results
 
 
