@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from core.cli.console import warn
 from core.cli.errors import CommandParser, UserError, reports_errors
-from core.data.dataset import SPLITS
+from core.data.dataset import SPLITS, PreparedData
+from core.data.decode import DEEP
 from core.data.mask_classes import read_classes
 from core.prepare.geometry import FITS
 from core.prepare.image_source import ImageSource
@@ -72,6 +74,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=_size, default=64, help="side in pixels, a multiple of 8 (default 64)")
     parser.add_argument("--fit", choices=FITS, default="crop", help="how pictures become square (default crop)")
     parser.add_argument("--classes", help="masks: a table file, names as in membrane,cell, or celebamask-hq")
+    parser.add_argument("--threshold", type=_deep, help="masks: grey levels from here on are foreground, e.g. 128")
+    parser.add_argument("--range", type=_wide, metavar="MAX", help="16-bit pictures: the value that becomes white")
     parser.add_argument("--valid", type=_positive, help="masks: hold out the last VALID pairs for validation")
     parser.add_argument("--limit", type=_positive, help="only the first LIMIT images, for a quick try")
     parser.add_argument("--workers", type=_positive, help="processes (default: one per core)")
@@ -95,6 +99,8 @@ def _number(allowed: range, description: str) -> Callable[[str], int]:
 
 
 _size = _number(range(16, 2049, 8), "a multiple of 8 from 16 to 2048")
+_deep = _number(range(1, DEEP + 1), f"a whole number from 1 to {DEEP}")
+_wide = _number(range(1, 1 << 31), "a whole number above 0, e.g. 4095 for 12 bits")
 _positive = _number(range(1, sys.maxsize), "a whole number above 0")
 _natural = _number(range(sys.maxsize), "a whole number of 0 or more")
 
@@ -116,16 +122,24 @@ def source_of(options: argparse.Namespace) -> ImageSource:
     if not download and (options.download or options.root is not None):
         raise UserError("--download and --root are for the sources `celeba` and `pet`: pet --download [--root FOLDER]")
     classes = read_classes(options.classes) if options.classes is not None else None
-    pairs = PairOptions(classes, options.valid, options.limit, workers=options.workers or cpu_cores())
+    pairs = PairOptions(
+        classes,
+        options.valid,
+        options.limit,
+        workers=options.workers or cpu_cores(),
+        threshold=options.threshold,
+        value_range=options.range,
+    )
     if drawn:
-        pairs.refuse("drawn", classes="has classes of its own", valid="has a split of its own")
+        own = {"classes": "has classes of its own", "valid": "has a split of its own"}
+        pairs.refuse("drawn", **own, value_range="has pictures of 8 bits")
         return drawn_source(options.count or DRAWN_COUNT, options.seed or 0)
     if not download:
         return open_image_source(options.source, pairs)
     root = options.root or Path("data/raw")
     if options.source == "pet":
         return download_pets(root, pairs)
-    pairs.refuse("celeba", classes="has no masks", valid="has no masks")
+    pairs.refuse("celeba", classes="has no masks", valid="has no masks", value_range="has pictures of 8 bits")
     return download_celeba(root)
 
 
@@ -149,6 +163,20 @@ def summary(result: Prepared) -> str:
     return "\n".join(lines)
 
 
+def depth_warning(data: PreparedData) -> str | None:
+    """What is odd about the values of the 16-bit pictures, if anything."""
+    largest = data.meta.get("largest_value")
+    if data.value_range is None and largest is not None and largest <= DEEP // 2:
+        bits = max(8, int(largest).bit_length())
+        return (
+            f"the pictures of 16 bits hold no value above {largest:,} of {DEEP:,}, so they come out dark: if they are "
+            f"{bits}-bit data, prepare with --range {2**bits - 1}"
+        )
+    if data.value_range is not None and largest is None:
+        return f"--range {data.value_range} had no effect: no picture has 16 bits"
+    return None
+
+
 @reports_errors
 def main() -> None:
     """Command line entry."""
@@ -163,6 +191,8 @@ def main() -> None:
         force=options.force,
     )
     print(summary(result))
+    if strange := depth_warning(result.data):
+        warn(strange)
 
 
 if __name__ == "__main__":

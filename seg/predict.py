@@ -44,6 +44,7 @@ class Segmenter:
         classes, palette: names and RGB colours (0..255) in index order.
         size: pixels to which the shorter side is scaled, with `longer` the longer one; None keeps pictures as they are.
         reason: the scale and where it comes from, for people.
+        value_range: the value of 16-bit pictures that becomes 255; None for 65,535.
     """
 
     model: UNet
@@ -52,6 +53,7 @@ class Segmenter:
     size: int | None
     longer: bool
     reason: str
+    value_range: int | None
 
     def scaled(self, picture: Image.Image) -> Image.Image:
         """The picture at the scale of the network.
@@ -108,7 +110,8 @@ def load_segmenter(run_or_file: str | Path, device: str = "auto", size: int | st
     scale = None if chosen in (None, "native") else int(str(chosen))
     side = "longer" if info["fit"] == "pad" else "shorter"
     what = "pictures at their own scale" if scale is None else f"{side} side scaled to {scale} pixels"
-    return Segmenter(model, info["classes"], info["palette"], scale, side == "longer", f"scale: {what}, {why}")
+    reason = f"scale: {what}, {why}"
+    return Segmenter(model, info["classes"], info["palette"], scale, side == "longer", reason, info.get("value_range"))
 
 
 @dataclass(frozen=True)
@@ -174,8 +177,8 @@ def check_targets(jobs: Sequence[Job], suffixes: Sequence[str], overwrite: bool)
         raise UserError(f"{present[0]}{more}: continue with --resume, replace with --overwrite, or give another --out")
 
 
-def read_picture(path: Path) -> Image.Image:
-    """One file in RGB, decoded as in training; raises whatever the decoder raises for a damaged picture."""
+def read_picture(path: Path, value_range: int | None = None) -> Image.Image:
+    """One file in RGB, see `core.data.decode.decode`; raises whatever the decoder raises for a damaged picture."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # remarks on odd palettes and EXIF blocks
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -183,7 +186,7 @@ def read_picture(path: Path) -> Image.Image:
         with Image.open(content) as picture:
             frames = getattr(picture, "n_frames", 1)
         content.seek(0)
-        result = decode(content)
+        result = decode(content, value_range)
     if frames > 1:
         warn(f"{shown(str(path))} holds {frames} pictures: only the first is segmented")
     return result
@@ -246,7 +249,7 @@ def predict(
         task = bar.add_task("segmenting", total=len(jobs))
         for job in jobs:
             try:
-                picture = read_picture(job.source)
+                picture = read_picture(job.source, segmenter.value_range)
                 scaled = segmenter.scaled(picture)
             except Exception as error:  # decoders raise nearly anything for damaged files
                 failures.append(f"{shown(str(job.source))} ({reason_of(error)})")

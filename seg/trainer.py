@@ -95,7 +95,8 @@ class Trainer(TrainingLoop):
 
     def export(self, name: str = LAST_NAME) -> None:
         """Write the averaged weights as they are now; those of the best evaluation have their own file."""
-        facts = {key: getattr(self.data, key) for key in ("classes", "palette", "image_size", "resized", "fit")}
+        kept = ("classes", "palette", "image_size", "resized", "fit", "value_range")
+        facts = {key: getattr(self.data, key) for key in kept}
         info = {"images_seen": self.images_seen, **facts, "seed": self.config.seed, "weights": "ema"}
         save_model(self.run.path / name, self.ema.model, self.recipe, info | data_identity(self.data))
 

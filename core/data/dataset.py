@@ -97,6 +97,12 @@ class PreparedData:
         """How pictures were made square: "crop" or "pad"."""
         return str(self.meta.get("fit", "crop"))
 
+    @property
+    def value_range(self) -> int | None:
+        """The value of 16-bit pictures that became 255; None for 65,535."""
+        value = self.meta.get("value_range")
+        return None if value is None else int(value)
+
     def indices(self, split: str = "all") -> np.ndarray:
         """Indices of the pictures of a split (`all`, `train`, `valid` or `test`), ascending.
 

@@ -16,6 +16,7 @@ IGNORE = 255  # the mask value of pixels that are used neither in training nor i
 MAX_CLASSES = 255  # as many as a uint8 mask can hold besides IGNORE
 IGNORE_NAME = "ignore"  # marks a colour in a class table that is no class
 TABLE_LIMIT = 1 << 20  # bytes; a table of 255 classes has a few thousand
+LINES = "`name`, `name,value` or `name,r,g,b`"  # of a class table
 
 OPPOSITE = {"l": "r", "r": "l", "left": "right", "right": "left"}
 
@@ -45,11 +46,24 @@ CELEBAMASK_HQ: dict[str, tuple[int, int, int]] = {
 
 @dataclass(frozen=True)
 class ClassTable:
-    """Class names in the order of their indices, their RGB colours if given, and the colours to ignore."""
+    """Class names in the order of their indices, and what stands for them in masks.
+
+    Attributes:
+        names: of the classes.
+        colours: the RGB colour of each class, if given; with `by_value`, each is a grey of that value.
+        ignored: the colours that become `IGNORE`.
+        by_value: whether the table gives mask values instead of colours.
+    """
 
     names: list[str]
     colours: list[list[int]] | None = None
     ignored: tuple[tuple[int, ...], ...] = ()
+    by_value: bool = False
+
+    @property
+    def palette(self) -> list[list[int]] | None:
+        """Colours to show the classes in, if the table gives any."""
+        return None if self.by_value else self.colours
 
 
 def mirrored_classes(classes: Sequence[str]) -> list[int]:
@@ -94,8 +108,8 @@ def default_palette(count: int) -> list[list[int]]:
 def read_classes(text: str) -> ClassTable:
     """The class table that `--classes` gives: a file, `celebamask-hq`, or names separated by commas.
 
-    A file has one class per line, in the order of the indices: `name`, or `name,r,g,b` with 0..255; blank lines and
-    comments after `#` are skipped. Pixels with the colour of a line `ignore,r,g,b` become `IGNORE`.
+    A file has one class per line, in the order of the indices: `name`, `name,value` or `name,r,g,b` with 0..255; blank
+    lines and comments after `#` are skipped. Pixels with the value or colour of a line `ignore,...` become `IGNORE`.
 
     Raises:
         UserError: there is no such file, or it is not a class table.
@@ -114,20 +128,22 @@ def read_classes(text: str) -> ClassTable:
 def _from_file(path: Path) -> ClassTable:
     try:
         if path.stat().st_size > TABLE_LIMIT:
-            raise UserError(f"{path} is too large for a class table: one line a class, `name` or `name,r,g,b`")
+            raise UserError(f"{path} is too large for a class table: one line a class, {LINES}")
         lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the class table {path}: {error}") from error
     names: list[str] = []
     colours: list[list[int]] = []
     ignored: list[tuple[int, ...]] = []
+    lengths = set()
     for number, line in enumerate(lines, start=1):
         words = [word.strip() for word in line.partition("#")[0].split(",")]
-        if words in ([""], ["name", "r", "g", "b"]):
+        if words in ([""], ["name", "value"], ["name", "r", "g", "b"]):
             continue
-        if len(words) not in (1, 4) or not all(word.isdecimal() and int(word) < 256 for word in words[1:]):
-            raise UserError(f"{path} line {number}: expected `name` or `name,r,g,b` of 0..255, found {line[:60]!r}")
-        colour = [int(word) for word in words[1:]]
+        if len(words) not in (1, 2, 4) or not all(word.isdecimal() and int(word) < 256 for word in words[1:]):
+            raise UserError(f"{path} line {number}: expected {LINES} of 0..255, found {line[:60]!r}")
+        colour = [int(word) for word in words[1:]] * (3 if len(words) == 2 else 1)
+        lengths.add(len(words))
         if colour and words[0] == IGNORE_NAME:
             ignored.append(tuple(colour))
             continue
@@ -135,8 +151,11 @@ def _from_file(path: Path) -> ClassTable:
         if colour:
             colours.append(colour)
     if (colours or ignored) and len(colours) != len(names):
-        raise UserError(f"{path} gives colours to {len(colours)} of its {len(names)} classes: give all of them or none")
-    return _checked(ClassTable(names, colours or None, tuple(ignored)), str(path))
+        what = "values" if 2 in lengths else "colours"
+        raise UserError(f"{path} gives {what} to {len(colours)} of its {len(names)} classes: give all of them or none")
+    if {2, 4} <= lengths:
+        raise UserError(f"{path} has lines with values and lines with colours: write all in one way, {LINES}")
+    return _checked(ClassTable(names, colours or None, tuple(ignored), by_value=2 in lengths), str(path))
 
 
 def _checked(table: ClassTable, place: str) -> ClassTable:
@@ -149,5 +168,5 @@ def _checked(table: ClassTable, place: str) -> ClassTable:
     for entries in (names, [*map(tuple, table.colours or ()), *table.ignored]):
         twice = next((entry for number, entry in enumerate(entries) if entry in entries[:number]), None)
         if twice is not None:
-            raise UserError(f"{place} has {twice} twice: every class needs a name and a colour of its own")
+            raise UserError(f"{place} has {twice} twice: every class needs a name and a value or colour of its own")
     return table

@@ -56,7 +56,8 @@ def open_celebamask(store: Store, options: PairOptions) -> ImageSource:
     Raises:
         UserError: an unknown part, a picture without parts or parts without a picture, or an invalid mapping file.
     """
-    options.refuse(str(store.path), classes="is CelebAMask-HQ, which has classes of its own")
+    own = "is CelebAMask-HQ, which has classes of its own"
+    options.refuse(str(store.path), classes=own, value_range="is CelebAMask-HQ, whose pictures have 8 bits")
     images: dict[int, str] = {}
     parts: dict[int, dict[int, str]] = {}
     for name in store.images:

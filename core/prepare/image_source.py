@@ -28,6 +28,7 @@ class ImageSource:
         classes, palette: names and RGB colours of the mask values; None without masks.
         chunk: images per unit of work, which should take a fraction of a second.
         native_side: side in pixels if every picture is known to be a square of that side, else None.
+        value_range: the value of 16-bit pictures that becomes 255, or None for 65,535; part of `identity`.
     """
 
     label: str
@@ -39,8 +40,9 @@ class ImageSource:
     palette: list[list[int]] | None = None
     chunk: int = 128
     native_side: int | None = None
+    value_range: int | None = None
 
 
-def load_image(store: Store, name: str) -> Image.Image:
+def load_image(store: Store, name: str, value_range: int | None = None) -> Image.Image:
     """An image file of a store in RGB, see `core.data.decode.decode`."""
-    return decode(io.BytesIO(store.read(name)))
+    return decode(io.BytesIO(store.read(name)), value_range)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -20,6 +20,7 @@ Colours = tuple[tuple[int, ...], ...]
 Unknown = tuple[tuple[int, ...], tuple[int, int]]  # a colour that is not in the class table, and its (x, y)
 ROWS = 64  # rows of a colour mask looked up at a time, which bounds the memory
 ORIENTATION = 0x0112  # the EXIF tag; 0 and 1 mean upright
+PALETTE_MODES = ("P", "PA")
 SAVE_AS = "save the masks as 8-bit PNG of class indices, 255 where a pixel is to be ignored"
 
 
@@ -28,15 +29,19 @@ class MaskCoding:
     """How mask files are decoded to class indices.
 
     Attributes:
-        kind: "binary" (anything but 0 is class 1), "index" (values are classes, 255 is ignored) or "colour".
+        kind: "binary" (anything but 0 is class 1), "threshold", "index" (values are classes, 255 is ignored), "value"
+            (a class table lists the values) or "colour".
         classes: number of classes.
-        colours, ignored: for kind "colour", the RGB colour of each class and the colours that become `IGNORE`.
+        colours, ignored: for the kinds "colour" and "value", the RGB colour, or the grey of the value, of each class,
+            and those that become `IGNORE`.
+        threshold: for kind "threshold", the least grey level of class 1.
     """
 
     kind: str
     classes: int
     colours: Colours = ()
     ignored: Colours = ()
+    threshold: int = 1
 
     def decode(self, content: bytes) -> Image.Image:
         """The class indices in a mask file, mode L.
@@ -46,19 +51,28 @@ class MaskCoding:
         """
         with Image.open(io.BytesIO(content)) as picture:
             picture.load()
+        if self.kind == "threshold":
+            return Image.fromarray((_grey_levels(picture) >= self.threshold).astype(np.uint8))
         if self.kind == "colour":
-            indices, unknown = _look_up(picture, self.colours, self.ignored)
-            if unknown:
-                raise ValueError(f"colour {unknown[0]} is not in the class table")
-            return Image.fromarray(indices)
+            return self._looked_up(picture)
         values = _channel(picture)
         if values is None:
             raise ValueError("a colour mask among masks of class indices")
+        if self.kind == "value":
+            if values.min() < 0 or values.max() > 255:
+                raise ValueError("the mask holds values that are not in the class table")
+            return self._looked_up(picture if picture.mode == "1" else Image.fromarray(values.astype(np.uint8)))
         if self.kind == "binary":
             return Image.fromarray((values != 0).astype(np.uint8))
         if (((values < 0) | (values >= self.classes)) & (values != IGNORE)).any():
             raise ValueError(f"the mask holds other values than the {self.classes} classes")
         return Image.fromarray(values.astype(np.uint8))
+
+    def _looked_up(self, picture: Image.Image) -> Image.Image:
+        indices, unknown = _look_up(picture, self.colours, self.ignored)
+        if unknown:
+            raise ValueError(f"colour {unknown[0]} is not in the class table")
+        return Image.fromarray(indices)
 
 
 @dataclass(frozen=True)
@@ -68,12 +82,24 @@ class MaskFacts:
     place: str  # of the mask, for messages
     side: int  # of a square picture, else 0
     turned: str  # the place of a picture with an EXIF rotation (which is never applied), else empty
+    mode: str  # Pillow's
     values: tuple[int, ...] | None  # of a mask with one channel or grey throughout, ascending; None for colours
-    bits: bool  # one bit per pixel
     lossy: bool  # a JPEG
-    coloured: bool  # three channels
     unknown: Unknown | None  # in a mask with three channels
+    found: tuple[int, ...]  # classes and `IGNORE` by the table's colours, in a mask with three channels
     palette: Colours  # of a palette file whose values have different colours; shared between equal palettes
+    hidden: bool  # one colour throughout, under an alpha channel that varies
+
+    @property
+    def coloured(self) -> bool:
+        """Three channels."""
+        return self.mode not in ("1", "L", "LA", *PALETTE_MODES) and not self.mode.startswith("I")
+
+    @property
+    def greys(self) -> tuple[int, ...]:
+        """The values that occur, where one bit per pixel means black and white; none for colours."""
+        values = self.values or ()
+        return tuple(255 * value for value in values) if self.mode == "1" else values
 
     def shades(self) -> dict[int, tuple[int, ...]]:
         """The palette's colour of each value that occurs, except `IGNORE`."""
@@ -82,11 +108,18 @@ class MaskFacts:
 
 
 def examine(
-    store: Store, pairs: list[tuple[str, str]], table: ClassTable | None, *, workers: int = 1, quiet: bool = False
+    store: Store,
+    pairs: list[tuple[str, str]],
+    table: ClassTable | None,
+    threshold: int | None = None,
+    *,
+    workers: int = 1,
+    quiet: bool = False,
 ) -> list[MaskFacts]:
     """Read the mask and the picture's header of each (image, mask) pair, in `workers` threads.
 
-    Pairs that cannot be read are left out; the preparation will report them.
+    Pairs that cannot be read are left out; the preparation will report them. With a threshold, the values are grey
+    levels, whatever the mode of a mask.
 
     Raises:
         UserError: different sizes within a pair, several pictures in a file, floating-point masks, or no readable pair.
@@ -97,7 +130,7 @@ def examine(
 
     def read(pair: tuple[str, str]) -> MaskFacts | Exception:
         try:
-            return _facts(store, pair, table, palettes)
+            return _facts(store, pair, table, threshold, palettes)
         except UserError:
             raise
         except Exception as error:  # decoders raise nearly any exception for damaged files
@@ -118,15 +151,29 @@ def examine(
         pool.shutdown(cancel_futures=True)
     if not found:
         raise UserError(f"not one pair can be read ({reason}): fetch the data again")
-    turned = [entry.turned for entry in found if entry.turned]
-    if turned:
-        more = f" (and {len(turned) - 1:,} more)" if len(turned) > 1 else ""
-        warn(f"{turned[0]}{more} has an EXIF rotation, which is not applied: see that its mask fits the stored pixels")
+    if turned := [entry.turned for entry in found if entry.turned]:
+        warn(
+            f"{with_more(turned)} has an EXIF rotation, which is not applied: see that its mask fits the stored pixels"
+        )
+    if hidden := [entry.place for entry in found if entry.hidden]:
+        warn(
+            f"{with_more(hidden)} has one colour throughout and a shape in its alpha channel, which is not read: if "
+            "that is the mask, save the alpha channel as a grey PNG in its place"
+        )
     return found
 
 
+def with_more(places: list[str]) -> str:
+    """The first of some places, and how many others there are."""
+    return places[0] + (f" (and {len(places) - 1:,} more)" if len(places) > 1 else "")
+
+
 def _facts(
-    store: Store, pair: tuple[str, str], table: ClassTable | None, palettes: dict[Colours, Colours]
+    store: Store,
+    pair: tuple[str, str],
+    table: ClassTable | None,
+    threshold: int | None,
+    palettes: dict[Colours, Colours],
 ) -> MaskFacts:
     image, mask = pair
     with store.open(image) as handle, Image.open(handle) as picture:
@@ -144,21 +191,33 @@ def _facts(
         )
     if opened.mode == "F":
         raise UserError(f"{store.place(mask)} holds floating-point numbers: {SAVE_AS}")
-    channel = _channel(opened)
+    channel = _channel(opened) if threshold is None else _grey_levels(opened)
     values = None if channel is None else _distinct(channel)
-    coloured = opened.mode not in ("1", "L", "LA", "P", "PA") and not opened.mode.startswith("I")
     palette = _palette_of(opened, values or ())
-    return MaskFacts(
+    facts = MaskFacts(
         place=store.place(mask),
         side=size[0] if size[0] == size[1] else 0,
         turned=store.place(image) if turned else "",
+        mode=opened.mode,
         values=values,
-        bits=opened.mode == "1",
         lossy=opened.format in ("JPEG", "MPO"),
-        coloured=coloured,
-        unknown=_look_up(opened, colours_of(table), table.ignored)[1] if coloured and table and table.colours else None,
+        unknown=None,
+        found=(),
         palette=palettes.setdefault(palette, palette),
+        hidden=_is_hidden(opened),
     )
+    if threshold is not None or not (facts.coloured and table and table.colours):
+        return facts
+    indices, unknown = _look_up(opened, colours_of(table), table.ignored)
+    return replace(facts, unknown=unknown, found=() if unknown else _distinct(indices))
+
+
+def _is_hidden(mask: Image.Image) -> bool:
+    if mask.mode not in ("LA", "PA", "RGBA"):
+        return False
+    pixels = np.asarray(mask)
+    varies = (pixels != pixels[0, 0]).any((0, 1))
+    return bool(varies[-1] and not varies[:-1].any())
 
 
 def _is_turned(picture: Image.Image) -> bool:
@@ -174,7 +233,7 @@ def _refuse_several(picture: Image.Image, place: str) -> None:
 
 def _palette_of(picture: Image.Image, values: tuple[int, ...]) -> Colours:
     """The 256 colours of a palette file; none if two values that occur have the same, as in an empty palette."""
-    if picture.mode not in ("P", "PA"):
+    if picture.mode not in PALETTE_MODES:
         return ()
     flat = picture.getpalette() or []
     flat += [0] * (3 * 256 - len(flat))
@@ -200,6 +259,11 @@ def _channel(picture: Image.Image) -> np.ndarray | None:
     if values.dtype.kind == "f":
         raise ValueError("a mask of fractions holds no class indices")
     return values.astype(np.uint8) if values.dtype == bool else values
+
+
+def _grey_levels(picture: Image.Image) -> np.ndarray:
+    """The grey levels of any mask, (H, W) of an integer type: colours and palettes count as bright as they look."""
+    return np.asarray(picture if picture.mode.startswith("I") else picture.convert("L"))
 
 
 def _distinct(values: np.ndarray) -> tuple[int, ...]:

@@ -39,7 +39,8 @@ def open_pets(store: Store, prefix: str, options: PairOptions) -> ImageSource:
     Raises:
         UserError: a list is missing or names a missing file.
     """
-    options.refuse(str(store.path), classes="is Oxford-IIIT Pet, which has classes of its own")
+    own = "is Oxford-IIIT Pet, which has classes of its own"
+    options.refuse(str(store.path), classes=own, value_range="is Oxford-IIIT Pet, whose pictures have 8 bits")
     listed: dict[str, int] = {}
     for name, part in LISTS:
         file = f"{prefix}annotations/{name}"

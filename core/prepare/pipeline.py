@@ -84,7 +84,7 @@ def prepare(
             done.update(_resume(plan))
             resumed = plan.images_in(done)
             _work(plan, done, workers, quiet)
-            _finish(plan, sorted(bad for entry in done.values() for bad in entry.bad))
+            _finish(plan, done)
             _put_in_place(plan.folder, target)
     except KeyboardInterrupt:
         kept = f"{plan.images_in(done):,} of {plan.count:,} images are done"
@@ -151,9 +151,9 @@ def _resume(plan: Plan) -> dict[int, Done]:
     with contextlib.suppress(OSError, ValueError):
         lines.extend(json.loads(line) for line in journal.read_text("utf-8").splitlines())
     if lines and lines[0] == heading:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, TypeError):
             arrays = open_arrays(plan)
-            entries = [Done(line["chunk"], line["crc"], [tuple(item) for item in line["bad"]]) for line in lines[1:]]
+            entries = [Done(**line | {"bad": [tuple(item) for item in line["bad"]]}) for line in lines[1:]]
             done = {entry.chunk: entry for entry in entries if entry.crc == checksum(arrays, plan.rows(entry.chunk))}
             journal.write_text("".join(json.dumps(line) + "\n" for line in (heading, *map(vars, done.values()))))
             return done
@@ -190,9 +190,11 @@ def _work(plan: Plan, done: dict[int, Done], workers: int, quiet: bool) -> None:
         raise UserError(f"{seen}, more than 1% of all {plan.count:,} ({names})")
 
 
-def _finish(plan: Plan, bad: list[tuple[int, str]]) -> None:
+def _finish(plan: Plan, done: dict[int, Done]) -> None:
     """Drop unreadable images, write the small files and meta.json, and flush everything to disk."""
     folder, source = plan.folder, plan.source
+    bad = sorted(bad for entry in done.values() for bad in entry.bad)
+    largest = [entry.largest for entry in done.values() if entry.largest is not None]
     keep = np.ones(plan.count, dtype=bool)
     keep[[row for row, _ in bad]] = False
     for name in plan.shapes if bad else ():
@@ -211,6 +213,8 @@ def _finish(plan: Plan, bad: list[tuple[int, str]]) -> None:
         "transform": transform_name(plan.size, plan.fit),
         "fit": plan.fit,
         "resized": source.native_side != plan.size,
+        "value_range": source.value_range,
+        "largest_value": max(largest, default=None),
         "classes": source.classes,
         "palette": source.palette,
         "skipped": [{"name": source.names[row], "reason": reason} for row, reason in bad],

@@ -17,7 +17,8 @@ from core.data.decode import reason_of
 from core.drawn.face import CLASSES, PALETTE, draw_face
 from core.prepare.celebamask import is_celebamask, open_celebamask
 from core.prepare.image_source import ImageSource, load_image
-from core.prepare.pairs import PairOptions, digest, find_pairs, open_pairs
+from core.prepare.pair_layouts import LOOKED_FOR, find_pairs
+from core.prepare.pairs import PairOptions, digest, open_pairs, range_identity
 from core.prepare.pets import open_pets, pet_folder
 from core.prepare.store import Store, open_store, short_names, stem_of
 
@@ -70,20 +71,22 @@ def open_image_source(path: str | Path, options: PairOptions | None = None) -> I
     pairs = find_pairs(store)
     if pairs is not None:
         return open_pairs(store, pairs, options)
-    options.refuse(str(path), classes="has no masks", valid="has no masks")
-    return _open_images(store)
+    lacking = f"has no masks ({LOOKED_FOR})"
+    options.refuse(str(path), classes=lacking, valid=lacking)
+    return _open_images(store, options)
 
 
-def _open_images(store: Store) -> ImageSource:
+def _open_images(store: Store, options: PairOptions) -> ImageSource:
     members = store.images
     names = short_names(members)
     split = _split_of(names, _partition_inside(store) or _partition_beside(names, store.path.resolve().parent))
-    identity = store.identity(members) | {"split": digest(split)}
-    return ImageSource(store.label, names, split, identity, load=partial(_load, store, members))
+    identity = store.identity(members) | {"split": digest(split)} | range_identity(options)
+    load = partial(_load, store, members, options.value_range)
+    return ImageSource(store.label, names, split, identity, load=load, value_range=options.value_range)
 
 
-def _load(store: Store, members: list[str], index: int) -> tuple[Image.Image, None]:
-    return load_image(store, members[index]), None
+def _load(store: Store, members: list[str], value_range: int | None, index: int) -> tuple[Image.Image, None]:
+    return load_image(store, members[index], value_range), None
 
 
 def _partition_inside(store: Store) -> tuple[str, str] | None:

@@ -28,7 +28,7 @@ from PIL import Image
 
 from core.cli.errors import UserError
 from core.data.dataset import FORMAT
-from core.data.decode import reason_of
+from core.data.decode import LARGEST, reason_of
 from core.prepare.geometry import squared
 from core.prepare.image_source import ImageSource
 
@@ -71,6 +71,7 @@ class Done:
     chunk: int
     crc: int  # over its rows of all arrays
     bad: list[tuple[int, str]]  # index of each unreadable image, and the reason
+    largest: int | None  # value in the pictures of 16 bits; None if there were none
 
 
 def create_array(path: Path, shape: tuple[int, ...]) -> None:
@@ -107,17 +108,21 @@ def checksum(arrays: list[np.memmap], rows: range) -> int:
 def _fill(plan: Plan, arrays: list[np.memmap], chunk: int) -> Done:
     """Decode, resize and store the images of one chunk."""
     bad: list[tuple[int, str]] = []
+    largest: list[int] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about odd palettes and EXIF blocks
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for row in plan.rows(chunk):
             try:
-                pictures = squared(*plan.source.load(row), plan.size, plan.fit)
-                for array, picture in zip(arrays, pictures, strict=True):
-                    array[row] = picture
+                picture, mask = plan.source.load(row)
+                pictures = squared(picture, mask, plan.size, plan.fit)
+                if LARGEST in picture.info:
+                    largest.append(picture.info[LARGEST])
+                for array, square in zip(arrays, pictures, strict=True):
+                    array[row] = square
             except Exception as error:  # decoders raise nearly any exception for damaged files
                 bad.append((row, reason_of(error)))
-    return Done(chunk, checksum(arrays, plan.rows(chunk)), bad)
+    return Done(chunk, checksum(arrays, plan.rows(chunk)), bad, max(largest, default=None))
 
 
 _assigned: tuple[Plan, list[np.memmap]]  # of this worker process, which opens the arrays only once
