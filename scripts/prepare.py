@@ -34,9 +34,12 @@ sources:
   (a folder that is itself called drawn: write ./drawn)
 
 sources with masks, folder or zip:
-  images/ beside masks/   pairs of the same file stem; also image(s), img(s), JPEGImages beside mask(s), label(s),
-                          annotations, SegmentationClass, gt, inside or around folders train, val (or valid,
-                          validation), test, which then are the split
+  images/ beside masks/   pairs of the same file stem; also image(s), img(s), JPEGImages, original beside mask(s),
+                          label(s), annotations, SegmentationClass, segmentation, gt, ground_truth, 1st_manual, inside
+                          or around folders train(ing), val (or valid, validation), test(ing), which then are the split
+  train/, train_masks/    any NAME or NAME_images beside NAME_masks, NAME_labels, NAME_gt, ...
+  x.png and x_mask.png    a mask may have _mask, _label, _seg, _segmentation, _gt, _manual1 or _L after the stem of its
+                          picture, in folders as above or (but for _L) in the same one
   CelebAMask-HQ.zip       as downloaded; the files of each picture's parts are merged
   oxford-iiit-pet         Oxford-IIIT Pet, unpacked; pet --download fetches it through torchvision
 
@@ -47,6 +50,8 @@ examples:
   facet prepare photos/ --out data/photos --size 128 --limit 500
   facet prepare isbi2012.zip --out data/isbi --size 512 --classes membrane,cell --valid 5
   facet prepare cells/ --out data/cells --size 256 --fit pad --classes cells.csv
+  facet prepare carvana.zip --out data/cars --size 256 --threshold 128
+  facet prepare scans12bit/ --out data/scans --range 4095
   facet prepare CelebAMask-HQ.zip --out data/faceparse --size 128
   facet prepare pet --download --root data/raw --out data/pets --size 128
 
@@ -55,11 +60,16 @@ longer side becomes SIZE and the rest is black, and ignored in masks. EXIF rotat
 dropped, as torchvision's loaders do. Unreadable pictures and those that would be enlarged more than twofold are skipped
 and listed in meta.json; more than 1% of them is an error. After an interruption the same command continues.
 
+Pictures of 16 bits are scaled to 8, 65,535 to white, or the MAX of --range: 4095 for 12-bit data.
+
 Masks of one bit, or of 0 and 255 alone, have two classes; other masks of one channel or with a palette hold class
 indices, 255 is ignored; colour masks need a class table with colours. A class table is a text file with a line for each
-class, `name` or `name,r,g,b`, in the order of the indices; a line `ignore,r,g,b` is no class, pixels of that colour are
-ignored. Pairs without a split of their own: one tenth validates, chosen by a hash of the file stem, or the last N by
-name (2.png before 10.png) with --valid N. --limit takes the first pairs and leaves each in the part it has without.
+class, `name`, `name,value` or `name,r,g,b`, in the order of the indices; a line `ignore,value` or `ignore,r,g,b` is no
+class, those pixels are ignored. Masks with grey levels, as after scaling or in JPEG, are refused: with --threshold N
+all pixels from the grey level N on are foreground, the others background.
+
+Pairs without a split of their own: one tenth validates, chosen by a hash of the file stem, or the last N by name (2.png
+before 10.png) with --valid N. --limit takes the first pairs and leaves each in the part it has without.
 
 A picture without mask is refused. Where only some pictures have one, as in Pascal VOC with its 2,913 masks for 17,125
 JPEGImages, give a folder of the pairs alone: SegmentationClass, and JPEGImages with just the pictures of its stems.

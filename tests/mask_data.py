@@ -38,7 +38,7 @@ def write_discs(folder: Path, count: int = 24, size: int = 32, valid: int = 7, s
     for name, array in (("images", images), ("masks", masks), ("split", split)):
         np.save(folder / f"{name}.npy", array)
     meta = {"format": 1, "source": "discs", "count": count, "image_size": size, "transform": "none", "skipped": []}
-    meta |= {"classes": CLASSES, "palette": PALETTE, "resized": False, "fit": "crop"}
+    meta |= {"classes": CLASSES, "palette": PALETTE, "resized": False, "fit": "crop", "value_range": 4095}
     hashes = {f"{name}.npy": sha256_of(folder / f"{name}.npy") for name in ("images", "masks", "split")}
     write_json(folder / "meta.json", meta | {"sha256": hashes})
     return folder

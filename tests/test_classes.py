@@ -70,6 +70,14 @@ def test_ignored_colours_are_no_classes(tmp_path: Path) -> None:
     assert read_classes("road,ignore").names == ["road", "ignore"]
 
 
+@pytest.mark.parametrize("text", ["name,value\nroad,0\ncar , 85 # any\nignore,9", "road,0\nignore,9\n\ncar,85\n"])
+def test_table_with_values_is_read(tmp_path: Path, text: str) -> None:
+    (tmp_path / "table.csv").write_text(text)
+    table = read_classes(str(tmp_path / "table.csv"))
+    assert table == ClassTable(["road", "car"], [[0, 0, 0], [85, 85, 85]], ((9, 9, 9),), by_value=True)
+    assert table.palette is None
+
+
 def test_more_names_than_a_file_name_has_characters() -> None:
     names = [f"class-{number}" for number in range(200)]
     assert read_classes(",".join(names)).names == names
@@ -93,6 +101,10 @@ MISTAKES = {
     "ignored colour": ("a,1,2,3\nb,0,0,0\nignore,1,2,3\n", r"has \(1, 2, 3\) twice"),
     "only an ignored colour": ("a\nb\nignore,1,2,3\n", "colours to 0 of its 2 classes"),
     "same colour": ("a,1,2,3\nb,1,2,3\n", r"has \(1, 2, 3\) twice"),
+    "some values": ("a,0\nb\n", "values to 1 of its 2 classes"),
+    "values and colours": ("a,0\nb,1,2,3\n", "write all in one way"),
+    "same value": ("a,7\nb,7\n", r"has \(7, 7, 7\) twice"),
+    "too large": ("a,0\nb,256\n", "line 2: expected"),
     "no name": (",0,0,0\nb,1,2,3\n", "without a printable name"),
 }
 

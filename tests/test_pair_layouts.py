@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import io
 import os
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +111,116 @@ def test_gif_masks_are_read(tmp_path: Path) -> None:
     source = open_image_source(folder, QUIET)
     assert source.palette == [[0, 0, 0], [255, 0, 0], [0, 255, 0]]
     assert all(np.array_equal(np.asarray(source.load(number)[1]), blobs(number)) for number in range(4))
+
+
+# --- names of folders and files ---------------------------------------------------------------------------------------
+
+NAMES = {
+    "suffix": ("images/{}.png", "masks/{}_mask.png"),
+    "suffix in capitals": ("images/{}.png", "masks/{}_GT.png"),
+    "label": ("imgs/{}.png", "labels/{}-label.png"),
+    "segmentation": ("Original/{}.png", "Ground Truth/{}_segmentation.png"),
+    "ground truth": ("original/{}.png", "ground_truth/{}.png"),
+    "ISIC": ("ISIC_Training_Data/{}.png", "ISIC_Training_GroundTruth/{}_Segmentation.png"),
+    "CamVid": ("train/{}.png", "train_labels/{}_L.png"),
+    "SegNet": ("train/{}.png", "trainannot/{}.png"),
+    "ending of both": ("train_images/{}.png", "train_masks/{}.png"),
+    "Carvana": ("carvana/train/{}.png", "carvana/train_masks/{}_mask.gif"),
+    "HRF": ("images/{}_dr.png", "manual1/{}_dr.png"),
+    "one folder": ("kaggle_3m/TCGA_1/TCGA_{}.tif", "kaggle_3m/TCGA_1/TCGA_{}_mask.tif"),
+    "DeepGlobe": ("train/{}_sat.png", "train/{}_mask.png"),
+}
+
+
+def written(place: str, picture: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, {"png": "PNG", "gif": "GIF", "tif": "TIFF"}[place.rpartition(".")[2]])
+    return stream.getvalue()
+
+
+def pairs_at(image: str, mask: str, numbers: Iterable[int]) -> dict[str, bytes | str]:
+    """Pairs at these places, the mask of each with two classes."""
+    files: dict[str, bytes | str] = {}
+    for number in numbers:
+        files[image.format(number)] = written(image, Image.open(io.BytesIO(photo(number))))
+        files[mask.format(number)] = written(mask, Image.fromarray(blobs(number, 2) * np.uint8(255)))
+    return files
+
+
+@pytest.mark.parametrize(("image", "mask"), NAMES.values(), ids=NAMES)
+def test_usual_names_pair_up(tmp_path: Path, image: str, mask: str) -> None:
+    folder = write_folder(tmp_path / "x", pairs_at(image, mask, range(1, 13)))
+    source = open_image_source(folder, QUIET)
+    assert source.names == [image.format(number).rpartition("/")[2] for number in range(1, 13)]
+    for row in range(12):
+        picture, found = source.load(row)
+        assert np.array_equal(np.asarray(found), blobs(row + 1, 2))
+        assert np.array_equal(np.asarray(picture), np.asarray(Image.open(io.BytesIO(photo(row + 1)))))
+
+
+@pytest.mark.parametrize("tested", [True, False])
+def test_drive_takes_the_vessels_and_not_the_field_of_view(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tested: bool
+) -> None:
+    files: dict[str, bytes | str] = {}
+    for part, ending, numbers in (("training", "training", range(21, 25)), ("test", "test", range(1, 5))):
+        manual = pairs_at(f"{part}/images/{{:02}}_{ending}.tif", f"{part}/1st_manual/{{:02}}_manual1.gif", numbers)
+        files |= {name: content for name, content in manual.items() if tested or "test/1st" not in name}
+        view = Image.new("L", (32, 32), 255)
+        files |= {f"{part}/mask/{n:02}_{ending}_mask.gif": written("x.gif", view) for n in numbers}
+    source = open_image_source(write_folder(tmp_path / "DRIVE", files), QUIET)
+    training = [f"{number}_training.tif" for number in range(21, 25)]
+    assert [name.rpartition("/")[2] for name in source.names] == (
+        [f"{number:02}_test.tif" for number in range(1, 5)] + training if tested else training
+    )
+    assert np.array_equal(np.asarray(source.load(len(source.names) - 1)[1]), blobs(24, 2)) and source.split is not None
+    if tested:
+        assert source.split[:4].tolist() == [2] * 4 and set(source.split[4:]) == {0, 1}
+    else:
+        assert "4 pictures belong to no pair, left out" in " ".join(capsys.readouterr().err.split())
+
+
+def test_folders_of_both_endings_are_the_split(tmp_path: Path) -> None:
+    parts = [pairs_at(f"{part}_images/{{}}.png", f"{part}_masks/{{}}.png", range(3)) for part in ("train", "val")]
+    source = open_image_source(write_folder(tmp_path / "x", parts[0] | parts[1]), QUIET)
+    assert source.split is not None and source.split.tolist() == [0] * 3 + [1] * 3
+
+
+def test_exact_names_come_first(tmp_path: Path) -> None:
+    files = pairs_at("images/{}.png", "masks/{}.png", range(3)) | pairs_at("images/{}_gt.png", "masks/{}_gt.png", [0])
+    source = open_image_source(write_folder(tmp_path / "x", files), QUIET)
+    assert source.names == ["0.png", "0_gt.png", "1.png", "2.png"]
+    with pytest.raises(UserError, match=r"masks/1.png and masks/1_mask.png belong to the same pair"):
+        open_image_source(write_folder(tmp_path / "x", {"masks/1_mask.png": GOOD["masks/1.png"]}), QUIET)
+
+
+def test_names_that_were_tried_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_folder(tmp_path / "x", pairs_at("images/{}.png", "masks/{}_outline.png", range(3)))
+    with pytest.raises(
+        UserError, match=r"images/0.png has no mask \(and 2 more\).* may be called x, x_mask, x_label, "
+    ):
+        open_image_source(folder, QUIET)
+    folder = write_folder(tmp_path / "y", pairs_at("scans/{}.png", "truth/{}.png", range(3)))
+    with pytest.raises(UserError, match=r"has no masks: leave out --threshold \(pairs are looked for in folders image"):
+        open_image_source(folder, PairOptions(threshold=9))
+    capsys.readouterr()
+    folder = write_folder(tmp_path / "z", pairs_at("scans/{}.png", "masks/{}.png", range(3)))
+    assert open_image_source(folder, QUIET).classes is None
+    assert "masks/0.png lies in a folder for masks, but no pictures belong" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("alone", "masked"), [(2, True), (9, False)])
+def test_few_masks_in_a_folder_of_pictures_make_no_pairs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], alone: int, masked: bool
+) -> None:
+    files = pairs_at("{}.png", "{}_mask.png", range(4)) | {f"p{number}.png": photo(number) for number in range(alone)}
+    folder = write_folder(tmp_path / "x", files)
+    if masked:
+        with pytest.raises(UserError, match=r"p0.png has no mask \(and 1 more\)"):
+            open_image_source(folder, QUIET)
+    else:
+        assert open_image_source(folder, QUIET).classes is None
+        assert "0_mask.png is named like the mask of" in " ".join(capsys.readouterr().err.split())
 
 
 # --- splits and identity ----------------------------------------------------------------------------------------------

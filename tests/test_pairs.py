@@ -61,7 +61,7 @@ def test_isbi_gives_25_pairs_to_train_and_5_to_validate(
     names = (tmp_path / "out" / "names.txt").read_text().split()
     assert [names[row] for row in data.indices("valid")] == [f"{number}.png" for number in range(25, 30)]
     assert data.classes == ["membrane", "cell"] and not data.resized and len(data.indices("train")) == 25
-    assert "30 pictures lie in no image folder" in capsys.readouterr().err
+    assert "30 pictures belong to no pair, left out" in capsys.readouterr().err
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------
@@ -246,6 +246,22 @@ def test_a_damaged_mask_is_skipped_and_listed(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"not one pair can be read \(.*0.png"):
         open_image_source(write_folder(tmp_path / "bad", pairs([b"", b"?"])), QUIET)
+
+
+def test_a_truncated_picture_is_skipped_and_listed(tmp_path: Path) -> None:
+    files = pairs([png(blobs(number)) for number in range(100)])
+    for number in range(100):
+        picture = Image.open(io.BytesIO(files.pop(f"images/{number}.png")))  # type: ignore[arg-type]
+        stream = io.BytesIO()
+        picture.save(stream, "JPEG")
+        files[f"images/{number}.jpg"] = stream.getvalue()
+    files["images/7.jpg"] = files["images/7.jpg"][:-200]
+    data = prepared_pairs(tmp_path, files, size=16)
+    assert [entry["name"] for entry in data.meta["skipped"]] == ["7.jpg"] and len(data) == 99
+    assert "truncated" in data.meta["skipped"][0]["reason"]
+    files["images/8.jpg"] = files["images/8.jpg"][:300]
+    with pytest.raises(UserError, match=r"images read so far are corrupt or tiny, more than 1% of all 100"):
+        prepared_pairs(tmp_path / "more", files, size=16)
 
 
 # --- geometry ---------------------------------------------------------------------------------------------------------

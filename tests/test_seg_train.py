@@ -64,6 +64,7 @@ def test_every_shipped_model_steps_and_predicts(discs, tmp_path, model, precisio
     data = write_discs(tmp_path / "few", count=3, valid=1)
     folder = run_training(typed(compose("seg", words(data, tmp_path, *choices)), TrainConfig))
     network, info = load_model(folder.path)
+    assert info["value_range"] == 4095
     assert info["classes"] == CLASSES and info["palette"] == PALETTE and info["images_seen"] == 2
     side = network.input_size(20)
     assert network(torch.zeros(1, 3, side, side)).shape[1] == 4

@@ -36,7 +36,7 @@ class PairOptions:
     threshold: int | None = None  # the least grey level of class 1, for masks of two classes
     value_range: int | None = None  # the value of 16-bit pictures that becomes 255
 
-    def refuse(self, place: str, *, classes: str = "", valid: str = "", value_range: str = "") -> None:
+    def refuse(self, place: str, *, classes: str = "", valid: str = "", value_range: str = "", hint: str = "") -> None:
         """Raise a UserError if an option was given that the source at `place` cannot use, for the stated reason."""
         for option, given, reason in (
             ("classes", self.classes, classes),
@@ -45,7 +45,7 @@ class PairOptions:
             ("range", self.value_range, value_range),
         ):
             if given is not None and reason:
-                raise UserError(f"{place} {reason}: leave out --{option}")
+                raise UserError(f"{place} {reason}: leave out --{option}{hint}")
 
 
 def range_identity(options: PairOptions) -> dict[str, int]:

@@ -71,8 +71,7 @@ def open_image_source(path: str | Path, options: PairOptions | None = None) -> I
     pairs = find_pairs(store)
     if pairs is not None:
         return open_pairs(store, pairs, options)
-    lacking = f"has no masks ({LOOKED_FOR})"
-    options.refuse(str(path), classes=lacking, valid=lacking)
+    options.refuse(str(path), classes="has no masks", valid="has no masks", hint=f" ({LOOKED_FOR})")
     return _open_images(store, options)
 
 
