@@ -7,6 +7,8 @@ from typing import IO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from core.data.bounds import too_large
+
 
 def decode(handle: IO[bytes]) -> Image.Image:
     """Decode one file to 8-bit RGB as torchvision's loaders do: no EXIF rotation, alpha dropped, first frame only.
@@ -32,4 +34,6 @@ def reason_of(error: Exception) -> str:
     """Why an image could not be read: one line, without the memory addresses that Pillow's messages may contain."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a known format"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return too_large()
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -62,8 +62,7 @@ def find_pairs(store: Store) -> list[tuple[str, str]] | None:
         UserError: an image without mask, a mask without image, several files for one of them, or an image or mask
             folder without readable files.
     """
-    gifs = [name for name in store.files if name.lower().endswith(".gif")]  # unfit as pictures, but not as masks
-    images, masks = _by_key(store.images, IMAGE_FOLDERS), _by_key([*store.images, *gifs], MASK_FOLDERS)
+    images, masks = (_by_key(store.images, folders) for folders in (IMAGE_FOLDERS, MASK_FOLDERS))
     shared = {key.parent for key in images} & {key.parent for key in masks}
     _refuse_empty(store, shared)
     if not shared:
