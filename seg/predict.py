@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,11 @@ from torch.nn import functional as F
 from core.cli.console import progress_bar, say, warn
 from core.cli.errors import CommandParser, UserError, reports_errors
 from core.cli.files import atomic_path
+from core.data.bounds import bounded_pictures, machine_memory
 from core.data.decode import decode, reason_of
 from core.data.images import write_png
 from core.data.mask_classes import mirrored_classes
-from core.prepare.store import natural, open_store
+from core.prepare.store import is_image, natural, open_store
 from core.submission.archive import listed, shown
 from core.training.machine import pick_device, set_up_cpu
 from seg.loading import load_unet
@@ -32,6 +32,9 @@ TILE = 512
 MASK, OVERLAY, PROBABILITIES = ".png", ".overlay.png", ".npz"
 TINT, BACKGROUND_TINT = 0.55, 0.15  # opacity of class colours in an overlay; class 0 hardly hides the picture
 MAX_SCALED_PIXELS = 1 << 27  # scaling up the shorter side of a 1 x 10,000 picture would take gigabytes
+# Memory in bytes, measured: of each pixel of a picture, with its mask and overlay, and of each pixel and class at the
+# scale of the network, where averaging keeps copies.
+PIXEL_BYTES, CLASS_BYTES, AVERAGED_CLASS_BYTES = 24, 4, 16
 SHOWN_SHARES = 8
 
 
@@ -55,15 +58,24 @@ class Segmenter:
     reason: str
     value_range: int | None
 
-    def scaled(self, picture: Image.Image) -> Image.Image:
+    def scaled(self, picture: Image.Image, average: bool = False, keep: bool = False) -> Image.Image:
         """The picture at the scale of the network.
 
+        Args:
+            average, keep: whether the prediction will be averaged, and its probabilities kept.
+
         Raises:
-            ValueError: it would not fit into memory.
+            ValueError: it, or its prediction, would not fit into memory.
         """
-        if self.size is None:
-            return picture
-        return picture.resize(scaled_size(*picture.size, self.size, self.longer), Image.Resampling.BILINEAR)
+        size = picture.size if self.size is None else scaled_size(*picture.size, self.size, self.longer)
+        pixels, per_class = picture.width * picture.height, AVERAGED_CLASS_BYTES if average else CLASS_BYTES
+        needed = PIXEL_BYTES * pixels + len(self.classes) * (per_class * size[0] * size[1] + 4 * keep * pixels)
+        if needed > machine_memory():
+            raise ValueError(
+                f"{picture.width}x{picture.height} in {len(self.classes)} classes takes {needed / 1e9:,.0f} GB of "
+                f"memory, this machine has {machine_memory() / 1e9:,.0f}: cut it up, or give a smaller --size"
+            )
+        return picture if self.size is None else picture.resize(size, Image.Resampling.BILINEAR)
 
     def planes(self, scaled: Image.Image, width: int, height: int, tile: int, average: bool) -> Iterator[Tensor]:
         """Probabilities of one class after another, float32 (height, width) on the CPU, resized bilinearly.
@@ -129,7 +141,7 @@ class Job:
 def find_pictures(inputs: Sequence[Path], out: Path) -> list[Job]:
     """The pictures that the inputs name: files as given, and those in folders at any depth in natural order.
 
-    Hidden files are left out, and so are the results in `out`.
+    Hidden files are left out, and so are the results in `out`; of other files in folders, a note says how many.
 
     Raises:
         UserError: an input does not exist or cannot be read, is the folder of the results, or has no picture.
@@ -140,10 +152,13 @@ def find_pictures(inputs: Sequence[Path], out: Path) -> list[Job]:
         if place.is_dir():
             if place.resolve() == own:
                 raise UserError(f"--out {out} is the folder of the pictures: choose another, or masks would mix in")
-            paths = [place / name for name in sorted(open_store(place).images, key=natural)]
-            found = [path for path in paths if own not in path.resolve().parents]
+            store = open_store(place)
+            names = [name for name in store.files if own not in (place / name).resolve().parents]
+            found = [place / name for name in sorted(filter(is_image, names), key=natural)]
             if not found:
                 raise UserError(f"no pictures in {place} besides the results in {out}")
+            if others := store.left_out(names):
+                say(f"note: {others}")
             jobs += [Job(path, out / path.relative_to(place).with_suffix("")) for path in found]
         elif place.is_file():
             jobs.append(Job(place, out / place.stem))
@@ -179,9 +194,7 @@ def check_targets(jobs: Sequence[Job], suffixes: Sequence[str], overwrite: bool)
 
 def read_picture(path: Path, value_range: int | None = None) -> Image.Image:
     """One file in RGB, see `core.data.decode.decode`; raises whatever the decoder raises for a damaged picture."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # remarks on odd palettes and EXIF blocks
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with bounded_pictures():
         content = io.BytesIO(path.read_bytes())
         with Image.open(content) as picture:
             frames = getattr(picture, "n_frames", 1)
@@ -250,7 +263,7 @@ def predict(
         for job in jobs:
             try:
                 picture = read_picture(job.source, segmenter.value_range)
-                scaled = segmenter.scaled(picture)
+                scaled = segmenter.scaled(picture, average, PROBABILITIES in suffixes)
             except Exception as error:  # decoders raise nearly anything for damaged files
                 failures.append(f"{shown(str(job.source))} ({reason_of(error)})")
                 warn(f"cannot read {failures[-1]}")

@@ -13,6 +13,7 @@ import pytest
 from image_files import jpeg, write_folder
 from mask_files import blobs, photo, png
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from core.cli.errors import Interrupted
 from core.data.dataset import PreparedData
@@ -55,6 +56,13 @@ def test_the_range_is_scaled_to_8_bits(white: int) -> None:
     assert np.array_equal(found, scaled(values, white)) and found.max() == 255
     with pytest.raises(ValueError, match=f"beyond the range 0 to {white - 1:,}, the largest is {white:,}"):
         decode(io.BytesIO(png(values)), white - 1)
+
+
+def test_a_text_in_the_file_is_no_largest_value() -> None:
+    text, stream = PngInfo(), io.BytesIO()
+    text.add_text("largest", "0")
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(stream, "PNG", pnginfo=text)
+    assert Image.open(stream).info["largest"] == "0" and "largest" not in decode(stream).info
 
 
 def test_more_than_16_bits_need_a_range() -> None:

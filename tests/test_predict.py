@@ -157,7 +157,7 @@ def spoiled():
     Image.fromarray(np.zeros((9, 9), np.float32)).save(floats, "TIFF")
     Image.new("1", (1, 300_000)).save(wide, "PNG")
     Image.new("1", (9, 9)).save(bomb, "PNG")
-    header = b"IHDR" + struct.pack(">II", 14_000, 14_000) + bomb.getvalue()[24:29]
+    header = b"IHDR" + struct.pack(">II", 40_000, 40_000) + bomb.getvalue()[24:29]
     vast = bomb.getvalue()[:12] + header + struct.pack(">I", zlib.crc32(header)) + bomb.getvalue()[33:]
     return {
         "cut.jpg": (jpeg(1)[:900], "truncated"),
@@ -165,7 +165,7 @@ def spoiled():
         "float.tif": (floats.getvalue(), "floating-point"),
         "long.png": (wide.getvalue(), "would be scaled to"),
         "text.png": (b"hello", "not an image"),
-        "vast.png": (vast, "exceeds limit"),
+        "vast.png": (vast, "megapixels, the most that this machine can read: cut it up"),
     }
 
 
@@ -184,6 +184,42 @@ def test_files_that_cannot_be_read_are_listed_and_the_others_done(run, tmp_path,
         line = next(line for line in said.err.splitlines() if line.startswith("warning") and name in line)
         assert reason in line
     assert "cut.jpg" in last and "text.png" in last
+
+
+def test_large_scans_are_read_and_the_others_listed(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow's own limit: it refuses twice as many
+    folder = pictures(tmp_path / "in", "a.jpg")
+    Image.new("RGB", (100, 120)).save(folder / "scan.png")
+    words = [run, folder, "--no-overlay", "--size", "native"]
+    command(monkeypatch, *words, "--out", tmp_path / "all")
+    assert files(tmp_path / "all") == ["a.png", "scan.png"]
+    monkeypatch.setattr(predict, "machine_memory", lambda: 10_000 * 36)
+    with pytest.raises(SystemExit):
+        command(monkeypatch, *words, "--out", tmp_path / "out")
+    assert files(tmp_path / "out") == ["a.png"] and "100x120 in 3 classes takes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("average", "keep", "needed"), [(False, False, 36), (True, False, 72), (False, True, 48)])
+def test_a_prediction_that_needs_more_memory_than_there_is_is_refused(run, monkeypatch, average, keep, needed):
+    segmenter = load_segmenter(run, "cpu", "native")
+    picture = Image.new("RGB", (10, 100))
+    monkeypatch.setattr(predict, "machine_memory", lambda: 1000 * needed)
+    assert segmenter.scaled(picture, average, keep) is picture
+    monkeypatch.setattr(predict, "machine_memory", lambda: 1000 * needed - 1)
+    with pytest.raises(ValueError, match=r"of memory, this machine has .*: cut it up, or give a smaller --size"):
+        segmenter.scaled(picture, average, keep)
+
+
+def test_pictures_of_every_ending_are_found_and_others_counted(run, tmp_path, monkeypatch, capsys):
+    folder = pictures(tmp_path / "in", "a.jfif", "b.JPE", "c.JPG")
+    for name in ("d.gif", "e.tga", "f.pcx"):
+        Image.new("RGB", (40, 40)).save(folder / name)
+    others = ("1.heic", "2.heic", "3.pdf", "._c.JPG", "__MACOSX/._c.JPG", "out/old.npz")
+    write_folder(folder, dict.fromkeys(others, b"?"))
+    command(monkeypatch, run, folder, "--out", folder / "out", "--no-overlay")
+    assert files(folder / "out") == ["a.png", "b.png", "c.png", "d.png", "e.png", "f.png", "old.npz"]
+    note = "also holds files that are not taken as pictures: 2 .heic, 1 .pdf\n"
+    assert f"note: {folder} {note}" in capsys.readouterr().err
 
 
 def test_a_file_of_several_pictures_is_told(run, tmp_path, monkeypatch, capsys):

@@ -8,13 +8,16 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from image_files import faces, jpeg, write_folder, write_zip
 from PIL import Image
 
+import core.data.bounds
 import core.prepare.pipeline
 from core.cli.errors import Interrupted, UserError
 from core.prepare.image_source import ImageSource
@@ -100,7 +103,9 @@ def test_flipped_bit_in_a_zip_is_noticed(tmp_path: Path) -> None:
 
 
 def test_decompression_bomb_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)  # a warning from there on, an error from twice as many
+    # Pillow warns from there on, and refuses twice as many.
+    monkeypatch.setattr(core.data.bounds, "MAX_PIXELS", 10_000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)  # which our bound replaces: the faces have 9,701
     large = {}
     for name, side in (("warned", 120), ("refused", 200)):
         stream = io.BytesIO()
@@ -110,6 +115,14 @@ def test_decompression_bomb_is_skipped(tmp_path: Path, monkeypatch: pytest.Monke
         open_image_source(write_folder(tmp_path / "in", faces(198) | large)), tmp_path / "out", quiet=True
     ).data
     assert [entry["name"] for entry in data.meta["skipped"]] == ["refused.png", "warned.png"]
+    assert all("megapixels" in entry["reason"] for entry in data.meta["skipped"])
+    assert Image.MAX_IMAGE_PIXELS == 1_000
+
+
+def test_large_scans_are_read_up_to_half_of_the_memory() -> None:
+    gigapixel = 1 << 30
+    assert 89_478_485 <= core.data.bounds.MAX_PIXELS <= gigapixel
+    assert core.data.bounds.MAX_PIXELS in (89_478_485, gigapixel, core.data.bounds.machine_memory() // 32)
 
 
 # --- interruption -----------------------------------------------------------------------------------------------------
@@ -286,7 +299,29 @@ MISTAKES = {
     "damaged directory": (("directory.zip",), "not a zip archive or is damaged"),
     "encrypted": (("encrypted.zip",), "encrypted"),
     "zip in a zip": (("outer.zip",), "unpack it and give img_align_celeba.zip"),
-    "empty folder": (("empty",), "no images in"),
+    "empty folder": (("empty",), "no images in empty at any depth: there are no other files either"),
+    "other files": (("photos",), "it holds 2 .heic, 1 .pdf: convert pictures to PNG or JPEG"),
+    "Deflate64": (("deflate64.zip",), "compressed with Deflate64, which Python's zipfile cannot read (000003.jpg)"),
+    "another method": (("ppmd.zip",), "compressed with PPMd"),
+    "quota page": (("page.zip",), "page.zip is a web page, not an archive"),
+    "empty file": (("void.zip",), "void.zip is empty: fetch it again"),
+    "tar.gz": (
+        ("a b.tar.gz",),
+        "is a gzip archive, not a zip: unpack it (`tar -xzf 'a b.tar.gz'`) and give the folder",
+    ),
+    "tgz named zip": (("tgz.zip",), "(`tar -xzf tgz.zip`)"),
+    "tar": (("x.tar",), "is a tar archive, not a zip: unpack it (`tar -xf x.tar`)"),
+    "7z": (("x.7z",), "is a 7z archive, not a zip: unpack it (`7z x x.7z`)"),
+    "rar": (("x.rar",), "is a RAR archive, not a zip: unpack it (`unrar x x.rar`)"),
+    "one picture": (("one.jpg",), "is a single picture: give the folder that holds it"),
+    "floats": (("unit.npy",), "holds float32 from 0 to 1: save uint8, with (x * 255).round().astype(np.uint8)"),
+    "tanh": (("tanh.npy",), "from -1 to 1: save uint8, with ((x + 1) * 127.5).round()"),
+    "large floats": (("large.npy",), "from 0 to 1000: save uint8, with (x scaled to 0..255)"),
+    "either order": (("either.npy",), "of shape (2, 3, 9, 3) may be (N, H, W, 3) or (N, 3, H, W)"),
+    "grey array": (("grey.npy",), "holds an array of shape (2, 9, 9): pictures are"),
+    "objects": (("objects.npy",), "objects.npy is not a .npy file of numbers, or is damaged"),
+    "cut array": (("cut.npy",), "cut.npy is not a .npy file of numbers, or is damaged"),
+    "valid with an array": (("either.npy", "--valid", 1), "either.npy has no masks: leave out --valid"),
     "celeba": (("celeba",), "celeba --download"),
     "bad size": (("good.zip", "--size", 63), "'63' is not a multiple of 8 from 16 to 2048"),
     "valid without masks": (("good.zip", "--valid", 1), "good.zip has no masks: leave out --valid"),
@@ -300,6 +335,31 @@ MISTAKES = {
     "out is a file": (("good.zip", "--out", "text.zip"), "text.zip is a file"),
     "out below a file": (("good.zip", "--out", "text.zip/out"), "cannot write text.zip/out"),
 }
+
+
+def other_kinds() -> dict[str, bytes]:
+    """Files that users take for archives of pictures."""
+    tar, packed = io.BytesIO(), io.BytesIO()
+    for stream, mode in ((tar, "w"), (packed, "w:gz")):
+        with tarfile.open(fileobj=stream, mode=mode) as archive:
+            archive.addfile(tarfile.TarInfo("000001.jpg"))
+    page = b"\n<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head></html>"
+    found = {"page.zip": page, "void.zip": b"", "a b.tar.gz": packed.getvalue(), "tgz.zip": packed.getvalue()}
+    found |= {
+        "x.tar": tar.getvalue(),
+        "x.7z": b"7z\xbc\xaf\x27\x1c\0\4",
+        "x.rar": b"Rar!\x1a\7\1\0",
+        "one.jpg": jpeg(1),
+    }
+    found |= {"photos/1.heic": b"?", "photos/2.heic": b"?", "photos/x.pdf": b"%PDF", "photos/._1.jpg": b"?"}
+    unit = np.linspace(0, 1, 2 * 9 * 9 * 3, dtype=np.float32).reshape(2, 9, 9, 3)
+    arrays = {"unit": unit, "tanh": 2 * unit - 1, "large": 1000 * unit, "grey": np.zeros((2, 9, 9), np.uint8)}
+    arrays |= {"either": np.zeros((2, 3, 9, 3), np.uint8), "objects": np.array([None])}
+    for name, array in arrays.items():
+        stream = io.BytesIO()
+        np.save(stream, array)
+        found[f"{name}.npy"] = stream.getvalue()
+    return found | {"cut.npy": found["either.npy"][:140]}
 
 
 @pytest.mark.parametrize(("words", "message"), MISTAKES.values(), ids=MISTAKES)
@@ -316,6 +376,9 @@ def test_mistakes_are_told_in_one_line(
     files = {"text.zip": b"text", "cut.zip": good[:-500], "outer.zip": good}
     files["directory.zip"] = good[:entry] + b"XX" + good[entry + 2 :]
     files["encrypted.zip"] = good[: entry + 8] + b"\x01" + good[entry + 9 :]  # bit 0 of the flags
+    for name, method in (("deflate64", 9), ("ppmd", 98)):
+        files[f"{name}.zip"] = good[: entry + 10] + bytes([method]) + good[entry + 11 :]
+    files |= other_kinds()
     write_folder(tmp_path, files)
     write_zip(tmp_path / "outer.zip", {"img_align_celeba.zip": good})
     (tmp_path / "empty").mkdir()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_files import below, course, faces, jpeg, write_folder, write_zip
-from PIL import Image
+from PIL import Image, features
 
 import core.prepare.sources
 from core.cli.errors import UserError
@@ -122,6 +123,61 @@ def test_any_images_sorted_hidden_ones_left_out(tmp_path: Path) -> None:
     assert np.array_equal(zipped.images[2], course(Image.open(io.BytesIO(jpeg(2))), 32))
 
 
+def test_every_ending_that_pillow_reads_and_a_count_of_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    grey = np.random.default_rng(0).integers(0, 256, (70, 90), np.uint8)
+    names = ["1.jfif", "2.jpe", "3.gif", "4.PNG", "5.tga", "6.qoi", "7.pbm", "8.dib"]
+    for name, feature in (("9.jp2", "jpg_2000"), ("a.avif", "avif")):
+        names += [name] if features.check(feature) else []
+    for name in names:
+        Image.fromarray(grey).convert("1" if name == "7.pbm" else "RGB").save(folder / name)
+    others = {
+        "x.heic": "?",
+        "y.heic": "?",
+        "z.pdf": "?",
+        "film.mpeg": "?",
+        "data.h5": "?",
+        "drawing.eps": "?",
+        "LICENCE": "?",
+    }
+    write_folder(folder, others | {"._1.jfif": "?", "__MACOSX/._1.jfif": "?", ".DS_Store": "?"})
+    expected = []
+    for name in names:
+        with Image.open(folder / name) as picture:
+            expected.append(course(picture))
+    zipped = write_zip(
+        tmp_path / "in.zip", {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    )
+    for source in (folder, zipped):
+        data = prepare(open_image_source(source), tmp_path / f"out{source.suffix}", quiet=True).data
+        assert np.array_equal(data.images, np.stack(expected))
+        (line,) = capsys.readouterr().err.splitlines()
+        start = f"note: {source} also holds files that are not taken as pictures: 2 .heic, "
+        assert line.startswith(start)
+        assert sorted(line.removeprefix(start).split(", ")) == [
+            "1 .eps",
+            "1 .h5",
+            "1 .mpeg",
+            "1 .pdf",
+            "1 without ending",
+        ]
+
+
+@pytest.mark.parametrize("order", ["NHWC", "NCHW", "Fortran"])
+def test_arrays_are_sources(tmp_path: Path, order: str) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (200, 70, 90, 3), np.uint8)
+    saved = {"NHWC": images, "NCHW": images.transpose(0, 3, 1, 2).copy(), "Fortran": np.asfortranarray(images)}[order]
+    np.save(tmp_path / "x.npy", saved)
+    result = prepare(open_image_source(tmp_path / "x.npy"), tmp_path / "out", workers=2, quiet=True)
+    for index in (0, 127, 128, 199):
+        assert np.array_equal(result.data.images[index], course(Image.fromarray(images[index])))
+    names = (tmp_path / "out" / "names.txt").read_text().splitlines()
+    assert names == [f"x-{index:06d}" for index in range(200)] and result.data.meta["source"] == "x.npy"
+
+
 def test_drawn(tmp_path: Path) -> None:
     from core.drawn.face import CLASSES, draw_face
 
@@ -133,6 +189,28 @@ def test_drawn(tmp_path: Path) -> None:
     assert data.split is not None and data.split.tolist() == [0] * 8 + [1, 2]
     assert data.meta["classes"] == list(CLASSES) and len(data.meta["palette"]) == len(CLASSES)
     assert data.masks.max() < len(CLASSES)
+
+
+WRITERS = {
+    "BOM and CRLF": lambda text: text.replace("\n", "\r\n").encode("utf-8-sig"),
+    "UTF-16": lambda text: text.encode("utf-16"),
+    "quotes": lambda text: "".join(f'"{line}"\n'.replace(",", '","') for line in text.splitlines()).encode(),
+    "semicolons": lambda text: text.replace(",", ";").replace(" ", "\t").encode(),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS)
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("name", ["list_eval_partition.csv", "list_eval_partition.txt"])
+def test_partitions_that_a_spreadsheet_or_windows_has_saved(
+    tmp_path: Path, writer: Callable[[str], bytes], beside: bool, name: str
+) -> None:
+    content = writer(CSV if name.endswith("csv") else TXT)
+    path = write_zip(tmp_path / "x.zip", FACES | ({} if beside else {name: content}))
+    if beside:
+        (tmp_path / name).write_bytes(content)
+    split = open_image_source(path).split
+    assert split is not None and split.tolist() == [index % 3 for index in range(40)]
 
 
 def test_partition_without_some_images_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from typing import IO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from core.data.bounds import too_large
+
 DEEP = 65_535  # the largest value of 16 bits
 LARGEST = "largest"  # the key of a decoded picture's `info` for the largest of its values before they became 8 bits
 
@@ -31,6 +33,7 @@ def decode(handle: IO[bytes], value_range: int | None = None) -> Image.Image:
             raise ValueError("floating-point pixels, whose range is unknown: save it with 8 or 16 bits")
         if not picture.mode.startswith("I"):
             result = picture if picture.mode == "RGB" else picture.convert("RGB")
+            result.info.pop(LARGEST, None)  # a file may have any text
             if deep_colour:
                 if value_range is not None:
                     raise ValueError("16 bits in each colour, of which only the upper 8 are read: save it with 8 bits")
@@ -43,7 +46,9 @@ def decode(handle: IO[bytes], value_range: int | None = None) -> Image.Image:
             f"pixel values beyond the range 0 to {allowed:,}"
             + (": save it with 8 or 16 bits" if value_range is None else f", the largest is {largest:,}")
         )
-    result = Image.fromarray(np.round(values * 255.0 / allowed).astype(np.uint8)).convert("RGB")
+    bright = values * 255.0
+    bright /= allowed  # in place, since large scans nearly fill the memory
+    result = Image.fromarray(np.round(bright, out=bright).astype(np.uint8)).convert("RGB")
     result.info[LARGEST] = largest
     return result
 
@@ -52,4 +57,6 @@ def reason_of(error: Exception) -> str:
     """Why an image could not be read: one line, without the memory addresses that Pillow's messages may contain."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a known format"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return too_large()
     return " ".join(str(error).split())[:200] or type(error).__name__

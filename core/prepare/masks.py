@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -12,6 +11,7 @@ from PIL import Image
 
 from core.cli.console import progress_bar, warn
 from core.cli.errors import UserError
+from core.data.bounds import bounded_pictures
 from core.data.decode import reason_of
 from core.data.mask_classes import IGNORE, ClassTable
 from core.prepare.store import Store, one_line
@@ -138,8 +138,7 @@ def examine(
 
     pool = ThreadPoolExecutor(workers)
     try:
-        with warnings.catch_warnings(), progress_bar("masks", quiet=quiet) as bar:
-            warnings.simplefilter("ignore")  # odd palettes and EXIF blocks; preparation refuses decompression bombs
+        with bounded_pictures(), progress_bar("masks", quiet=quiet) as bar:
             task = bar.add_task("examine", total=len(pairs))
             for (_, mask), facts in zip(pairs, pool.map(read, pairs), strict=True):
                 bar.advance(task)

@@ -32,6 +32,7 @@ LOOKED_FOR = (
     f"NAME_labels, or in one folder; {MASK_NAMES}"
 )
 ANNOTATIONS = (".xml", ".json", ".txt", ".csv")  # boxes and outlines: a folder of these is not meant to hold masks
+SHOWN_FOLDERS = 4  # in a message
 
 Folder = tuple[str, ...]
 
@@ -69,18 +70,16 @@ def find_pairs(store: Store) -> list[tuple[str, str]] | None:
         UserError: an image without mask, a mask without image, several files for one of them, or an image or mask
             folder without readable files.
     """
-    # GIF may be unfit for pictures, but not for masks.
-    readable = sorted({*store.images, *(name for name in store.files if name.lower().endswith(".gif"))})
     folders = _folders(store)
     images, masks = _kits(folders)
-    groups = _grouped(store, readable, images, masks)
+    groups = _grouped(store.images, images, masks)
     complete = {kit for (kit, _), group in groups.items() if group.images}
     complete &= {kit for (kit, _), group in groups.items() if group.masks}
     _refuse_empty(store, {kit: folder for folder, kit in images.items()}, masks, complete)
-    chosen = [group for (kit, _), group in groups.items() if kit in complete] or _in_one_folder(store, readable)
+    chosen = [group for (kit, _), group in groups.items() if kit in complete] or _in_one_folder(store)
     if not chosen:
         stray = [folder for folder in folders if MASK_FOLDER.fullmatch(folder[-1])]
-        lone = [name for folder in sorted(stray) for name in readable if _lies_in(name, "/".join(folder))]
+        lone = [name for folder in sorted(stray) for name in store.images if _lies_in(name, "/".join(folder))]
         if lone:
             warn(
                 f"{store.place(lone[0])} lies in a folder for masks, but no pictures belong to them; all are taken as "
@@ -131,17 +130,16 @@ def _kits(folders: set[Folder]) -> tuple[dict[Folder, _Kit], dict[Folder, _Kit]]
 
 
 def _grouped(
-    store: Store, readable: Iterable[str], images: dict[Folder, _Kit], masks: dict[Folder, _Kit]
+    names: Iterable[str], images: dict[Folder, _Kit], masks: dict[Folder, _Kit]
 ) -> dict[tuple[_Kit, Folder], _Group]:
     """The files below the folders of kits; the innermost such folder counts."""
     groups: dict[tuple[_Kit, Folder], _Group] = {}
-    pictures = set(store.images)
-    for name in readable if masks else ():
+    for name in names if masks else ():
         composed = unicodedata.normalize("NFC", name)
         parts = tuple(composed.split("/")[:-1])
         for depth in range(len(parts), 0, -1):
             above = parts[:depth]
-            kit = masks.get(above) or (images.get(above) if name in pictures else None)
+            kit = masks.get(above) or images.get(above)
             if kit:
                 group = groups.setdefault((kit, parts[depth:]), _Group())
                 (group.masks if above in masks else group.images).setdefault(stem_of(composed), []).append(name)
@@ -172,10 +170,10 @@ def _lies_in(name: str, folder: str) -> bool:
     return unicodedata.normalize("NFC", name).startswith(f"{folder}/")
 
 
-def _in_one_folder(store: Store, readable: Iterable[str]) -> list[_Group]:
+def _in_one_folder(store: Store) -> list[_Group]:
     """Pictures and their masks side by side, as x.png and x_mask.png; none unless most pictures have a mask."""
     groups: dict[str, _Group] = {}
-    for name in readable:
+    for name in store.images:
         images = groups.setdefault(name.rpartition("/")[0], _Group()).images
         images.setdefault(stem_of(unicodedata.normalize("NFC", name)), []).append(name)
     named: list[str] = []
@@ -215,10 +213,12 @@ def _paired(store: Store, groups: list[_Group]) -> list[tuple[str, str]]:
                 bare.append(image)
     _refuse_single(store, bare, "has no mask")
     _refuse_single(store, orphans, "is a mask without picture")
-    others = sorted(set(store.images) - {name for pair in pairs for name in pair}, key=natural)
+    others = set(store.images) - {name for pair in pairs for name in pair}
     if others:
         some = f"{len(others):,} picture" + ("s belong" if len(others) > 1 else " belongs")
-        warn(f"{some} to no pair, left out: {store.place(others[0])} ...")
+        folders = sorted({one_line(name.rpartition("/")[0]) or "." for name in others}, key=natural)
+        more = ", ..." if len(folders) > SHOWN_FOLDERS else ""
+        warn(f"{some} to no pair, left out: all in {', '.join(folders[:SHOWN_FOLDERS])}{more}")
     return sorted(pairs, key=lambda pair: natural(pair[0]))
 
 

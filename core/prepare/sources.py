@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from core.cli.console import say
 from core.cli.errors import UserError
+from core.data.array_file import open_images
 from core.data.decode import reason_of
 from core.drawn.face import CLASSES, PALETTE, draw_face
 from core.prepare.celebamask import is_celebamask, open_celebamask
@@ -20,7 +22,7 @@ from core.prepare.image_source import ImageSource, load_image
 from core.prepare.pair_layouts import LOOKED_FOR, find_pairs
 from core.prepare.pairs import PairOptions, digest, open_pairs, range_identity
 from core.prepare.pets import open_pets, pet_folder
-from core.prepare.store import Store, open_store, short_names, stem_of
+from core.prepare.store import Store, as_text, one_line, open_store, short_names, stem_of
 
 PARTITION_NAMES = ("list_eval_partition.csv", "list_eval_partition.txt")
 PARTITION_LIMIT = 1 << 26  # bytes; CelebA's is 3 MB, so more is another file
@@ -50,7 +52,7 @@ def drawn_source(count: int, seed: int) -> ImageSource:
 
 
 def open_image_source(path: str | Path, options: PairOptions | None = None) -> ImageSource:
-    """The images of a folder or zip: with masks if the layout is known, else all images sorted by path.
+    """The images of a folder, zip or .npy file: with masks if the layout is known, else all images sorted by path.
 
     Known are CelebAMask-HQ, Oxford-IIIT Pet and image folders beside mask folders.
 
@@ -59,10 +61,15 @@ def open_image_source(path: str | Path, options: PairOptions | None = None) -> I
             its images, or the options do not fit the source.
     """
     path, options = Path(path), options or PairOptions()
+    if path.suffix.lower() == ".npy" and path.is_file():
+        options.refuse(str(path), classes="has no masks", valid="has no masks", value_range="has pictures of 8 bits")
+        return _open_array(path)
     if not path.exists():
         hint = f" (for CelebA from the net: celeba --download; else {MANUAL_CELEBA})" if str(path) == "celeba" else ""
         raise UserError(f"no folder or zip at {path}{hint}")
     store = open_store(path)
+    if others := store.left_out():
+        say(f"note: {others}")
     if is_celebamask(store):
         return open_celebamask(store, options)
     prefix = pet_folder(store)
@@ -82,6 +89,17 @@ def _open_images(store: Store, options: PairOptions) -> ImageSource:
     identity = store.identity(members) | {"split": digest(split)} | range_identity(options)
     load = partial(_load, store, members, options.value_range)
     return ImageSource(store.label, names, split, identity, load=load, value_range=options.value_range)
+
+
+def _open_array(path: Path) -> ImageSource:
+    images, stat = open_images(path), path.stat()
+    names = [f"{one_line(path.stem)}-{index:06d}" for index in range(len(images))]
+    identity = {"array": str(path.resolve()), "size": stat.st_size, "mtime": stat.st_mtime_ns}
+    return ImageSource(path.name, names, None, identity, load=partial(_load_row, path))
+
+
+def _load_row(path: Path, index: int) -> tuple[Image.Image, None]:
+    return Image.fromarray(np.array(open_images(path)[index], order="C")), None
 
 
 def _load(store: Store, members: list[str], value_range: int | None, index: int) -> tuple[Image.Image, None]:
@@ -104,7 +122,7 @@ def _partition_beside(names: list[str], folder: Path) -> tuple[str, str] | None:
     for around in (folder, folder.parent):
         for path in (around / inner / name for inner in ("", "Eval") for name in PARTITION_NAMES):
             if path.is_file() and path.stat().st_size < PARTITION_LIMIT:
-                return str(path), path.read_text("utf-8", errors="replace")
+                return str(path), as_text(path.read_bytes())
     return None
 
 
@@ -115,7 +133,7 @@ def _split_of(names: list[str], partition: tuple[str, str] | None) -> np.ndarray
     place, content = partition
     parts: dict[str, int] = {}
     for number, line in enumerate(content.splitlines(), start=1):
-        words = line.replace(",", " ").split()
+        words = re.sub('[,;"]', " ", line).split()  # a spreadsheet may have saved it
         if not words or (number == 1 and words[-1] == "partition"):
             continue
         if len(words) != 2 or words[1] not in ("0", "1", "2"):

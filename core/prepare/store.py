@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import io
 import os
 import re
+import shlex
 import zipfile
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from core.cli.errors import UserError
+from PIL import Image
 
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
+from core.cli.errors import UserError
+from core.data.bounds import MAX_PIXELS, read_member, too_large
+from core.data.decode import reason_of
+
+# Pillow's formats of single pictures in pixels. It also opens drawings (EPS, WMF), films (MPEG, FLI), icons of several
+# sizes, scientific arrays (HDF5, FITS), and formats whose endings mostly mean something else (.rgb).
+FORMATS = {"AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP"}
+IMAGE_SUFFIXES = frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+# Methods of compression: those that zipfile reads (Zstandard from Python 3.14 on), and names of others
+READABLE = {getattr(zipfile, f"ZIP_{name}", 0) for name in ("STORED", "DEFLATED", "BZIP2", "LZMA", "ZSTANDARD")}
+METHODS = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd"}
 
 
 @dataclass
@@ -42,22 +56,38 @@ class Store:
     @property
     def images(self) -> list[str]:
         """Paths of all image files, sorted."""
-        return sorted(name for name in self.files if _is_image(name))
+        return sorted(name for name in self.files if is_image(name))
+
+    def left_out(self, names: Iterable[str] | None = None) -> str:
+        """A line on those of `names` (default: all files) that are no images, by ending; empty if there are none."""
+        others = [name for name in (self.files if names is None else names) if not is_image(name)]
+        return f"{self.path} also holds files that are not taken as pictures: {by_ending(others)}" if others else ""
 
     def read(self, name: str) -> bytes:
-        """The content of one file; the CRC of a zip's member is checked."""
-        if not self.zipped:
-            return Path(self.path, name).read_bytes()
-        archive, members = self._archive()
-        return archive.read(members[name])
+        """The content of one file; the CRC of a zip's member is checked.
+
+        Raises:
+            ValueError: larger than any picture that is read, or a zip's member that is not what its header says; see
+                `core.data.bounds.read_member`.
+        """
+        if self.zipped:
+            archive, members = self._archive()
+            return read_member(archive, members[name])
+        path = Path(self.path, name)
+        if (size := path.stat().st_size) > 4 * MAX_PIXELS:
+            raise ValueError(f"holds {size:,} bytes, {too_large()}")
+        return path.read_bytes()
 
     def open(self, name: str) -> IO[bytes]:
         """Open one file; cheaper than `read` in a folder if only its beginning is needed."""
         return io.BytesIO(self.read(name)) if self.zipped else Path(self.path, name).open("rb")
 
     def text(self, name: str) -> str:
-        """The content of one text file; bytes that are not UTF-8 are replaced."""
-        return self.read(name).decode("utf-8", "replace")
+        """The content of one text file, see `as_text`; a UserError where it cannot be read."""
+        try:
+            return as_text(self.read(name))
+        except Exception as error:  # zipfile passes on what the decompressors raise
+            raise UserError(f"cannot read {self.place(name)}: {reason_of(error)}") from error
 
     def place(self, name: str) -> str:
         """The location of a file in one line, for messages."""
@@ -111,18 +141,18 @@ def _list_folder(folder: Path) -> Store:
         for name in folders:
             inner = Path(place, name)
             target = inner.resolve()
-            if _visible(name) and target not in above:
+            if visible(name) and target not in above:
                 ancestors[inner] = above | {target}
                 kept.append(name)
         folders[:] = kept
         found.update(Path(place, name).relative_to(folder).as_posix() for name in kept)
         for name in entries:
             file = Path(place, name)
-            if _visible(name) and file.is_file():
+            if visible(name) and file.is_file():
                 stat = file.stat()
                 files[file.relative_to(folder).as_posix()] = (stat.st_size, stat.st_mtime_ns)
-    if not any(_is_image(name) for name in files):
-        raise UserError(f"no images in {folder}: looked for {_suffixes()} at any depth")
+    if not any(is_image(name) for name in files):
+        raise UserError(f"no images in {folder} at any depth: {_instead(files)}")
     return Store(folder, files, frozenset(found))
 
 
@@ -135,18 +165,24 @@ def _list_zip(path: Path) -> Store:
         with zipfile.ZipFile(path) as archive:
             members = _members(archive)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, IndexError) as error:
-        raise UserError(f"{path} is not a zip archive or is damaged ({error}): fetch it again") from error
-    entries = {name: info for name, info in members.items() if not name.endswith("/")}
-    images = [name for name in entries if _is_image(name)]
-    if not images:
-        nested = next((name for name in sorted(entries) if name.lower().endswith(".zip")), None)
-        hint = f"unpack it and give {nested} as the source" if nested else f"looked for {_suffixes()} at any depth"
+        found = what_is(path) or f"not a zip archive or is damaged ({error}): fetch it again"
+        raise UserError(f"{path} is {found}") from error
+    entries = {name: info for name, info in members.items() if not name.endswith("/") and visible(name)}
+    if not any(map(is_image, entries)):
+        nested = next((name for name in sorted(entries) if name.lower().endswith(ARCHIVES)), None)
+        hint = f"unpack it and give {nested} as the source" if nested else _instead(entries)
         raise UserError(f"no images in {path}: {hint}")
-    locked = next((name for name in images if entries[name].flag_bits & 1), None)
-    if locked:
-        raise UserError(f"{path} is encrypted ({locked}): unpack it with its password and give the folder")
-    files = {name: (info.file_size, info.CRC) for name, info in entries.items() if _visible(name)}
-    folders = frozenset(name.rstrip("/") for name in members.keys() - entries.keys() if _visible(name))
+    for name, info in entries.items():
+        if info.flag_bits & 1:
+            raise UserError(f"{path} is encrypted ({one_line(name)}): unpack it with its password and give the folder")
+        if info.compress_type not in READABLE:
+            method = METHODS.get(info.compress_type, f"method {info.compress_type}")
+            raise UserError(
+                f"{path} is compressed with {method}, which Python's zipfile cannot read ({one_line(name)}): unpack it "
+                "and give the folder"
+            )
+    files = {name: (info.file_size, info.CRC) for name, info in entries.items()}
+    folders = frozenset(name.rstrip("/") for name in members if name.endswith("/") and visible(name))
     return Store(path.resolve(), files, folders, zipped=True)
 
 
@@ -155,18 +191,72 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     return {info.filename.replace("\\", "/"): info for info in archive.infolist()}
 
 
-def _visible(name: str) -> bool:
+# How files of other kinds begin, what they are, and how to unpack them
+_BEGINNINGS = (
+    (b"\x1f\x8b", "gzip", "tar -xzf"),
+    (b"BZh", "bzip2", "tar -xjf"),
+    (b"\xfd7zXZ\0", "xz", "tar -xJf"),
+    (b"\x28\xb5\x2f\xfd", "Zstandard", "tar --zstd -xf"),
+    (b"7z\xbc\xaf\x27\x1c", "7z", "7z x"),
+    (b"Rar!\x1a\x07", "RAR", "unrar x"),
+)
+_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|\?xml)", re.IGNORECASE)
+
+
+def what_is(path: Path) -> str:
+    """What a file that is no zip is instead, and the way out; empty where that is unknown.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as handle:
+        start = handle.read(1024)
+    if not start:
+        return "empty: fetch it again"
+    if _PAGE.match(start):
+        return (
+            "a web page, not an archive: servers send one when a quota is used up or they want a confirmation; open "
+            "it in a browser to see why, and fetch the archive again"
+        )
+    kinds = [(kind, command) for beginning, kind, command in _BEGINNINGS if start.startswith(beginning)]
+    if start[257:262] == b"ustar":
+        kinds.append(("tar", "tar -xf"))
+    if kinds:
+        kind, command = kinds[0]
+        return f"a {kind} archive, not a zip: unpack it (`{command} {shlex.quote(str(path))}`) and give the folder"
+    return "a single picture: give the folder that holds it" if is_image(path.name) else ""
+
+
+def visible(name: str) -> bool:
     """Whether no part of a path is hidden; on strings, which is faster than `Path` for CelebA's 202,599 files."""
     return not ("/." in name or name.startswith((".", "__MACOSX")) or "/__MACOSX" in name)
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a path has the ending of a picture and is not hidden."""
     dot = name.rfind(".")
-    return name[dot:].lower() in IMAGE_SUFFIXES and _visible(name)
+    return name[dot:].lower() in IMAGE_SUFFIXES and visible(name)
 
 
-def _suffixes() -> str:
-    return " ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
+def by_ending(names: Iterable[str]) -> str:
+    """How many files have each ending, the ten most frequent first: `3 .txt, 1 .heic, 1 without ending`."""
+    endings = Counter(Path(name).suffix or "without ending" for name in names).most_common()
+    rest = sum(count for _, count in endings[10:])
+    return ", ".join(f"{count:,} {one_line(ending)}" for ending, count in endings[:10]) + (
+        f", {rest:,} others" * (rest > 0)
+    )
+
+
+def _instead(names: Iterable[str]) -> str:
+    """What there is where images were expected, and the way out."""
+    found = by_ending(names)
+    return f"it holds {found}: convert pictures to PNG or JPEG" if found else "there are no other files either"
+
+
+def as_text(content: bytes) -> str:
+    """Text as UTF-8 with or without a byte-order mark, or as UTF-16 with one; other bytes are replaced."""
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if utf16 else "utf-8-sig", "replace")
 
 
 def short_names(members: list[str]) -> list[str]:

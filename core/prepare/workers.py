@@ -12,7 +12,6 @@ import shutil
 import signal
 import sys
 import threading
-import warnings
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -24,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.lib import format as npy
-from PIL import Image
 
 from core.cli.errors import UserError
+from core.data.bounds import bounded_pictures
 from core.data.dataset import FORMAT
 from core.data.decode import LARGEST, reason_of
 from core.prepare.geometry import squared
@@ -109,9 +108,7 @@ def _fill(plan: Plan, arrays: list[np.memmap], chunk: int) -> Done:
     """Decode, resize and store the images of one chunk."""
     bad: list[tuple[int, str]] = []
     largest: list[int] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about odd palettes and EXIF blocks
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with bounded_pictures():
         for row in plan.rows(chunk):
             try:
                 picture, mask = plan.source.load(row)
