@@ -21,6 +21,7 @@ from core.prepare.sources import open_image_source
 SMOOTH = [
     Image.fromarray(blobs(number, 2) * np.uint8(255)).resize((64, 64), 3).crop((8, 8, 40, 40)) for number in (1, 2)
 ]
+RED = ClassTable(["sky", "car"], [[0, 0, 0], [200, 0, 0]])
 RAMP = np.array([0, 255], np.uint8).repeat(512).reshape(32, 32)
 RAMP[8:16] = np.arange(256).reshape(8, 32)
 
@@ -62,6 +63,16 @@ def test_grey_levels_are_no_classes_until_a_threshold_divides_them(tmp_path: Pat
     assert data.masks is not None and np.array_equal(data.masks, [level >= 128 for level in levels])
     assert data.classes == ["background", "foreground"] and data.palette == default_palette(2)
     assert prepared_pairs(tmp_path / "b", pairs(masks), options(ClassTable(["a", "b"]), 128)).classes == ["a", "b"]
+
+
+def test_a_table_does_not_mend_jpegs(tmp_path: Path) -> None:
+    red = np.array(RED.colours, np.uint8)
+    files = pairs([stored(Image.fromarray(red[blobs(number, 2)]), "JPEG") for number in range(3)])
+    with pytest.raises(UserError, match=r"JPEG blurs masks: save them as PNG, or give --threshold 128"):
+        open_image_source(write_folder(tmp_path / "in", files), options(RED))
+    data = prepared_pairs(tmp_path, files, options(RED, 30))
+    assert data.masks is not None and data.palette == RED.colours
+    assert (data.masks == np.stack([blobs(number, 2) for number in range(3)])).mean() > 0.9
 
 
 def test_another_threshold_makes_another_data_set(tmp_path: Path) -> None:
@@ -114,6 +125,9 @@ def test_values_that_a_table_leaves_out_are_named_and_255_is_ignored(tmp_path: P
     given = table(tmp_path, "a,85\nb,0\nignore,170")
     data = prepared_pairs(tmp_path, written, options(given))
     assert data.masks is not None and np.array_equal(data.masks, np.array((1, 0, 255, 255), np.uint8)[QUARTERS])
+    wide = pairs([png(mask.astype(np.uint16) * 300) for mask in QUARTERS])
+    with pytest.raises(UserError, match=r"holds the value 300: class indices go from 0 to 254"):
+        open_image_source(write_folder(tmp_path / "wide", wide), options(given))
     other = options(table(tmp_path, "a,0\nb,85\nignore,170"))
     with pytest.raises(UserError, match="add --force"):
         prepare(open_image_source(tmp_path / "in", other), tmp_path / "out", size=32, quiet=True)
@@ -148,7 +162,6 @@ def said(capsys: pytest.CaptureFixture[str], folder: Path, files: dict[str, byte
     return " ".join(capsys.readouterr().err.split())
 
 
-RED = ClassTable(["sky", "car"], [[0, 0, 0], [200, 0, 0]])
 ONE_CLASS = {
     "black": (np.zeros((32, 32), np.uint8), None, None, "the class 'background' alone"),
     "white": (np.full((32, 32), 255, np.uint8), None, None, "the class 'foreground' alone"),

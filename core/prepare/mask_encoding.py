@@ -109,6 +109,7 @@ def _value_coding(facts: list[MaskFacts], table: ClassTable) -> tuple[MaskCoding
             raise UserError(f"{entry.place} is a colour mask: name its colours, {GIVE_COLOURS}")
         strange = next((value for value in entry.greys if (value,) * 3 not in known), None)
         if strange is not None:
+            _refuse_impossible(strange, entry)
             raise UserError(
                 f"{entry.place} holds the value {strange}, which is not in the class table: add it to --classes, as "
                 f"ignore,{strange} if it is no class, or correct the mask{_blurred(entry)}"
