@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from dataclasses import replace
@@ -20,7 +21,7 @@ from core.data.dataset import PreparedData
 from core.data.decode import decode
 from core.nn.init import init_he
 from core.nn.model_file import build_model, save_model
-from core.prepare.pipeline import prepare
+from core.prepare.pipeline import JOURNAL, prepare
 from core.prepare.sources import open_image_source
 from scripts.prepare import main
 from seg.predict import Job, load_segmenter, predict
@@ -136,10 +137,14 @@ def test_an_interruption_does_not_lose_the_largest_value(tmp_path: Path) -> None
             raise KeyboardInterrupt
         return source.load(row)  # type: ignore[return-value]
 
-    with pytest.raises(Interrupted, match="2 of 4 images are done"):
-        prepare(replace(source, load=interrupted), tmp_path / "out", quiet=True)
-    result = prepare(source, tmp_path / "out", quiet=True)
-    assert result.resumed == 2 and result.data.meta["largest_value"] == 4095
+    for name, kept in (("out", 2), ("old", 0)):
+        with pytest.raises(Interrupted, match="2 of 4 images are done"):
+            prepare(replace(source, load=interrupted), tmp_path / name, quiet=True)
+        if name == "old":  # a journal of an earlier version does not say: its chunks are done again
+            journal = tmp_path / "old.part" / JOURNAL
+            journal.write_text(re.sub(r', "largest": \d+', "", journal.read_text()))
+        result = prepare(source, tmp_path / name, quiet=True)
+        assert result.resumed == kept and result.data.meta["largest_value"] == 4095
 
 
 def test_prediction_decodes_as_the_model_was_trained(tmp_path: Path) -> None:
