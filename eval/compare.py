@@ -28,8 +28,9 @@ from core.training.machine import set_up_cpu
 from eval.distances import plan_floor, spread
 from eval.features.extractors import Features, make_features
 from eval.features.image_sets import open_samples
-from eval.features.reference import Reference, open_reference
+from eval.features.reference import Reference
 from eval.features.settings import InceptionSection, metric_name, require_features
+from eval.features.statistics_file import KnownStatistics
 from eval.metrics.significance import Difference, differences_from_best
 from eval.page.text import number, with_spread
 from eval.results import (
@@ -41,10 +42,11 @@ from eval.results import (
     pick,
     ranking_warnings,
     read_result,
+    real_images,
     require_comparable,
     require_distinct,
 )
-from eval.score import FidConfig, require_at_least, result_path, score_source, score_terms
+from eval.score import FidConfig, open_real, require_at_least, result_path, score_source, score_terms
 
 SCORING = ("n", "sets", "seed", "split", "reference_count", "reference_seed", "floor", "batch_size", "device")
 ALPHA = 0.05
@@ -199,8 +201,8 @@ def made(config: CompareConfig, ranks: Ranks) -> list[Entry]:
     Raises:
         UserError: settings, a source or the data are not usable, or the results could not be compared.
     """
-    reference = open_reference(Path(str(config.data)), config.split, config.reference_count, config.reference_seed)
     settings = fid_settings(config, config.sources[0])
+    reference = open_real(settings)
     features = make_features(settings.features, settings.fid, settings.device, ranks)
     entries = [_planned(config, label, reference, features, ranks) for label in config.sources]
     # Checked before the scoring, which may take hours
@@ -221,7 +223,9 @@ def fid_settings(config: CompareConfig, label: str) -> FidConfig:
     return FidConfig(label, str(config.data), config.features or "inception", config.fid, **same)
 
 
-def _planned(config: CompareConfig, label: str, reference: Reference, features: Features, ranks: Ranks) -> Entry:
+def _planned(
+    config: CompareConfig, label: str, reference: Reference | KnownStatistics, features: Features, ranks: Ranks
+) -> Entry:
     """A source with its result on these settings, or, before it is scored, with the terms of that result."""
     if label.endswith(".json"):
         return Entry(label, Path(label), read_result(Path(label)))
@@ -232,8 +236,10 @@ def _planned(config: CompareConfig, label: str, reference: Reference, features: 
         return Entry(label, file, terms)
     try:
         existing = read_result(file)
-        floor = plan_floor(len(reference.every), reference.rows, samples.count, int(config.floor), config.seed)
-        different = _differences(existing, terms, config.seed if floor.subsets else None)
+        has_floor = isinstance(reference, Reference) and bool(
+            plan_floor(len(reference.every), reference.rows, samples.count, int(config.floor), config.seed).subsets
+        )
+        different = _differences(existing, terms, config.seed if has_floor else None)
     except UserError:
         different = ["damaged"]
     if not different:
@@ -321,8 +327,7 @@ def print_ranking(rows: list[Row], result: dict[str, Any]) -> None:
     if not console.is_terminal:
         console = Console(width=1000)  # one line per source, however long its name
     reference, metric = result["reference"], result["metric"]
-    part = "" if reference["split"] == "all" else f", split {reference['split']}"
-    against = f"{reference['path']} ({reference['count']:,} images{part})"
+    against = f"{reference['path']} ({real_images(reference)})"
     console.print(Text(f"{metric} of {result['source']['count']:,} images a set, against {against}; lower is better"))
     table = Table(box=box.HEAVY_HEAD if console.is_terminal else None)
     columns: dict[str, list[str]] = {

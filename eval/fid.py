@@ -8,6 +8,7 @@ from core.cli.config import config_command
 from core.cli.console import say, warn
 from core.cli.files import write_json
 from core.training.machine import set_up_cpu
+from eval.results import real_images
 from eval.score import FidConfig, check, result_path, score_source
 
 BIAS = (
@@ -23,13 +24,12 @@ def describe(result: dict[str, Any]) -> str:
     """A result as a few lines of text."""
     source, reference, floor = result["source"], result["reference"], result["floor"]
     sets = f"{source['sets']} sets of {source['count']:,}" if source["sets"] > 1 else f"{source['count']:,} images"
-    part = "" if reference["split"] == "all" else f", split {reference['split']}"
     chosen = "" if reference["subset_seed"] is None else f", chosen with seed {reference['subset_seed']}"
     metric = result["metric"]
     rows = [
         (metric, _with_sd(result["mean"], result["sd"])),
         ("scored", f"{source['path']}, {sets}"),
-        ("reference", f"{reference['path']}, {reference['count']:,} images{part}{chosen}"),
+        ("reference", f"{reference['path']}, {real_images(reference)}{chosen}"),
     ]
     if floor is not None:
         sides = f"{floor['count']:,} reals against {floor['against']:,} others"

@@ -99,6 +99,13 @@ def pick(result: dict[str, Any], place: Iterable[str]) -> Any:
     return value
 
 
+def real_images(reference: dict[str, Any]) -> str:
+    """Number and part of the real images of a reference, in words."""
+    if reference.get("kind") == "statistics":
+        return "statistics alone"
+    return f"{reference['count']:,} images" + ("" if reference["split"] == "all" else f", split {reference['split']}")
+
+
 def find_results(label: str) -> dict[str, Entry]:
     """The newest result of a source for each metric. A result file counts as a source with that result.
 

@@ -19,12 +19,20 @@ from typing import Any
 from core.cli.errors import UserError
 from core.cli.files import writable
 from core.training.distributed import Ranks
-from eval.distances import plan_floor, score_against, spread
+from eval.distances import Score, plan_floor, score_against, spread
 from eval.features.cache import Extractor
-from eval.features.extractors import PUBLISHED_SHA256_PREFIX, Features, InceptionFeatures, make_features
+from eval.features.extractors import (
+    PUBLISHED_SHA256_PREFIX,
+    RANDOM_DIMS,
+    Features,
+    InceptionFeatures,
+    make_features,
+)
 from eval.features.image_sets import Samples, is_run, open_samples
 from eval.features.reference import RealFeatures, Reference, open_reference
 from eval.features.settings import FID_DIMS, InceptionSection, require_features
+from eval.features.statistics_file import SUFFIX, KnownStatistics, open_statistics
+from eval.metrics.frechet import frechet_distance
 
 RUN_FEATURES = "features"  # folder in a run that keeps the features of its samples
 DISTANCE = "squared Frechet distance of Gaussians, float64, trace of the root by symmetric eigenvalues"
@@ -87,28 +95,17 @@ def score_source(config: FidConfig) -> dict[str, Any] | None:
     check(config)
     ranks = Ranks.join()
     samples = open_samples(Path(config.source), config.n, config.sets, config.seed, config.device)
-    reference = open_reference(Path(config.data), config.split, config.reference_count, config.reference_seed)
+    reference = open_real(config)
     features = make_features(config.features, config.fid, config.device, ranks)
     extractor = Extractor(features, config.batch_size, ranks)
     with _sample_features(samples, result_path(config), ranks) as folder:
-        real = RealFeatures(reference, extractor, folder)
-        # The reference first: it takes longest, and its features survive a later failure.
-        real.of(reference.rows)
-        plan = plan_floor(len(real), reference.rows, samples.count, config.floor_sets, config.seed)
-        if config.floor:
-            for index, subset in enumerate(plan.subsets):
-                real.of(subset, f"floor {index + 1}/{len(plan.subsets)}")
-        sets = [extractor.samples(samples, index, folder) for index in range(samples.sets)]
-        if not ranks.first:
-            return None
-        statistics = [kept.statistics() for kept in sets]
-        floor_sets = config.floor_sets if config.floor else 0
-        found = score_against(real, reference.rows, statistics, samples.count, floor_sets, config.seed)
+        found = _distances(config, samples, reference, extractor, folder)
+    if found is None:
+        return None
     warnings = score_warnings(samples, samples.open_set(0).size, reference, features)
-    if config.floor and not plan.subsets:
-        warnings.append(
-            f"no floor at {samples.count:,} images: it needs {2 * samples.count:,} real images, there are {len(real):,}"
-        )
+    if config.floor and not found.floor and isinstance(reference, Reference):
+        count, real = samples.count, len(reference.every)
+        warnings.append(f"no floor at {count:,} images: it needs {2 * count:,} real images, there are {real:,}")
     figures = {
         "mean": found.mean,
         "sd": spread(found.values),
@@ -123,7 +120,53 @@ def score_source(config: FidConfig) -> dict[str, Any] | None:
     return {"metric": terms.pop("metric")} | figures | terms | made
 
 
-def score_terms(samples: Samples, reference: Reference, features: Features) -> dict[str, Any]:
+def open_real(config: FidConfig) -> Reference | KnownStatistics:
+    """What the source is compared with.
+
+    Raises:
+        UserError: it cannot be used, or is a file of statistics where the settings need the images.
+    """
+    path = Path(config.data)
+    if path.suffix.lower() != SUFFIX or not path.is_file():
+        return open_reference(path, config.split, config.reference_count, config.reference_seed)
+    unmet = [key for key in ("split", "reference_count", "floor") if getattr(config, key) != getattr(FidConfig, key)]
+    if unmet:
+        raise UserError(
+            f"{path} holds statistics and no images, from which no floor or excess can be computed and none be chosen: "
+            f"leave out {', '.join(unmet)}, or give a prepared data set"
+        )
+    return open_statistics(path, RANDOM_DIMS if config.features == "random" else config.fid.dims or FID_DIMS)
+
+
+def _distances(
+    config: FidConfig, samples: Samples, reference: Reference | KnownStatistics, extractor: Extractor, folder: Path
+) -> Score | None:
+    """The score of every sample set; None except for the first process.
+
+    Args:
+        folder: for the features of samples.
+    """
+    real = None
+    if isinstance(reference, Reference):
+        real = RealFeatures(reference, extractor, folder)
+        # The reference first: it takes longest, and its features survive a later failure.
+        real.of(reference.rows)
+        if config.floor:
+            plan = plan_floor(len(real), reference.rows, samples.count, config.floor_sets, config.seed)
+            for index, subset in enumerate(plan.subsets):
+                real.of(subset, f"floor {index + 1}/{len(plan.subsets)}")
+    sets = [extractor.samples(samples, index, folder) for index in range(samples.sets)]
+    if not extractor.ranks.first:
+        return None
+    drawn = [kept.statistics() for kept in sets]
+    if isinstance(reference, KnownStatistics):
+        return Score([frechet_distance(one, reference.statistics) for one in drawn], [], 0, None)
+    assert real is not None
+    floor_sets = config.floor_sets if config.floor else 0
+    return score_against(real, reference.rows, drawn, samples.count, floor_sets, config.seed)
+
+
+def score_terms(samples: Samples, reference: Reference | KnownStatistics, features: Features) -> dict[str, Any]:
     """The part of a result that says how it was made; known before anything is computed."""
     return {
         "metric": features.metric,
@@ -135,10 +178,12 @@ def score_terms(samples: Samples, reference: Reference, features: Features) -> d
     }
 
 
-def score_warnings(samples: Samples, size: tuple[int, int], reference: Reference, features: Features) -> list[str]:
+def score_warnings(
+    samples: Samples, size: tuple[int, int], reference: Reference | KnownStatistics, features: Features
+) -> list[str]:
     """What makes a score of samples of this size (height, width) doubtful, one line each."""
-    warnings = list(samples.warnings)
-    if size != reference.every.size:
+    warnings = [*samples.warnings, *reference.warnings]
+    if isinstance(reference, Reference) and size != reference.every.size:
         (height, width), (real_height, real_width) = size, reference.every.size
         warnings.append(f"scored images are {width}x{height}, the reference is {real_width}x{real_height}")
     if features.name == "inception" and not features.weights_sha256.startswith(PUBLISHED_SHA256_PREFIX):

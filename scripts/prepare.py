@@ -28,7 +28,8 @@ EXAMPLES = """
 sources:
   archive.zip             CelebA from Kaggle (jessicali9530/celeba-dataset), not unpacked
   img_align_celeba.zip    the original CelebA zip; put list_eval_partition.txt next to it for the official split
-  FOLDER or other ZIP     all images in it, at any depth, sorted by path
+  FOLDER or other ZIP     all images in it, at any depth, sorted by path; other files are counted by ending
+  ARRAY.npy               uint8 pictures, (N, H, W, 3) or (N, 3, H, W)
   drawn                   faces drawn by this program, with masks; needs no data
   celeba --download       CelebA through torchvision (needs gdown; Google Drive often refuses)
   (a folder that is itself called drawn: write ./drawn)
@@ -79,7 +80,7 @@ JPEGImages, give a folder of the pairs alone: SegmentationClass, and JPEGImages 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line (default: sys.argv)."""
     parser = CommandParser(prog="facet prepare", description=__doc__, epilog=EXAMPLES)
-    parser.add_argument("source", help="a zip, a folder, `drawn`, or `celeba` or `pet` with --download")
+    parser.add_argument("source", help="a zip, a folder, a .npy file, `drawn`, or `celeba` or `pet` with --download")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, e.g. data/celeba")
     parser.add_argument("--size", type=_size, default=64, help="side in pixels, a multiple of 8 (default 64)")
     parser.add_argument("--fit", choices=FITS, default="crop", help="how pictures become square (default crop)")

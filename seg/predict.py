@@ -303,7 +303,7 @@ examples:
   facet predict runs/unet/model.safetensors scan.tif --out masks --size native --tile 1024 --average
 
 Pictures are decoded as in training: no EXIF rotation, transparency dropped, the first picture of a file. Those that
-cannot be read are listed at the end, with exit code 1; all others are done.
+cannot be read, or need more memory than there is, are listed at the end, with exit code 1; all others are done.
 """
 
 

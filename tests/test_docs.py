@@ -26,6 +26,7 @@ import core.training.curves
 from core.cli.errors import UserError
 from core.data.dataset import PreparedData
 from core.submission.rules import write_archive
+from eval.features.extractors import RANDOM_DIMS
 from scripts import bench, demo, prepare
 from scripts.facet import COMMANDS
 
@@ -122,6 +123,18 @@ class Stock:
         return folder
 
     @cached_property
+    def array(self) -> Path:
+        """The faces in one file."""
+        np.save(self.folder / "faces.npy", PreparedData.open(self.data).images)
+        return self.folder / "faces.npy"
+
+    @cached_property
+    def statistics(self) -> Path:
+        """Mean and covariance of random features."""
+        np.savez_compressed(self.folder / "stats.npz", mu=np.zeros(RANDOM_DIMS), sigma=np.eye(RANDOM_DIMS))
+        return self.folder / "stats.npz"
+
+    @cached_property
     def thousand(self) -> Path:
         """A thousand different pictures."""
         folder = self.folder / "thousand"
@@ -173,6 +186,8 @@ class Stock:
             return self.archive(name)
         if name.endswith(".tar.gz"):
             return self.submission
+        if name.endswith((".npy", ".npz")):
+            return self.array if name.endswith(".npy") else self.statistics
         if name.startswith("data/"):
             return self.data
         if name.startswith("runs/"):

@@ -96,6 +96,42 @@ def test_an_archive_scores_as_its_folder(two_folders: tuple[Path, Path], tmp_pat
     assert packed["source"]["kind"] == "archive" and packed["source"]["sha256"] == sha256_of(archive)
 
 
+@pytest.mark.parametrize("order", ["NHWC", "NCHW"])
+def test_arrays_score_as_the_folder_of_their_pictures(two_folders: tuple[Path, Path], order: str) -> None:
+    fake, real = two_folders
+    arrays = []
+    for folder in (fake, real):
+        images = list_images(folder).read(0, 24)
+        arrays.append(folder.with_suffix(".npy"))
+        np.save(arrays[-1], images if order == "NHWC" else images.transpose(0, 3, 1, 2).copy())
+    folders = score_source(FidConfig(str(fake), str(real), features="random"))
+    found = score_source(FidConfig(str(arrays[0]), str(arrays[1]), features="random"))
+    assert found["mean"] == pytest.approx(folders["mean"], rel=1e-6)
+    for part, path in (("source", arrays[0]), ("reference", arrays[1])):
+        assert (found[part]["kind"], found[part]["sha256"]) == ("array", sha256_of(path))
+
+
+def test_what_a_folder_holds_besides_pictures_is_told_and_other_endings_count(
+    two_folders: tuple[Path, Path],
+) -> None:
+    fake, real = two_folders
+    plain = score_source(FidConfig(str(fake), str(real), features="random"))
+    assert not any("taken as pictures" in warning or "leave out" in warning for warning in plain["warnings"])
+    (fake / "0003.png").rename(fake / "0003.PNG")
+    for name in ("._0000.png", ".hidden.png", "notes.txt", "more.txt", "x.heic"):
+        (fake / name).write_bytes(b"?")
+    (real / "__MACOSX").mkdir()
+    (real / "inner").mkdir()
+    found = score_source(FidConfig(str(fake), str(real), features="random"))
+    assert found["source"]["count"] == 24 and found["mean"] == plain["mean"]
+    for line in (
+        f"not taken as pictures in {fake}: 2 .txt, 1 .heic",
+        f"pytorch-fid would leave out 1 .PNG of {fake}, which count here",
+        f"not taken as pictures in {real}: 1 folder",
+    ):
+        assert line in found["warnings"]
+
+
 def test_a_broken_archive_is_refused(
     two_folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,6 +217,10 @@ def test_sources_that_cannot_be_scored(
         (["device=abacus"], "device=abacus"),
         (["out=fake"], "give out=PATH.json"),
         (["split=train"], "has no splits"),
+        (["source=x.zip"], "source=x.zip is a zip archive: unpack it and give the folder"),
+        (["source=x.7z"], "is a 7z archive, not a zip: unpack it (`7z x x.7z`)"),
+        (["data=x.zip"], "data=x.zip is a zip archive: unpack it and give the folder"),
+        (["data=void.bin"], "data=void.bin is empty"),
     ],
 )
 def test_mistakes_are_told_in_one_line(
@@ -192,6 +232,9 @@ def test_mistakes_are_told_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.zip").write_bytes(b"PK\5\6" + bytes(18))  # of no members
+    (tmp_path / "x.7z").write_bytes(b"7z\xbc\xaf\x27\x1c")
+    (tmp_path / "void.bin").write_bytes(b"")
     defaults = {"source": "fake", "data": "real", "features": "random"}
     given = dict(argument.split("=") for argument in arguments)
     assert message in refused(monkeypatch, capsys, *(f"{key}={value}" for key, value in (defaults | given).items()))

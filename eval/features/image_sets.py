@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,16 @@ from torch import nn
 
 from core.cli.errors import UserError
 from core.cli.files import sha256_of
+from core.data.array_file import open_images
+from core.data.decode import reason_of
 from core.data.loader import read_rows
 from core.nn.model_file import load_model, model_file
+from core.prepare.store import by_ending, is_image, visible, what_is
 from core.submission.rules import read_archive
 
-# The files of a folder that pytorch-fid reads (its IMAGE_EXTENSIONS): lower case only, no subfolders.
-SUFFIXES = frozenset({".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-LOSSY = frozenset({".jpg", ".jpeg", ".webp"})
+# The files of a folder that pytorch-fid reads (its IMAGE_EXTENSIONS): lower case only.
+PUBLISHED_SUFFIXES = frozenset({".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+LOSSY = ("AVIF", "JPEG", "JPEG2000", "WEBP")  # formats
 ARCHIVES = (".tar.gz", ".tgz")
 COURSE_COUNT = 1000
 GROUP = 64  # samples that a generator draws at once
@@ -71,13 +75,17 @@ class ArrayImages(ImageSet):
 class FileImages(ImageSet):
     """Image files of one size, decoded to RGB by Pillow as pytorch-fid does.
 
+    Args:
+        warnings: what is worth knowing about the folder, one line each.
+
     Raises:
         UserError: a file cannot be decoded or differs in size from the first; also raised by `read`.
     """
 
-    def __init__(self, files: list[Path]) -> None:
-        self.files = files
-        self.lossy = sum(file.suffix in LOSSY for file in files)
+    def __init__(self, files: list[Path], warnings: Sequence[str] = ()) -> None:
+        self.files, self.warnings = files, list(warnings)
+        formats = Image.registered_extensions()
+        self.lossy = sum(formats.get(file.suffix.lower()) in LOSSY for file in files)
         super().__init__(len(files), _decode(files[0]).shape[:2])
 
     def read(self, start: int, stop: int) -> np.ndarray:  # noqa: D102
@@ -148,7 +156,7 @@ class Samples:
 
 
 def open_samples(path: Path, count: int, sets: int, seed: int, device: str = "auto") -> Samples:
-    """Open a folder of images, a packed archive, or a run folder or model file to draw samples from.
+    """Open a folder or .npy file of images, a packed archive, or a run folder or model file to draw samples from.
 
     Args:
         count, sets, seed, device: for models; image `i` of set `k` is drawn with the seed `seed + k * count + i`.
@@ -164,7 +172,23 @@ def open_samples(path: Path, count: int, sets: int, seed: int, device: str = "au
         return _open_archive(path)
     if path.suffix == ".safetensors":
         return _open_model(path, count, sets, seed, device)
-    raise UserError(f"source={path}: give a folder of PNGs, a run folder, a .safetensors model or a .tar.gz archive")
+    if path.suffix.lower() == ".npy":
+        return _open_array(path)
+    raise UserError(
+        f"source={path} {described(path)}: give a folder of PNGs, a .npy file of them, a run folder, a .safetensors "
+        "model or a .tar.gz archive"
+    )
+
+
+def described(path: Path) -> str:
+    """What a file of a kind that holds no images to score is, as far as its beginning tells, and the way out."""
+    if path.suffix.lower() == ".npz":
+        return "is an .npz file, which may hold statistics but no images"
+    try:
+        found = "a zip archive: unpack it and give the folder" if zipfile.is_zipfile(path) else what_is(path)
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    return f"is {found}" if found else "is of no kind that is known here"
 
 
 def is_run(path: Path) -> bool:
@@ -173,30 +197,50 @@ def is_run(path: Path) -> bool:
 
 
 def list_images(folder: Path) -> FileImages:
-    """The images that pytorch-fid would read from a flat folder, sorted by name.
+    """The images of a flat folder, sorted by name, with a warning of files and folders that are left out.
+
+    They are those that pytorch-fid would read and, with a warning, the others that Pillow reads. Hidden files, such as
+    macOS leaves, are none.
 
     Raises:
         UserError: there are fewer than two, or the first cannot be decoded.
     """
     try:
-        files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES and file.is_file())
+        entries = sorted(entry for entry in folder.iterdir() if visible(entry.name))
+        files = [entry for entry in entries if is_image(entry.name) and entry.is_file()]
+        others = set(entries) - set(files)
+        folders = [entry for entry in others if entry.is_dir()]
     except OSError as error:
         raise UserError(f"cannot read {folder}: {error.strerror or error}") from error
     if len(files) < 2:
         raise UserError(f"{folder} holds {len(files)} images, at least 2 are needed (subfolders are not searched)")
-    return FileImages(files)
+    left = [by_ending(entry.name for entry in others.difference(folders))] if len(others) > len(folders) else []
+    left += [f"{len(folders)} folder{'s' * (len(folders) > 1)}"] if folders else []
+    warnings = [f"not taken as pictures in {folder}: {', '.join(left)}"] if left else []
+    if unusual := [file.name for file in files if file.suffix not in PUBLISHED_SUFFIXES]:
+        warnings.append(f"pytorch-fid would leave out {by_ending(unusual)} of {folder}, which count here")
+    return FileImages(files, warnings)
 
 
 def _open_folder(path: Path) -> Samples:
     """A flat folder of images as one sample set."""
     images = list_images(path)
-    warnings = _count_warnings(len(images))
+    warnings = [*_count_warnings(len(images)), *images.warnings]
     if images.lossy:
         warnings.append(
-            f"{images.lossy} of {len(images)} images are JPEG or WebP: lossy files score differently from PNGs"
+            f"{images.lossy} of {len(images)} images are JPEG, WebP or alike: lossy files score differently from PNGs"
         )
     facts = {"kind": "folder", "path": str(path), "count": len(images), "sets": 1, "sha256": images.sha256()}
     return Samples(len(images), 1, lambda _: images, facts, warnings)
+
+
+def _open_array(path: Path) -> Samples:
+    """The pictures of a .npy file as one sample set."""
+    images = ArrayImages(open_images(path))
+    if len(images) < 2:
+        raise UserError(f"{path} holds {len(images)} images, at least 2 are needed")
+    facts = {"kind": "array", "path": str(path), "count": len(images), "sets": 1, "sha256": sha256_of(path)}
+    return Samples(len(images), 1, lambda _: images, facts, _count_warnings(len(images)))
 
 
 def _open_archive(path: Path) -> Samples:
@@ -252,8 +296,8 @@ def _decode(file: Path) -> np.ndarray:
     try:
         with Image.open(file) as picture:
             return np.asarray(picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot decode {file}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # decoders raise nearly any exception for damaged files
+        raise UserError(f"cannot decode {file}: {reason_of(error)}") from error
 
 
 def _check_size(name: str, picture: np.ndarray, size: tuple[int, ...], first: str) -> None:

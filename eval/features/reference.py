@@ -14,12 +14,14 @@ import numpy as np
 
 from core.cli.console import say
 from core.cli.errors import UserError
-from core.cli.files import atomic_path, digest_of, writable
+from core.cli.files import atomic_path, digest_of, sha256_of, writable
+from core.data.array_file import open_images
 from core.data.dataset import PreparedData
 from core.training.distributed import Ranks
 from eval.features.cache import Extractor, KeptFeatures, features_key
 from eval.features.extractors import Features
-from eval.features.image_sets import ArrayImages, ImageSet, list_images
+from eval.features.image_sets import ArrayImages, ImageSet, described, list_images
+from eval.features.statistics_file import SUFFIX
 from eval.metrics.frechet import RunningSums
 
 
@@ -33,6 +35,7 @@ class Reference:
         cache: folder for features and sums.
         content: identifies all the images exactly.
         facts: content, path, split and selection, for results.
+        warnings: what is worth knowing about the images, one line each.
     """
 
     every: ImageSet
@@ -40,6 +43,7 @@ class Reference:
     cache: Path
     content: dict[str, Any]
     facts: dict[str, Any]
+    warnings: list[str]
 
     @property
     def images(self) -> ImageSet:
@@ -48,19 +52,29 @@ class Reference:
 
 
 def open_reference(path: Path, split: str = "all", count: int | None = None, seed: int = 0) -> Reference:
-    """Open a prepared data set, one of its splits or a folder of images, or `count` random images of it.
+    """Open a prepared data set, one of its splits, a folder or .npy file of images, or `count` random images of it.
 
     Raises:
-        UserError: there is no such data or split, or it has too few images.
+        UserError: there is no such data or split, it has too few images, or it is a file of statistics.
     """
-    if not (path / "meta.json").is_file() and path.is_dir():
+    warnings: list[str] = []
+    every: ImageSet
+    if path.exists() and not (path / "meta.json").is_file():
         if split != "all":
-            raise UserError(f"{path} is a folder of images and has no splits: use split=all or a prepared data set")
-        files = list_images(path)
-        every: ImageSet = files
-        positions = np.arange(len(files))
-        content: dict[str, Any] = {"kind": "folder", "sha256": files.sha256()}
-        cache = path / ".facet-fid"
+            raise UserError(f"{path} has no splits: use split=all or a prepared data set")
+        if path.is_dir():
+            every = files = list_images(path)
+            content: dict[str, Any] = {"kind": "folder", "sha256": files.sha256()}
+            cache, warnings = path / ".facet-fid", files.warnings
+        elif path.suffix.lower() == ".npy":
+            every, content = ArrayImages(open_images(path)), {"kind": "array", "sha256": sha256_of(path)}
+            cache = path.with_name(f".{path.name}.facet-fid")
+        elif path.suffix.lower() == SUFFIX:
+            raise UserError(f"{path} holds statistics, but this needs the images themselves: give a prepared data set")
+        else:
+            way = "give a prepared data set (facet prepare), a folder or .npy file of images, or .npz statistics"
+            raise UserError(f"data={path} {described(path)}: {way}")
+        positions = np.arange(len(every))
     else:
         data = PreparedData.open(path)
         every, positions = ArrayImages(data.images), data.indices(split)
@@ -75,7 +89,7 @@ def open_reference(path: Path, split: str = "all", count: int | None = None, see
         "subset_seed": None if count is None else seed,
         "selection_sha256": selection_of(rows)["sha256"],
     }
-    return Reference(every, rows, cache, content, facts)
+    return Reference(every, rows, cache, content, facts, warnings)
 
 
 def random_rows(positions: np.ndarray, count: int | None, seed: int) -> np.ndarray:
