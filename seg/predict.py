@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,8 +193,7 @@ def check_targets(jobs: Sequence[Job], suffixes: Sequence[str], overwrite: bool)
 
 def read_picture(path: Path, value_range: int | None = None) -> Image.Image:
     """One file in RGB, see `core.data.decode.decode`; raises whatever the decoder raises for a damaged picture."""
-    with bounded_pictures():
-        content = io.BytesIO(path.read_bytes())
+    with bounded_pictures(), path.open("rb") as content:
         with Image.open(content) as picture:
             frames = getattr(picture, "n_frames", 1)
         content.seek(0)
