@@ -220,7 +220,7 @@ def _peak() -> int:
 
 
 def _forget_peak() -> None:
-    """Let the peak begin at what is in use now (on Linux): else inputs after a large one could take as much unnoticed."""
+    """Let the peak start from what is in use (on Linux), else inputs after a large one could take as much unnoticed."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
