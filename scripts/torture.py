@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -97,7 +97,7 @@ TASKS: dict[str, Task] = {
         ("made.part", "made.part/journal.jsonl", "made.part/.meta.json.*.part", "made.part/names.txt", "made"),
         victims=("all", "first"),
     ),
-    "train": Task(("gen.train", *GAN, "eval.every=300", "eval.n=2000"), 16, (*OF_RUN, *BEST), (DATA,)),
+    "train": Task(("gen.train", *GAN, "eval.every=500", "eval.n=2000"), 16, (*OF_RUN, *BEST), (DATA,)),
     "seg": Task(("seg.train", *SMALL, *SEG), 10, (*OF_RUN, *BEST), (DATA,), ("all", "first")),
     "sample": Task(
         ("gen.sample", MODEL, "--n", "400", "--out", "samples", "--overwrite"),
@@ -165,11 +165,11 @@ def processes(folder: Path) -> dict[int, str]:
     return found
 
 
-def kill(ids: Sequence[int]) -> None:
-    """SIGKILL, at once and without a word."""
-    for number in ids:
+def send(ids: Iterable[int], number: signal.Signals = signal.SIGKILL) -> None:
+    """Send a signal to processes, some of which may have ended."""
+    for one in ids:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(number, signal.SIGKILL)
+            os.kill(one, number)
 
 
 def orphans(folder: Path) -> list[int]:
@@ -177,7 +177,7 @@ def orphans(folder: Path) -> list[int]:
     deadline = time.monotonic() + GRACE
     while left := list(processes(folder)):
         if time.monotonic() > deadline:
-            kill(left)
+            send(left)
             return left
         time.sleep(0.1)
     return []
@@ -220,7 +220,7 @@ def finish(task: Task, folder: Path) -> float:
     try:
         code = running.wait(LIMIT)
     except subprocess.TimeoutExpired:
-        kill(list(processes(folder)))
+        send(processes(folder))
         raise Failed(f"not done after {LIMIT:g} seconds") from None
     if code:
         log = folder.with_suffix(".log").read_text("utf-8", "replace")
@@ -235,24 +235,28 @@ def kill_once(task: Task, folder: Path, seconds: float, rng: random.Random) -> s
     victim = rng.choice(task.victims)
     moment = Moment(folder, pattern, rng.choice((1, 1, 2, 5))) if pattern else None
     running, started = start(task, folder), time.monotonic()
+    known, looked = {running.pid}, started
     while not (moment.reached() if moment else time.monotonic() - started > delay):
         if running.poll() is not None:
             return None
         if time.monotonic() - started > LIMIT:
-            kill(list(processes(folder)))
+            send(processes(folder))
             raise Failed(f"not done after {LIMIT:g} seconds")
+        if time.monotonic() - looked > 1:
+            known, looked = {running.pid, *processes(folder)}, time.monotonic()
         time.sleep(0.0005)
     time.sleep(pause)
+    send(known, signal.SIGSTOP)  # looking for all processes takes longer than a file is being written
     ids = processes(folder)
-    chosen = [number for number, rank in ids.items() if victim in ("all", rank)]
-    kill([running.pid] if victim == "first" else chosen)
-    hit = victim == "first" or bool(chosen)
+    chosen = [running.pid] if victim == "first" else [one for one, rank in ids.items() if victim in ("all", rank)]
+    send(chosen)
+    send(ids.keys() - chosen, signal.SIGCONT)
     try:
         running.wait(LIMIT)
     except subprocess.TimeoutExpired:
-        kill(list(processes(folder)))
+        send(processes(folder))
         raise Failed(f"the launcher did not end after rank {victim} was killed") from None
-    if running.returncode == 0 or not hit:
+    if running.returncode == 0 or not chosen:
         return None
     return f"{pattern or 'any time'}, {victim} killed"
 
