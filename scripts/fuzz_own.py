@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from core.cli.config import as_dict, compose, typed
 from core.cli.errors import UserError
-from core.cli.files import sha256_of
+from core.cli.files import sha256_of, write_json
 from core.data.dataset import SPLITS, PreparedData
 from core.drawn.face import draw_face
 from core.nn.model_file import build_model, load_model, save_model
@@ -31,6 +31,17 @@ def named(name: str, data: bytes) -> bytes:
     return name.encode() + b"\n" + data
 
 
+def write_signed(path: Path, data: bytes) -> None:
+    """Write JSON as this program does, with a checksum if it adds one; as it is where it is no JSON object."""
+    try:
+        content = json.loads(data)
+        if not isinstance(content, dict):
+            raise ValueError("no object")
+        write_json(path, content)
+    except (ValueError, RecursionError):
+        path.write_bytes(data)
+
+
 def prepared_target(data: PreparedData) -> Target:
     """A prepared data set with one damaged file; a signed one has the right checksum, as a hostile data set would."""
     files = {path.name: path.read_bytes() for path in data.path.iterdir()}
@@ -40,10 +51,12 @@ def prepared_target(data: PreparedData) -> Target:
         name, _, signed = first.decode().partition(" ")
         for each, original in files.items():
             (folder / each).write_bytes(changed if each == name else original)
-        if signed:  # as a hostile data set would be
+        if signed and name == "meta.json":
+            write_signed(folder / name, changed)
+        elif signed:
             meta = json.loads(files["meta.json"])
             meta["sha256"][name] = sha256_of(folder / name)
-            (folder / "meta.json").write_text(json.dumps(meta))
+            write_json(folder / "meta.json", meta)
         opened = PreparedData.open(folder)
         sums = [int(np.asarray(array, np.int64).sum()) for array in (opened.images, opened.masks) if array is not None]
         used = (opened.fingerprint, opened.image_size, opened.resized, opened.fit, opened.classes, opened.palette)
@@ -51,9 +64,8 @@ def prepared_target(data: PreparedData) -> Target:
             sums += [len(opened.indices(split)) for split in ("all", *SPLITS)]
         return len(sums) > 0 and len(used) > 0
 
-    arrays = [name for name in files if name.endswith(".npy")]
-    layers = [Layer([files[name]], partial(named, f"{name}{signed}")) for name in arrays for signed in ("", " signed")]
-    layers += [Layer([files["meta.json"]], partial(named, "meta.json"))] * 4
+    kinds = [name for name in files if name.endswith(".npy")] + ["meta.json"] * 3
+    layers = [Layer([files[name]], partial(named, f"{name}{signed}")) for name in kinds for signed in ("", " signed")]
     words = [
         b'"sha256"',
         b'"count"',
@@ -70,37 +82,38 @@ def prepared_target(data: PreparedData) -> Target:
 
 
 def models_target(folder: Path) -> Target:
-    """Model files: damaged anywhere, in the header alone, and in the recipe alone."""
+    """Model files: damaged anywhere or in the header alone, and whole ones with a hostile recipe."""
     recipes = {
         "generator": {"_target_": "gen.dcgan.Generator", "width": 4, "image_size": 32, "latent_dim": 8},
         "unet": {"_target_": "seg.unet.UNet", "classes": 3, "widths": [4, 8], "norm": "batch"},
     }
-    seeds = []
+    info = {"images_seen": 8, "data": {"classes": ["a", "b", "c"]}}
+    models, seeds = {}, []
     for name, recipe in recipes.items():
         torch.manual_seed(0)
-        save_model(folder / f"{name}.safetensors", build_model(recipe), recipe, {"images_seen": 8, "classes": ["a"]})
+        models[name] = build_model(recipe)
+        save_model(folder / f"{name}.safetensors", models[name], recipe, info)
         seeds.append((folder / f"{name}.safetensors").read_bytes())
 
     def read(data: bytes, place: Path) -> bool:
-        (place / "model.safetensors").write_bytes(data)
-        model, _ = load_model(place / "model.safetensors")
-        return all(value.shape is not None for value in model.state_dict().values())
+        name, _, content = data.partition(b"\n")
+        path = place / "model.safetensors"
+        if name == b"file":
+            path.write_bytes(content)
+        else:  # as somebody would write it who wants to harm
+            with contextlib.suppress(ValueError, RecursionError):
+                save_model(path, models[name.decode()], json.loads(content), info)
+        return not path.exists() or load_model(path)[0] is not None
 
     def header_of(seed: bytes) -> bytes:
         return seed[8 : 8 + int.from_bytes(seed[:8], "little")]
 
     def with_header(seed: bytes, header: bytes) -> bytes:
-        return len(header).to_bytes(8, "little") + header + seed[8 + len(header_of(seed)) :]
+        return named("file", len(header).to_bytes(8, "little") + header + seed[8 + len(header_of(seed)) :])
 
-    def with_recipe(seed: bytes, recipe: bytes) -> bytes:
-        header = json.loads(header_of(seed))
-        header["__metadata__"]["recipe"] = recipe.decode("utf-8", "replace")
-        return with_header(seed, json.dumps(header).encode())
-
-    layers = [Layer(seeds)]
-    for seed, recipe in zip(seeds, recipes.values(), strict=True):
-        layers.append(Layer([header_of(seed)], partial(with_header, seed)))
-        layers.append(Layer([json.dumps(recipe).encode()], partial(with_recipe, seed)))
+    layers = [Layer(seeds, partial(named, "file"))]
+    layers += [Layer([header_of(seed)], partial(with_header, seed)) for seed in seeds]
+    layers += [Layer([json.dumps(recipe).encode()], partial(named, name)) for name, recipe in recipes.items()] * 2
     words = b'"F32" "BF16" "shape" "data_offsets" __metadata__ _target_ gen. seg. os.system'.split()
     words += [
         b"gen.resnet.Generator",
@@ -186,13 +199,17 @@ def results_target(data: PreparedData) -> Target:
     samples.mkdir()
     for index in range(8):
         draw_face(1, index)[0].resize((data.image_size, data.image_size)).save(samples / f"{index}.png")
-    words = [f"source={samples}", f"data={data.path}", "features=random", "n=8", "sets=1", "device=cpu"]
-    made = score.score_source(typed(compose("fid", words), score.FidConfig))
-    good = json.dumps(made, indent=2).encode()
+    settings = [f"source={samples}", f"data={data.path}", "features=random", "n=8", "sets=1", "device=cpu"]
+    made = score.score_source(typed(compose("fid", settings), score.FidConfig))
+    write_json(data.path.parent / "good.json", made or {})
+    good = (data.path.parent / "good.json").read_bytes()
 
-    def read(changed: bytes, place: Path) -> bool:
-        for name, content in (("fid-a.json", changed), ("fid-b.json", good)):
-            (place / name).write_bytes(content)
+    def read(content: bytes, place: Path) -> bool:
+        signed, _, changed = content.partition(b"\n")
+        (place / "fid-b.json").write_bytes(good)
+        (place / "fid-a.json").write_bytes(changed)
+        if signed:
+            write_signed(place / "fid-a.json", changed)
         entries = [
             entry for name in ("a", "b") for entry in results.find_results(str(place / f"fid-{name}.json")).values()
         ]
@@ -200,7 +217,6 @@ def results_target(data: PreparedData) -> Target:
         results.require_comparable(entries)
         return isinstance(results.ranking_warnings(entries), list)
 
-    keys = [json.dumps(key).encode() for key in (made or {})]
-    return Target(
-        [Layer([good])], [*keys, b"{", b"[", b"null", b"NaN", b"Infinity", b"\\u0000"], read, lambda data: ["fid-"]
-    )
+    layers = [Layer([good], partial(named, signed)) for signed in ("", "signed")]
+    words = [*(json.dumps(key).encode() for key in made or {}), b"{", b"[", b"null", b"NaN", b"Infinity", b"\\u0000"]
+    return Target(layers, words, read, lambda content: ["fid-"])
