@@ -103,7 +103,7 @@ def models_target(folder: Path) -> Target:
         else:  # as somebody would write it who wants to harm
             with contextlib.suppress(ValueError, RecursionError):
                 save_model(path, models[name.decode()], json.loads(content), info)
-        return not path.exists() or load_model(path)[0] is not None
+        return path.exists() and load_model(path)[0] is not None
 
     def header_of(seed: bytes) -> bytes:
         return seed[8 : 8 + int.from_bytes(seed[:8], "little")]

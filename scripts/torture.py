@@ -264,7 +264,7 @@ def kill_once(task: Task, folder: Path, seconds: float, rng: random.Random) -> s
 def torture(task: Task, inputs: Path, work: Path, kills: int, rng: random.Random, bar: Callable[[], object]) -> Tally:
     """Kill a command `kills` times and compare; the folders stay in `work`."""
     tally, started = Tally(), time.monotonic()
-    calm = fresh(work / "calm", task, inputs)
+    calm = torn = fresh(work / "calm", task, inputs)
     try:
         seconds = finish(task, calm)
         tries = 0
@@ -292,6 +292,8 @@ def torture(task: Task, inputs: Path, work: Path, kills: int, rng: random.Random
                 shutil.rmtree(torn)
     except Failed as failure:
         tally.faults.append(f"{work}: {failure}")
+    finally:  # Ctrl-C, which does not reach the command
+        send([*processes(calm), *processes(torn)])
     tally.seconds = time.monotonic() - started
     return tally
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from submission_files import FOUR, NUMBER
+from submission_files import FOUR, NUMBER, files
 from torch import nn
 
 from core.cli.errors import UserError
@@ -39,15 +39,32 @@ def scripted(monkeypatch, folder, text, **settings):
 # -- the commands
 
 
+class Second(random.Random):
+    """Chooses the second of several: the given moment, no pause, the first occurrence, the parent alone."""
+
+    def choice(self, of):
+        return of[min(1, len(of) - 1)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["prepare", "package", "train"])
-def test_a_killed_command_continues_and_ends_like_an_undisturbed_one(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "more", "moment"),
+    [
+        ("prepare", ["--count", "48"], "made.part/.meta.json.*.part"),
+        ("package", [], ".*.part"),
+        ("train", ["eval.every=0", "total_images=200"], "runs/t/state/.*.part"),
+    ],
+)
+def test_a_command_killed_while_it_writes_continues_and_ends_like_an_undisturbed_one(tmp_path, name, more, moment):
     task = torture.TASKS[name]
-    if name == "train":  # without scores, which take most of its time
-        task = replace(task, words=(*task.words, "eval.every=0"))
-    make_inputs(tmp_path / "inputs", set(task.inputs))
-    tally = torture.torture(task, tmp_path / "inputs", tmp_path / name, 1, random.Random(0), lambda: None)
-    assert not tally.faults and tally.kills == tally.ends == 1
+    task = replace(task, words=(*task.words, *more), moments=(moment,))
+    make_inputs(tmp_path / "inputs", {*task.inputs} - {torture.FACES})
+    if torture.FACES in task.inputs:  # drawing them takes long
+        (tmp_path / "inputs" / torture.FACES).mkdir(parents=True)
+        for file, data in files(1000):
+            (tmp_path / "inputs" / torture.FACES / file).write_bytes(data)
+    tally = torture.torture(task, tmp_path / "inputs", tmp_path / name, 1, Second(0), lambda: None)
+    assert not tally.faults and tally.kills == 1
 
 
 # -- what is planted is found
@@ -55,15 +72,14 @@ def test_a_killed_command_continues_and_ends_like_an_undisturbed_one(tmp_path, n
 SLOW_WRITER = """
 import pathlib, time
 pathlib.Path("result.txt.part").write_text("half")
-time.sleep({pause})
+time.sleep(1)
 pathlib.Path("result.txt.part").replace("result.txt")
 """
 
 
 def test_a_command_is_killed_while_it_writes_and_its_leftovers_are_found(monkeypatch, tmp_path):
-    task = scripted(monkeypatch, tmp_path, SLOW_WRITER.format(pause=1), moments=("*.part",))
-    monkeypatch.setattr(random.Random, "choice", lambda self, of: "*.part" if "*.part" in of else of[0])
-    tally = torture.torture(task, tmp_path, tmp_path / "work", 1, random.Random(0), lambda: None)
+    task = scripted(monkeypatch, tmp_path, SLOW_WRITER, moments=("*.part",))
+    tally = torture.torture(task, tmp_path, tmp_path / "work", 1, Second(0), lambda: None)
     assert tally.moments == {"*.part, all killed": 1} and tally.faults == []  # the second one replaced the first's file
 
 
