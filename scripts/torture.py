@@ -222,10 +222,14 @@ def finish(task: Task, folder: Path) -> float:
     except subprocess.TimeoutExpired:
         send(processes(folder))
         raise Failed(f"not done after {LIMIT:g} seconds") from None
+    _require_success(code, folder)
+    return time.monotonic() - started
+
+
+def _require_success(code: int, folder: Path) -> None:
     if code:
         log = folder.with_suffix(".log").read_text("utf-8", "replace")
         raise Failed(f"exit code {code}: {' '.join(log.split())[-300:]}")
-    return time.monotonic() - started
 
 
 def kill_once(task: Task, folder: Path, seconds: float, rng: random.Random) -> str | None:
@@ -237,7 +241,8 @@ def kill_once(task: Task, folder: Path, seconds: float, rng: random.Random) -> s
     running, started = start(task, folder), time.monotonic()
     known, looked = {running.pid}, started
     while not (moment.reached() if moment else time.monotonic() - started > delay):
-        if running.poll() is not None:
+        if (code := running.poll()) is not None:
+            _require_success(code, folder)
             return None
         if time.monotonic() - started > LIMIT:
             send(processes(folder))
@@ -247,7 +252,7 @@ def kill_once(task: Task, folder: Path, seconds: float, rng: random.Random) -> s
         time.sleep(0.0005)
     time.sleep(pause)
     send(known, signal.SIGSTOP)  # looking for all processes takes longer than a file is being written
-    ids = processes(folder)
+    ids = {running.pid: "", **processes(folder)}
     chosen = [running.pid] if victim == "first" else [one for one, rank in ids.items() if victim in ("all", rank)]
     send(chosen)
     send(ids.keys() - chosen, signal.SIGCONT)
