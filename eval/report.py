@@ -6,6 +6,7 @@ pictures.
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, field
 from functools import partial
@@ -76,6 +77,7 @@ def build(config: ReportConfig, folder: Path) -> tuple[dict[str, Any], dict[str,
         UserError: settings, source, data or weights are not usable.
     """
     check(config)
+    software = versions()
     ranks = Ranks.join()
     path = Path(config.source)
     samples = open_samples(path, config.n, config.sets, config.seed, config.device)
@@ -107,7 +109,7 @@ def build(config: ReportConfig, folder: Path) -> tuple[dict[str, Any], dict[str,
         **measures,
         "checks": [as_json(check) for check in checks],
         "limits": limits(evidence, scores),
-        "provenance": provenance(config, evidence),
+        "provenance": provenance(config, evidence, software),
     }
     return report, pictures
 
@@ -233,7 +235,7 @@ def limits(evidence: Evidence, scores: list[dict[str, Any]]) -> list[str]:
     return lines + [f"{warning[0].upper()}{warning[1:]}." for warning in warnings]
 
 
-def provenance(config: ReportConfig, evidence: Evidence) -> dict[str, Any]:
+def provenance(config: ReportConfig, evidence: Evidence, software: dict[str, str]) -> dict[str, Any]:
     """Everything needed to reproduce the report."""
     features = evidence.extractor.features
     weights = {"weights": str(features.weights)} if isinstance(features, InceptionFeatures) else {}
@@ -244,7 +246,7 @@ def provenance(config: ReportConfig, evidence: Evidence) -> dict[str, Any]:
         "course's real images": None if evidence.course is None else evidence.course.facts,
         "settings": {"seed": config.seed, "floor_sets": config.floor_sets, "reference_count": config.reference_count},
         "device": str(features.device),
-        "versions": versions(),
+        "versions": software,
     }
 
 
@@ -264,7 +266,7 @@ def target(config: ReportConfig) -> Path:
 
 def source_first(words: list[str]) -> list[str]:
     """The command line with a leading path written as `source=path`."""
-    if words and not words[0].startswith("-") and ("=" not in words[0] or Path(words[0]).exists()):
+    if words and not words[0].startswith("-") and ("=" not in words[0] or os.path.exists(words[0])):  # noqa: PTH110 (Path.exists may raise)
         return [f"source={quoted(words[0])}", *words[1:]]
     return words
 
@@ -281,7 +283,8 @@ def command(config: ReportConfig) -> None:
     report, pictures = built
     write_json(folder / "report.json", report)
     with atomic_path(folder / "report.html") as temporary:
-        temporary.write_text(render_page(report, pictures), encoding="utf-8")
+        # A path may have bytes that are not text.
+        temporary.write_text(render_page(report, pictures), encoding="utf-8", errors="backslashreplace")
     first = report["scores"][0]
     by = "" if first["sd"] is None else f" ± {first['sd']:.3g}"
     print(f"{report['metric']} {first['mean']:.4g}{by} against {first['against']}")
