@@ -39,6 +39,7 @@ def main() -> None:
         print("facet", __version__)
     elif name in COMMANDS:
         module, first, _ = COMMANDS[name]
+        first = [] if {"-h", "--help"} & set(rest) else first  # `--check --help` would lack the archive
         sys.argv = [f"facet {name}", *first, *rest]
         importlib.import_module(module).main()
     else:

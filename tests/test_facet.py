@@ -66,6 +66,7 @@ def test_each_command_gets_its_words(monkeypatch, name):
     [
         (["check", "missing.tar.gz"], 1, "missing.tar.gz"),
         (["prepare", "--help"], 0, "drawn"),
+        (["check", "--help"], 0, "nothing is unpacked"),
         (["train", "nam=x"], 1, "unknown key 'nam': did you mean 'name'?"),
         (["train", "--cfg", "job", "model.width=8"], 0, "width: 8"),
     ],

@@ -81,7 +81,7 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             return hydra.compose(config_name, overrides)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, OSError) as error:  # OSError: a key too long for a file name
             groups = [entry.name for entry in CONF.iterdir() if entry.is_dir()]
             raise UserError(_explain(error, overrides, _keys(hydra.compose(config_name)) + groups)) from error
 
