@@ -283,8 +283,7 @@ def command(config: ReportConfig) -> None:
     report, pictures = built
     write_json(folder / "report.json", report)
     with atomic_path(folder / "report.html") as temporary:
-        # A path may have bytes that are not text.
-        temporary.write_text(render_page(report, pictures), encoding="utf-8", errors="backslashreplace")
+        temporary.write_text(render_page(report, pictures), encoding="utf-8")
     first = report["scores"][0]
     by = "" if first["sd"] is None else f" ± {first['sd']:.3g}"
     print(f"{report['metric']} {first['mean']:.4g}{by} against {first['against']}")
