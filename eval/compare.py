@@ -6,7 +6,6 @@ Only results that were made alike are compared, and a difference counts only if 
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from core.cli.config import config_command, quoted
+from core.cli.config import config_command, is_path, quoted
 from core.cli.console import say, warn
 from core.cli.errors import UserError
 from core.cli.files import writable, write_json
@@ -370,9 +369,7 @@ def as_json(rows: list[Row], entries: list[Entry], warnings: list[str]) -> dict[
 def sources_first(words: list[str]) -> list[str]:
     """The command line with leading paths written as `sources=[...]`."""
     count = 0
-    while count < len(words) and words[count][:1] != "-":
-        if "=" in words[count] and not os.path.exists(words[count]):  # noqa: PTH110 (Path.exists may raise)
-            break
+    while count < len(words) and words[count][:1] != "-" and is_path(words[count]):
         count += 1
     return [f"sources=[{','.join(map(quoted, words[:count]))}]", *words[count:]] if count else words
 

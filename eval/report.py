@@ -6,7 +6,6 @@ pictures.
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from core.cli.config import config_command, quoted
+from core.cli.config import config_command, is_path, quoted
 from core.cli.console import progress_bar, say
 from core.cli.errors import UserError
 from core.cli.files import atomic_path, digest_of, writable, write_json
@@ -266,7 +265,7 @@ def target(config: ReportConfig) -> Path:
 
 def source_first(words: list[str]) -> list[str]:
     """The command line with a leading path written as `source=path`."""
-    if words and not words[0].startswith("-") and ("=" not in words[0] or os.path.exists(words[0])):  # noqa: PTH110 (Path.exists may raise)
+    if words and not words[0].startswith("-") and is_path(words[0]):
         return [f"source={quoted(words[0])}", *words[1:]]
     return words
 

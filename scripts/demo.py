@@ -166,7 +166,7 @@ def main() -> None:
     options = parse()
     seconds = pipeline(options)
     draw_pictures(options.out)
-    Console().print(summary(options.out, seconds))
+    Console(markup=False).print(summary(options.out, seconds))
 
 
 if __name__ == "__main__":

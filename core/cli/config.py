@@ -119,7 +119,12 @@ def _expanded(key: str, path: Any) -> Any:
         return [_expanded(key, one) for one in path]
     if path == "":
         raise UserError(f"{key}= is empty: give a path")
-    return path and os.path.expanduser(path)  # noqa: PTH111 (Path would tidy it, and raise for unknown users)
+    return path and os.path.expanduser(path)  # noqa: PTH111 (Path would raise for unknown users)
+
+
+def is_path(word: str) -> bool:
+    """Whether a first word of the command line, which may be a path, is no key=value."""
+    return "=" not in word or os.path.exists(word)  # noqa: PTH110 (Path.exists may raise)
 
 
 def text_keys(schema: type, prefix: str = "") -> dict[str, Any]:
