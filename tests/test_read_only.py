@@ -11,11 +11,13 @@ from scoring import pictures, write_folder, write_prepared
 
 from core import __version__
 from core.cli.errors import UserError
+from core.data.dataset import PreparedData
 from core.nn.init import init_normal
 from core.nn.model_file import build_model, save_model
 from eval import compare, fid, report, score
 from eval.features.extractors import find_weights
 from eval.score import versions
+from seg import evaluate
 
 RECIPE = {"_target_": "gen.dcgan.Generator", "image_size": 32, "latent_dim": 6, "width": 4}
 SETTINGS = ["data=real (1)", "features=random", "n=20", "sets=2"]
@@ -98,3 +100,13 @@ def test_paths_of_any_bytes_reach_result_and_page(monkeypatch, capsys, tmp_path,
     few = ["floor_sets=1", "reference_count=20", "kid_subsets=2"]
     assert call(monkeypatch, report.main, name, *SETTINGS, *few) == 0
     assert "<title>fd_random 0.214: a?</title>" in (tmp_path / f"{name}.report" / "report.html").read_text()
+
+
+def test_seg_evaluate_refuses_a_locked_target_before_the_work(monkeypatch, tmp_path, capsys, discs):
+    recipe, data = {"_target_": "seg.unet.UNet", "classes": 4, "widths": [4, 8]}, PreparedData.open(discs)
+    info = {name: data.meta[name] for name in ("classes", "palette", "image_size", "resized", "fit")}
+    save_model(tmp_path / "sealed" / "model.safetensors", build_model(recipe), recipe, info | {"images_seen": 0})
+    monkeypatch.setattr(os, "access", lambda path, mode: "sealed" not in str(path))
+    monkeypatch.setattr(evaluate, "predictions", None)  # would end in a TypeError
+    assert call(monkeypatch, evaluate.main, str(tmp_path / "sealed"), "--data", str(discs)) == 1
+    assert "model-valid.json: give --out FILE.json" in capsys.readouterr().err
