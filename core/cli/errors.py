@@ -48,17 +48,19 @@ def reports_errors(command: Callable[..., Any]) -> Callable[..., None]:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         if isinstance(sys.stdout, SturdyStream):  # within a command, such as `facet`, that sees to the streams
             return guarded(*args, **kwargs)
-        stop = None
+        exits, code = False, None
         with sturdy_streams() as failure:
             try:
                 guarded(*args, **kwargs)
-            except SystemExit as error:
-                stop = error
+            except SystemExit as stop:
+                # Its code alone: the exception would keep the command's objects alive, and with them processes that
+                # end only when their owner goes.
+                exits, code = True, stop.code
             if reason := failure():
                 print(f"error: cannot print the results: {reason.strerror}", file=sys.stderr)
-                stop = stop if stop and stop.code else SystemExit(EXIT_USER_ERROR)
-        if stop is not None:
-            raise stop
+                exits, code = True, code or EXIT_USER_ERROR
+        if exits:
+            sys.exit(code)
 
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
