@@ -18,13 +18,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from core.cli.config import config_command, quoted
+from core.cli.config import config_command, is_path, quoted
 from core.cli.console import say, warn
 from core.cli.errors import UserError
 from core.cli.files import writable, write_json
 from core.nn.model_file import load_model
 from core.training.distributed import Ranks
 from core.training.machine import set_up_cpu
+from core.training.rundir import flatten
 from eval.distances import plan_floor, spread
 from eval.features.extractors import Features, make_features
 from eval.features.image_sets import open_samples
@@ -46,7 +47,15 @@ from eval.results import (
     require_comparable,
     require_distinct,
 )
-from eval.score import FidConfig, open_real, require_at_least, result_path, score_source, score_terms
+from eval.score import (
+    FidConfig,
+    can_be_written,
+    open_real,
+    require_at_least,
+    result_path,
+    score_source,
+    score_terms,
+)
 
 SCORING = ("n", "sets", "seed", "split", "reference_count", "reference_seed", "floor", "batch_size", "device")
 ALPHA = 0.05
@@ -231,22 +240,35 @@ def _planned(
         return Entry(label, Path(label), read_result(Path(label)))
     samples = open_samples(Path(label), config.n, config.sets, config.seed)
     terms = score_terms(samples, reference, features)
-    file = result_path(fid_settings(config, label))
-    if not file.is_file():
-        return Entry(label, file, terms)
-    try:
-        existing = read_result(file)
-        has_floor = isinstance(reference, Reference) and bool(
-            plan_floor(len(reference.every), reference.rows, samples.count, int(config.floor), config.seed).subsets
+    settings = fid_settings(config, label)
+    file = result_path(settings)
+    different = []
+    if file.is_file():
+        try:
+            existing = read_result(file)
+            has_floor = isinstance(reference, Reference) and bool(
+                plan_floor(len(reference.every), reference.rows, samples.count, int(config.floor), config.seed).subsets
+            )
+            different = _differences(existing, terms, config.seed if has_floor else None)
+        except UserError:
+            different = ["damaged"]
+        if not different:
+            return Entry(label, file, existing)
+    if not can_be_written(file):
+        command = shlex.join(_score_command(settings))
+        raise UserError(
+            f"the result of {label} cannot be written to {file}: run `{command}` with a FILE of yours, and compare FILE"
         )
-        different = _differences(existing, terms, config.seed if has_floor else None)
-    except UserError:
-        different = ["damaged"]
-    if not different:
-        return Entry(label, file, existing)
-    if ranks.first:
+    if different and ranks.first:
         say(f"note: {file} is replaced, it is not on these settings ({', '.join(different)})")
     return Entry(label, file, terms)
+
+
+def _score_command(settings: FidConfig) -> list[str]:
+    """The command that makes a result on these settings elsewhere."""
+    given, usual = (flatten(asdict(config)) for config in (settings, FidConfig(settings.source, settings.data)))
+    words = [f"{key}={value}" for key, value in given.items() if value != usual[key] and value is not None]
+    return ["facet", "score", f"source={settings.source}", f"data={settings.data}", *words, "out=FILE.json"]
 
 
 def _differences(existing: dict[str, Any], terms: dict[str, Any], floor_seed: int | None) -> list[str]:
@@ -360,7 +382,7 @@ def as_json(rows: list[Row], entries: list[Entry], warnings: list[str]) -> dict[
 def sources_first(words: list[str]) -> list[str]:
     """The command line with leading paths written as `sources=[...]`."""
     count = 0
-    while count < len(words) and words[count][:1] != "-" and ("=" not in words[count] or Path(words[count]).exists()):
+    while count < len(words) and words[count][:1] != "-" and is_path(words[count]):
         count += 1
     return [f"sources=[{','.join(map(quoted, words[:count]))}]", *words[count:]] if count else words
 

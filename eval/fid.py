@@ -6,10 +6,11 @@ from typing import Any
 
 from core.cli.config import config_command
 from core.cli.console import say, warn
+from core.cli.errors import UserError
 from core.cli.files import write_json
 from core.training.machine import set_up_cpu
 from eval.results import real_images
-from eval.score import FidConfig, check, result_path, score_source
+from eval.score import FidConfig, can_be_written, check, result_path, score_source
 
 BIAS = (
     "Few images bias the score upward: at 1,000, a perfect sampler has FID of about 13-15 against all of CelebA and "
@@ -53,6 +54,8 @@ def main(config: FidConfig) -> None:
     """Score, print, and write the result as JSON."""
     check(config)
     path = result_path(config)
+    if not can_be_written(path):
+        raise UserError(f"the result cannot be written to {path}: give out=PATH.json")
     set_up_cpu()
     result = score_source(config)
     if result is None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,10 +16,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from omegaconf import OmegaConf
 from torch import distributed, nn
 
-from core.cli.config import typed
 from core.cli.console import say
 from core.cli.errors import UserError
 from core.cli.files import digest_of
@@ -48,14 +45,11 @@ class OnlineScore(Callback):
         n, batch_size: samples a score, and samples at a time on each process.
         features: `random` or `inception`.
         fid: `weights` and `dims` of the Inception network.
-
-    Raises:
-        UserError: a setting of `fid` of the wrong type.
     """
 
     def __init__(self, every: int, n: int, features: str, fid: dict[str, Any], batch_size: int) -> None:
         self.every, self.n, self.batch_size, self.features = every, n, batch_size, features
-        self.fid = typed(OmegaConf.create({"eval": {"fid": fid}}), _Section).eval.fid
+        self.fid = InceptionSection(**fid)
         self.scorer: Scorer | None = None
         self.best: BestWeights | None = None
         self.text = ""
@@ -105,18 +99,6 @@ class OnlineScore(Callback):
     def status(self) -> str:
         """The last score."""
         return self.text
-
-
-@dataclass
-class _Fid:
-    fid: InceptionSection
-
-
-@dataclass
-class _Section:
-    """Gives the types of eval.fid.*, and their full names in errors."""
-
-    eval: _Fid
 
 
 def _trainer(loop: TrainingLoop) -> Trainer:

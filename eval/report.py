@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from core.cli.config import config_command, quoted
+from core.cli.config import config_command, is_path, quoted
 from core.cli.console import progress_bar, say
 from core.cli.errors import UserError
 from core.cli.files import atomic_path, digest_of, writable, write_json
@@ -76,6 +76,7 @@ def build(config: ReportConfig, folder: Path) -> tuple[dict[str, Any], dict[str,
         UserError: settings, source, data or weights are not usable.
     """
     check(config)
+    software = versions()
     ranks = Ranks.join()
     path = Path(config.source)
     samples = open_samples(path, config.n, config.sets, config.seed, config.device)
@@ -107,7 +108,7 @@ def build(config: ReportConfig, folder: Path) -> tuple[dict[str, Any], dict[str,
         **measures,
         "checks": [as_json(check) for check in checks],
         "limits": limits(evidence, scores),
-        "provenance": provenance(config, evidence),
+        "provenance": provenance(config, evidence, software),
     }
     return report, pictures
 
@@ -233,7 +234,7 @@ def limits(evidence: Evidence, scores: list[dict[str, Any]]) -> list[str]:
     return lines + [f"{warning[0].upper()}{warning[1:]}." for warning in warnings]
 
 
-def provenance(config: ReportConfig, evidence: Evidence) -> dict[str, Any]:
+def provenance(config: ReportConfig, evidence: Evidence, software: dict[str, str]) -> dict[str, Any]:
     """Everything needed to reproduce the report."""
     features = evidence.extractor.features
     weights = {"weights": str(features.weights)} if isinstance(features, InceptionFeatures) else {}
@@ -244,7 +245,7 @@ def provenance(config: ReportConfig, evidence: Evidence) -> dict[str, Any]:
         "course's real images": None if evidence.course is None else evidence.course.facts,
         "settings": {"seed": config.seed, "floor_sets": config.floor_sets, "reference_count": config.reference_count},
         "device": str(features.device),
-        "versions": versions(),
+        "versions": software,
     }
 
 
@@ -264,7 +265,7 @@ def target(config: ReportConfig) -> Path:
 
 def source_first(words: list[str]) -> list[str]:
     """The command line with a leading path written as `source=path`."""
-    if words and not words[0].startswith("-") and ("=" not in words[0] or Path(words[0]).exists()):
+    if words and not words[0].startswith("-") and is_path(words[0]):
         return [f"source={quoted(words[0])}", *words[1:]]
     return words
 

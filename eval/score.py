@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from core import __version__
 from core.cli.errors import UserError
 from core.cli.files import writable
 from core.training.distributed import Ranks
@@ -93,6 +94,7 @@ def score_source(config: FidConfig) -> dict[str, Any] | None:
         UserError: source, reference, weights or settings are not usable.
     """
     check(config)
+    software = versions()
     ranks = Ranks.join()
     samples = open_samples(Path(config.source), config.n, config.sets, config.seed, config.device)
     reference = open_real(config)
@@ -116,7 +118,7 @@ def score_source(config: FidConfig) -> dict[str, Any] | None:
     terms = score_terms(samples, reference, features)
     weights = {"path": str(features.weights)} if isinstance(features, InceptionFeatures) else {}
     terms["weights"] = weights | terms["weights"]
-    made = {"device": str(features.device), "versions": versions(), "warnings": warnings}
+    made = {"device": str(features.device), "versions": software, "warnings": warnings}
     return {"metric": terms.pop("metric")} | figures | terms | made
 
 
@@ -195,21 +197,17 @@ def result_path(config: FidConfig) -> Path:
     """Where a result belongs: `out`, else in a run or beside anything else, under a name that says the metric.
 
     Nothing is written into a folder of images, because it may be packed or scored again as it is.
-
-    Raises:
-        UserError: the file cannot be written there.
     """
     metric = "fd_random" if config.features == "random" else f"fid-{config.fid.dims or FID_DIMS}"
     source = Path(config.source)
     if config.out is not None:
-        path = Path(config.out)
-    elif is_run(source):
-        path = source / f"{metric}.json"
-    else:
-        path = Path(f"{source.absolute()}.{metric}.json")
-    if path.is_dir() or not writable(path.absolute().parent):
-        raise UserError(f"the result cannot be written to {path}: give out=PATH.json")
-    return path
+        return Path(config.out)
+    return source / f"{metric}.json" if is_run(source) else Path(f"{source.absolute()}.{metric}.json")
+
+
+def can_be_written(path: Path) -> bool:
+    """Whether a result file can be written or replaced."""
+    return not path.is_dir() and writable(path.absolute().parent)
 
 
 def run_features(samples: Samples) -> Path | None:
@@ -238,10 +236,10 @@ def _sample_features(samples: Samples, result: Path, ranks: Ranks) -> Iterator[P
 
 def versions() -> dict[str, str]:
     """Versions of the software that computed a result."""
-    found = {"python": platform.python_version()}
-    for package in ("facet-faces", "torch", "torchvision", "pytorch-fid", "numpy", "pillow"):
+    found = {"python": platform.python_version(), "facet-faces": __version__}
+    for package in ("torch", "torchvision", "pytorch-fid", "numpy", "pillow"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"  # Facet itself, run from its folder
+            found[package] = "unknown"  # installed without metadata
     return found

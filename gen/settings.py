@@ -49,6 +49,14 @@ class DiffaugSection:
 
 
 @dataclass
+class FidSection:
+    """The Inception network of scores."""
+
+    weights: str | None
+    dims: int
+
+
+@dataclass
 class EvalSection:
     """When and how samples are scored during training, by the callback that `_target_` names."""
 
@@ -56,7 +64,7 @@ class EvalSection:
     every: int
     n: int
     features: str
-    fid: dict[str, Any]
+    fid: FidSection
     batch_size: int
 
 

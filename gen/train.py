@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 
 from hydra.utils import get_class
 
@@ -50,7 +51,8 @@ def main(config: TrainConfig) -> None:
     """Train a GAN."""
     run = run_training(config)
     if int(os.environ.get("RANK", "0")) == 0:
-        print(f"trained: {run.path / FILE_NAME}; next: facet sample {run.path} --n 1000 --out samples")
+        command = shlex.join(["facet", "sample", str(run.path), "--n", "1000", "--out", "samples"])
+        print(f"trained: {run.path / FILE_NAME}; next: {command}")
         if best := best_so_far(run):
             print(best)
 

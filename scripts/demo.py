@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import socket
 import subprocess
 import sys
@@ -57,7 +58,7 @@ def step(title: str, *words: object) -> float:
         UserError: it failed; it has said why.
     """
     command = ["facet", *map(str, words)]
-    say(f"\n{title}\n$ {' '.join(command)}", style="bold")
+    say(f"\n{title}\n$ {shlex.join(command)}", style="bold")
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "scripts.facet", *command[1:]])
     try:
@@ -68,7 +69,7 @@ def step(title: str, *words: object) -> float:
     if code == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
     if code:
-        raise UserError(f"the step `{' '.join(command)}` failed (exit code {code}), see above")
+        raise UserError(f"the step `{shlex.join(command)}` failed (exit code {code}), see above")
     return time.perf_counter() - start
 
 
@@ -165,7 +166,7 @@ def main() -> None:
     options = parse()
     seconds = pipeline(options)
     draw_pictures(options.out)
-    Console().print(summary(options.out, seconds))
+    Console(markup=False).print(summary(options.out, seconds))
 
 
 if __name__ == "__main__":

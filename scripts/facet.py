@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
-from importlib.metadata import PackageNotFoundError, version
 
+from core import __version__
 from core.cli.errors import UserError, reports_errors
 
 # Name: module with a `main`, words put before those of the user, purpose. A module is imported when its command runs.
@@ -36,12 +36,10 @@ def main() -> None:
         for command, (_, _, purpose) in COMMANDS.items():
             print(f"  {command:<14}{purpose}")
     elif name == "--version":
-        try:
-            print("facet", version("facet-faces"))
-        except PackageNotFoundError as error:
-            raise UserError("no version: facet runs from a checkout that is not installed") from error
+        print("facet", __version__)
     elif name in COMMANDS:
         module, first, _ = COMMANDS[name]
+        first = [] if {"-h", "--help"} & set(rest) else first  # `--check --help` would lack the archive
         sys.argv = [f"facet {name}", *first, *rest]
         importlib.import_module(module).main()
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def pack(source: Path, student_number: str, out: Path, seed: int | None, force: 
     if source.suffix == ".safetensors" or (source / "model.safetensors").is_file():
         entries = sampled(source, seed or 0)
     elif source.is_file():
-        hint = f"to check an archive: --check {source}"
+        hint = f"to check an archive: --check {shlex.quote(str(source))}"
         raise UserError(f"{source} is neither a folder nor a .safetensors model ({hint})")
     elif seed is not None:
         raise UserError(f"--seed is for a run or a model, and {source} has no model.safetensors")

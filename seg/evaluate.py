@@ -9,7 +9,7 @@ from rich.console import Console
 
 from core.cli.console import progress_bar, warn
 from core.cli.errors import CommandParser, UserError, reports_errors
-from core.cli.files import sha256_of
+from core.cli.files import sha256_of, writable
 from core.data.dataset import PreparedData
 from core.data.images import write_png
 from core.nn.model_file import model_file
@@ -55,6 +55,9 @@ def main() -> None:
         )
     if data.image_size != info["image_size"]:
         warn(f"trained on pictures of {info['image_size']} pixels, {data.path} has {data.image_size}: a poor match")
+    out = options.out or file.parent / f"{file.stem}-{options.split}.json"
+    if not writable(out.parent):
+        raise UserError(f"the scores cannot be written to {out}: give --out FILE.json")
     rows = data.indices(options.split)
     metrics = SegmentationMetrics(data.classes)
     with progress_bar() as bar:
@@ -63,7 +66,6 @@ def main() -> None:
             metrics.update(predicted, true)
             bar.update(task, advance=len(true))
     results = scored(metrics, data, options.split)
-    out = options.out or file.parent / f"{file.stem}-{options.split}.json"
     identity = {
         "model": str(file),
         "model_sha256": sha256_of(file),
@@ -74,7 +76,7 @@ def main() -> None:
     }
     write_scores(results, metrics, out, identity)
     write_png(out.with_suffix(".examples.png"), comparison(model, data, rows))
-    Console().print(table(results))
+    Console(markup=False).print(table(results))
     print(f"written: {out}, {out.with_suffix('.png')} and {out.with_suffix('.examples.png')}")
 
 

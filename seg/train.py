@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 
 from core.cli.config import config_command
 from core.data.dataset import PreparedData
@@ -35,7 +36,7 @@ def main(config: TrainConfig) -> None:
     run = run_training(config)
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"trained: {run.path / FILE_NAME} (best) and {LAST_NAME}")
-        print(f"next: facet predict {run.path} PICTURES --out masks")
+        print(f"next: facet predict {shlex.quote(str(run.path))} PICTURES --out masks")
 
 
 if __name__ == "__main__":

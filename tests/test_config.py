@@ -1,16 +1,28 @@
 """Configuration commands: their help and docs/config.md say what the YAML says, and old names are refused."""
 
 import argparse
+import re
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from core.cli import help as command_help
-from core.cli.config import compose
+from core.cli.config import QUOTED, as_dict, compose, literal, typed
 from core.cli.errors import UserError
+from core.data.dataset import PreparedData
+from core.training.rundir import RunFolder
+from eval.compare import CompareConfig
+from eval.score import FidConfig
 from gen import train
+from gen.settings import TrainConfig
+from scripts import package
+from seg import train as seg_train
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = list(command_help.COMMANDS)
@@ -142,6 +154,136 @@ def test_several_runs_leave_no_folders_of_hydra(monkeypatch, tmp_path):
 
 def exit_quietly():
     raise KeyboardInterrupt
+
+
+# -- texts, which are taken literally
+
+
+NASTY = re.split(
+    r"[|\n]",
+    r"""1e5|12e4567|2024_06_01|0x1F|no|true|inf|null|celeba (1)|données|a=b|c#1|a,b|[x]|{a: b}|it's|say "x"|--x
+${|${seed}|a\${b}|\\${x|end\|\'|'a|''b| lead|trail |$|a:b|\|"|??|*.png|日本""",
+)
+TEXTS = ["source", "data", "features", "split", "device"]
+
+
+def score_config(words):
+    return typed(compose("fid", literal(words, FidConfig)), FidConfig)
+
+
+@pytest.mark.parametrize("start", range(0, len(NASTY), len(TEXTS)))
+def test_texts_are_taken_literally(start):
+    wanted = dict(zip(TEXTS, NASTY[start : start + len(TEXTS)], strict=False)) | {"out": "no\udcffbytes"}
+    found = score_config(["source=s", "data=d", *(f"{key}={text}" for key, text in wanted.items())])
+    assert {key: getattr(found, key) for key in wanted} == wanted
+
+
+HARD = st.text(st.sampled_from("\\${}'\"[]=,a ("), min_size=1, max_size=9)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(HARD.filter(lambda text: not re.fullmatch(QUOTED, text)), min_size=len(TEXTS), max_size=len(TEXTS)))
+def test_random_texts_are_taken_literally(texts):
+    found = score_config([f"{key}={text}" for key, text in zip(TEXTS, texts, strict=True)])
+    assert [getattr(found, key) for key in TEXTS] == texts
+
+
+def test_null_is_none_where_there_may_be_none_and_quotes_are_those_of_hydra():
+    words = ["source=null", "data='a, b'", 'fid.weights="null"', "out=null"]
+    found = score_config(words)
+    assert (found.source, found.data, found.fid.weights, found.out) == ("null", "a, b", "null", None)
+    assert literal(literal(words, FidConfig), FidConfig) == literal(words, FidConfig), "once is enough"
+
+
+def test_home_folders_begin_paths_and_nothing_else(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    found = score_config(["source=~/runs/a", "data=~", "fid.weights=~nobody-here/w", "split=~"])
+    assert (found.source, found.data, found.split) == ("/home/me/runs/a", "/home/me", "~")
+    assert found.fid.weights == "~nobody-here/w"
+    words = literal(["data=d", "name=~x", "runs=~/r", "eval.fid.weights=~/w (1)"], TrainConfig)
+    run = typed(compose("gen", words), TrainConfig)
+    assert (run.name, run.runs, run.eval.fid.weights) == ("~x", "/home/me/r", "/home/me/w (1)")
+
+
+def test_each_text_of_a_list_is_taken_literally(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    for words, wanted in {
+        "[runs/1e5,it's (1), ~/b ,'c, d',null]": ["runs/1e5", "it's (1)", "/home/me/b", "c, d", "null"],
+        "[]": [],
+        "a=b": ["a=b"],
+    }.items():
+        assert typed(compose("compare", literal([f"sources={words}"], CompareConfig)), CompareConfig).sources == wanted
+
+
+@pytest.mark.parametrize("key", ["data", "eval.fid.weights"])
+def test_an_empty_path_is_refused(key):
+    words = literal(["data=d", "name=n", f"{key}="], TrainConfig)
+    with pytest.raises(UserError, match=rf"{key}= is empty: give a path"):
+        typed(compose("gen", words), TrainConfig)
+
+
+@pytest.mark.parametrize(("yaml", "told"), [("1e5", "100000.0"), ("2024_06_01", "20240601"), ("no", "False")])
+def test_a_text_that_yaml_takes_for_a_number_is_refused(yaml, told):
+    config = compose("gen", ["data=d", "name=n"])
+    with pytest.raises(UserError, match=rf"^name: {told} was read as a number or truth value: put the text in quotes$"):
+        typed(OmegaConf.merge(config, OmegaConf.create(f"name: {yaml}")), TrainConfig)
+    assert typed(OmegaConf.merge(config, OmegaConf.create(f"name: '{yaml}'")), TrainConfig).name == yaml
+
+
+@pytest.mark.parametrize("flags", [[], ["--cfg", "job"]])
+def test_commands_take_texts_literally(monkeypatch, capsys, flags):
+    seen = []
+    monkeypatch.setattr(train, "run_training", lambda config: seen.append((config.name, config.data)) or exit_quietly())
+    monkeypatch.setattr(sys, "argv", ["gen.train", "name=12e4567", "data=celeba (1)", *flags])
+    if flags:
+        train.main()
+        assert "\nname: 12e4567\n" in capsys.readouterr().out.replace("'", "")
+    else:
+        with pytest.raises(SystemExit):
+            train.main()
+        assert seen == [("12e4567", "celeba (1)")]
+
+
+def test_a_run_of_any_name_writes_and_knows_its_settings(tmp_path):
+    for name in ("${seed}", "${", "1e5", "no\udcff", "it's [x]"):
+        run = RunFolder(tmp_path / name)
+        config = as_dict(typed(compose("gen", literal(["data=~", f"name={name}"], TrainConfig)), TrainConfig))
+        run.write_config(config)
+        run.check_config(config, ())
+        with pytest.raises(UserError, match="seed"):
+            run.check_config(config | {"seed": 1}, ())
+
+
+@pytest.mark.parametrize(("module", "name"), [(train, "gen.train"), (seg_train, "seg.train")])
+def test_the_next_command_can_be_pasted(monkeypatch, tmp_path, capsys, module, name):
+    monkeypatch.setattr(module, "run_training", lambda config: RunFolder(tmp_path / config.name))
+    monkeypatch.setattr(sys, "argv", [name, "data=d", "name=it's (1); rm $x"])
+    module.main()
+    printed = capsys.readouterr().out.split("next: ")[1].splitlines()[0]
+    assert shlex.split(printed)[2] == str(tmp_path / "it's (1); rm $x")
+
+
+def test_a_proposed_command_can_be_pasted(tmp_path):
+    file = tmp_path / "a b.txt"
+    file.touch()
+    with pytest.raises(UserError, match="`facet prepare SOURCE --out 'a b'`"):
+        PreparedData.open("a b")
+    with pytest.raises(UserError, match=f"--check '{file}'"):
+        package.pack(file, "12345", tmp_path, None, False)
+
+
+def test_a_foreign_folder_conf_does_not_matter(tmp_path):
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "__init__.py").touch()
+    program = (
+        f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import conf; from core.cli import config, help"
+    )
+    program += "; print(conf.__file__); print(help.members('optim'))"
+    program += "; print(config.compose('gen', ['seed=7']).seed)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == [str(tmp_path / "conf" / "__init__.py"), "['adam', 'adamw', 'sgd']", "7"], (
+        done.stderr
+    )
 
 
 # -- old names

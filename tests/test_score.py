@@ -107,6 +107,7 @@ def test_two_processes_score_as_one_and_count_every_image_once(tmp_path: Path) -
     shutil.rmtree(data / "fid")
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--multi_gpu", "--num_processes", "2"]
     words = [f"source={samples}", f"data={data}", "features=random", "floor=true", "floor_sets=2"]
+    launcher += ["--mixed_precision", "bf16", "--gradient_accumulation_steps", "4"]
     done = subprocess.run(
         [*launcher, "-m", "eval.fid", *words],
         cwd=ROOT,
@@ -118,6 +119,8 @@ def test_two_processes_score_as_one_and_count_every_image_once(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("excess") == 1, "one process reports"
     assert "process 1 of 2" in done.stderr, "they did share the work"
+    for vain in ("mixed_precision bf16", "--gradient_accumulation_steps"):
+        assert done.stderr.count(f"note: accelerate's {vain} has no effect") == 1
     two = json.loads((tmp_path / "samples.fd_random.json").read_text())
     assert not list(tmp_path.glob(".*")), "features of the samples are not left behind"
     assert one["floor"]["values"] == pytest.approx(two["floor"]["values"], rel=1e-6)

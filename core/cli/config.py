@@ -1,7 +1,8 @@
 """Commands that are configured by conf/*.yaml and `key=value` words.
 
 Hydra composes the configuration. Its own main function would report a mistyped key in several lines and accept a word
-where a number belongs; here every mistake is one line, and a dataclass checks the types.
+where a number belongs; here every mistake is one line, a dataclass checks the types, and its texts are taken literally,
+while in Hydra's grammar `name=1e5` is a number and `data=faces (1)` a mistake.
 """
 
 from __future__ import annotations
@@ -9,21 +10,25 @@ from __future__ import annotations
 import argparse
 import difflib
 import functools
+import os
 import re
 import sys
 from collections.abc import Callable
-from importlib import resources
-from typing import Any, TypeVar
+from dataclasses import asdict, is_dataclass
+from typing import Any, TypeVar, get_type_hints
 
 import hydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from core.cli.errors import UserError, reports_errors
-from core.cli.help import help_text
+from core.cli.help import CONF, help_text
 
 Schema = TypeVar("Schema")
+# Last parts of the keys whose text is a path, which may begin with `~`.
+PATHS = {"data", "out", "real", "runs", "source", "sources", "weights"}
+QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""  # a text that the user has quoted for Hydra
 # With Hydra's own flags: no log files, no folders.
 PLAIN_HYDRA = ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled", "hydra.output_subdir=null"]
 PLAIN_HYDRA += ["hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=."]
@@ -51,6 +56,8 @@ def config_command(config_name: str, schema: type[Schema]) -> Callable[[Callable
 
         def main() -> None:
             words = sys.argv[1:]
+            if not {"-m", "--multirun"} & set(words):  # a sweep (key=a,b) needs the grammar
+                words = sys.argv[1:] = literal(words, schema)
             if {"-h", "--help"} & set(words):
                 print(help_text(config_name, words))
                 sys.exit(0)
@@ -61,7 +68,7 @@ def config_command(config_name: str, schema: type[Schema]) -> Callable[[Callable
             setattr(argparse.ArgumentParser, "_check_help", lambda *_: None)  # noqa: B010 (typeshed does not know it)
             first = next((place for place, word in enumerate(words) if re.match(r"~|[^-].*=", word)), 0)
             sys.argv[1 + first : 1 + first] = PLAIN_HYDRA  # argparse wants all overrides side by side
-            hydra.main(version_base="1.3", config_path="pkg://conf", config_name=config_name)(reports_errors(run))()
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(reports_errors(run))()
 
         return reports_errors(main)
 
@@ -70,29 +77,89 @@ def config_command(config_name: str, schema: type[Schema]) -> Callable[[Callable
 
 def compose(config_name: str, overrides: list[str]) -> DictConfig:
     """Compose conf/<config_name>.yaml with `key=value` overrides; a `UserError` if one of them does not exist."""
-    with hydra.initialize_config_module("conf", version_base="1.3"):
+    # By its place: a foreign folder `conf` may come before ours among the modules.
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             return hydra.compose(config_name, overrides)
-        except (HydraException, OmegaConfBaseException) as error:
-            groups = [entry.name for entry in resources.files("conf").iterdir() if entry.is_dir()]
+        except (HydraException, OmegaConfBaseException, OSError) as error:  # OSError: a key too long for a file name
+            groups = [entry.name for entry in CONF.iterdir() if entry.is_dir()]
             raise UserError(_explain(error, overrides, _keys(hydra.compose(config_name)) + groups)) from error
 
 
 def typed(config: DictConfig, schema: type[Schema]) -> Schema:
-    """Resolve `config` into an instance of the dataclass `schema`.
+    """Resolve `config` into an instance of the dataclass `schema`, with `~` expanded in paths.
 
-    A missing key, a value of the wrong type or a failing interpolation is a `UserError`.
+    A missing key, a value of the wrong type, an empty path or a failing interpolation is a `UserError`.
     """
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise UserError(f"missing {', '.join(missing)}: give {' '.join(f'{key}=...' for key in missing)} (see --help)")
+    texts = text_keys(schema)
     try:
+        for key in texts:
+            given = OmegaConf.select(config, key)
+            for value in given if isinstance(given, ListConfig) else [given]:
+                if isinstance(value, (bool, int, float)):  # YAML reads 1e5, 2024_06_01 and no as such
+                    raise UserError(f"{key}: {value!r} was read as a number or truth value: put the text in quotes")
         result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), config))
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{getattr(error, 'full_key', None) or 'configuration'}: {reason}") from error
     assert isinstance(result, schema)
+    for key in texts:
+        *sections, name = key.split(".")
+        if name in PATHS:
+            section = functools.reduce(getattr, sections, result)
+            setattr(section, name, _expanded(key, getattr(section, name)))
     return result
+
+
+def _expanded(key: str, path: Any) -> Any:
+    if isinstance(path, list):
+        return [_expanded(key, one) for one in path]
+    if path == "":
+        raise UserError(f"{key}= is empty: give a path")
+    return path and os.path.expanduser(path)  # noqa: PTH111 (Path would raise for unknown users)
+
+
+def is_path(word: str) -> bool:
+    """Whether a first word of the command line, which may be a path, is no key=value."""
+    return "=" not in word or os.path.exists(word)  # noqa: PTH110 (Path.exists may raise)
+
+
+def text_keys(schema: type, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of the texts (`str`, `str | None`) and lists of texts in a dataclass, with their types."""
+    found: dict[str, Any] = {}
+    for name, kind in get_type_hints(schema).items():
+        if isinstance(kind, type) and is_dataclass(kind):
+            found |= text_keys(kind, f"{prefix}{name}.")
+        elif kind in (str, str | None, list[str]):
+            found[prefix + name] = kind
+    return found
+
+
+def literal(words: list[str], schema: type) -> list[str]:
+    """`key=value` words with the values of text keys quoted, so that Hydra takes them literally.
+
+    What is quoted already stays as it is, and so does the `null` of a text that may be none. In a list, `[a,b]`, this
+    holds for each text between commas.
+    """
+    kinds, result = text_keys(schema), []
+    for word in words:
+        key, _, value = word.partition("=")
+        kind = kinds.get(key.lstrip("+")) if "=" in word else None
+        if kind == list[str]:
+            inner = value[1:-1] if value[:1] == "[" and value[-1:] == "]" else value
+            texts = [found[0].strip() for found in re.finditer(rf"\s*(?:{QUOTED})\s*(?=,|$)|[^,]+", inner, re.DOTALL)]
+            value = f"[{','.join(map(_literal, texts))}]"
+        elif kind is not None and (kind is str or value.lower() != "null"):
+            value = _literal(value)
+        result.append(word if kind is None else f"{key}={value}")
+    return result
+
+
+def _literal(text: str) -> str:
+    return text if re.fullmatch(QUOTED, text, re.DOTALL) else quoted(text)
 
 
 def _keys(config: DictConfig) -> list[str]:
@@ -108,13 +175,13 @@ def _explain(error: Exception, overrides: list[str], known: list[str]) -> str:
         key = override.split("=")[0].lstrip("+~")
         old = override if override in RENAMED else key
         new = RENAMED.get(old, "")
-        if "=" not in override and override[0] != "~":
+        if "=" not in override and not override.startswith("~"):
             return f"cannot read {override!r}: settings are written key=value (see --help)"
         if new.split("=")[0] in known:
             return f"unknown {'choice' if '=' in old else 'key'} {old!r}: it is now {new!r}"
         if key in REMOVED:
             return f"unknown key {key!r}: it was removed, {REMOVED[key]}"
-        if override[0] not in "+~" and key not in known:
+        if not override.startswith(("+", "~")) and key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             return f"unknown key {key!r}" + (f": did you mean {near[0]!r}?" if near else ": see --help for the keys")
     return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
@@ -122,12 +189,11 @@ def _explain(error: Exception, overrides: list[str], known: list[str]) -> str:
 
 def as_dict(value: Any) -> dict[str, Any]:
     """A plain dictionary of a dataclass configuration, for JSON and YAML."""
-    plain = OmegaConf.to_container(OmegaConf.structured(value), resolve=True)
-    assert isinstance(plain, dict)
-    return {str(key): entry for key, entry in plain.items()}
+    return asdict(value)
 
 
 def quoted(word: str) -> str:
     """`word` quoted so that Hydra reads it back: it unescapes backslashes only before a quote, and expands `${`."""
+    word = re.sub(r"(\\*)\$\{", r"\1\1\\${", word)
     inner = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), word)
-    return "'" + inner.replace("${", "\\${") + "'"
+    return "'" + inner + "'"

@@ -39,7 +39,12 @@ class StatusProgress(progress.Progress):
 
 def progress_bar(unit: str = "images", *, quiet: bool = False) -> StatusProgress:
     """A bar with description, count, rate, elapsed and remaining time; `quiet` hides it, as on ranks other than 0."""
-    done = [progress.TextColumn("{task.description}"), progress.BarColumn(bar_width=12), progress.MofNCompleteColumn()]
+    # Without markup, since a description may name a file with [ in it.
+    done = [
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(bar_width=12),
+        progress.MofNCompleteColumn(),
+    ]
     times = [progress.TimeElapsedColumn(), progress.TextColumn("left"), progress.TimeRemainingColumn()]
     return StatusProgress(*done, RateColumn(unit), *times, console=console, disable=quiet, speed_estimate_period=60)
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
+
+from core.cli.streams import SturdyStream, sturdy_streams
+from core.cli.text import shown
 
 EXIT_USER_ERROR = 1
 EXIT_INTERRUPTED = 130
@@ -35,11 +40,29 @@ class CommandParser(argparse.ArgumentParser):
 def reports_errors(command: Callable[..., Any]) -> Callable[..., None]:
     """Make `command` exit with 0 when done, 1 after a one-line error, 130 when interrupted.
 
-    All other exceptions are defects and keep their traceback.
+    Files and folders that cannot be accessed are errors of this kind, too. All other exceptions are defects and keep
+    their traceback. What cannot be printed does not end the command, but makes it exit with 1.
     """
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
+        if isinstance(sys.stdout, SturdyStream):  # within a command, such as `facet`, that sees to the streams
+            return guarded(*args, **kwargs)
+        exits, code = False, None
+        with sturdy_streams() as failure:
+            try:
+                guarded(*args, **kwargs)
+            except SystemExit as stop:
+                # Its code alone: the exception would keep the command's objects alive, and with them processes that
+                # end only when their owner goes.
+                exits, code = True, stop.code
+            if reason := failure():
+                print(f"error: cannot print the results: {reason.strerror}", file=sys.stderr)
+                exits, code = True, code or EXIT_USER_ERROR
+        if exits:
+            sys.exit(code)
+
+    def guarded(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
         except UserError as error:
@@ -48,16 +71,36 @@ def reports_errors(command: Callable[..., Any]) -> Callable[..., None]:
             _stop(f"interrupted: {stop}", EXIT_INTERRUPTED)
         except KeyboardInterrupt:
             _stop("interrupted", EXIT_INTERRUPTED)
-        except BrokenPipeError:
-            # Whoever read our output, such as `| head`, has closed it: no error, and no one left to tell.
-            sys.stderr.close()
-            sys.exit(EXIT_USER_ERROR)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            name = error.filename if isinstance(error.filename, (str, bytes)) else str(error.filename)
+            _stop(f"error: cannot access {shown(os.fsdecode(name), most=300)}: {error.strerror}", EXIT_USER_ERROR)
 
     return wrapped
 
 
 def _stop(line: str, code: int) -> NoReturn:
-    """Exit with a line on standard error, from the first process only: all of them usually meet the same error."""
-    if os.environ.get("RANK", "0") == "0":
-        print(line, file=sys.stderr)
+    """Exit with a line on standard error, which names the process if it is not the first of several."""
+    rank = os.environ.get("RANK", "0")
+    if _first_to_say(line):
+        print(line if rank == "0" else f"process {rank}: {line}", file=sys.stderr)
     sys.exit(code)
+
+
+def _first_to_say(line: str) -> bool:
+    """Whether no other process of this launch has stopped with this line on this machine: usually all of them do.
+
+    Each gets the name of a file in torch's temporary folder of the launch. Without it, every process speaks.
+    """
+    place = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not place:
+        return True
+    digest = hashlib.sha256(line.encode(errors="backslashreplace")).hexdigest()[:16]
+    try:
+        (Path(place).parent.parent / f"said-{digest}").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        return True
+    return True

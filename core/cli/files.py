@@ -59,7 +59,8 @@ def digest_of(key: Any) -> str:
 
 def writable(folder: Path) -> bool:
     """Whether files can be created in `folder`, or `folder` in the nearest parent that exists."""
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    parents = (folder.absolute(), *folder.absolute().parents)
+    existing = next(parent for parent in parents if os.path.exists(parent))  # noqa: PTH110 (Path.exists may raise)
     return existing.is_dir() and os.access(existing, os.W_OK)
 
 

@@ -11,13 +11,16 @@ from __future__ import annotations
 import re
 import shutil
 import textwrap
-from importlib import resources
+from pathlib import Path
 from typing import NamedTuple
 
+CONF = Path(__file__).resolve().parents[2] / "conf"
 COMMANDS = {"gen": "train", "seg": "seg-train", "fid": "score", "report": "report", "compare": "compare"}
 SYNTAX = (
-    "Settings are written key=value, on the command line. --cfg job prints the result, --multirun tries several values "
-    "(key=a,b), --hydra-help lists further flags."
+    "Settings are written key=value, on the command line. Names, paths and other texts are taken as they are; only "
+    "quotes around a whole text are dropped, as Hydra does, ~ begins a home folder, and null is none where there may "
+    "be none. --cfg job prints the result, --hydra-help lists further flags. --multirun tries several values "
+    "(key=a,b): there Hydra's grammar holds for texts, too, and all but plain words need quotes (name=\"'1e5','2e5'\")."
 )
 KEY = re.compile(r"( *)(\w+):(?: +([^\s#].*?))?(?: +# (.*))?$")
 
@@ -33,7 +36,7 @@ class Key(NamedTuple):
 
 def read(name: str) -> tuple[str, str]:
     """The comment at the top of conf/<name>.yaml, without `#`, and the text below it."""
-    text = resources.files("conf").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    text = (CONF / f"{name}.yaml").read_text(encoding="utf-8")
     lines = text.removeprefix("# @package _global_\n").splitlines()
     top = next(number for number, line in enumerate(lines) if not line.startswith("#"))
     return "\n".join(line[2:] for line in lines[:top]), "\n".join(lines[top:])
@@ -66,7 +69,7 @@ def groups(config: str) -> dict[str, str]:
 
 def members(group: str) -> list[str]:
     """Names of the files in conf/<group>/."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in resources.files("conf").joinpath(group).iterdir())
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
 def choices(config: str, group: str) -> list[str]:

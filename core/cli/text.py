@@ -11,7 +11,7 @@ def listed(names: list[str]) -> str:
     return ", ".join(names[:SHOWN_NAMES]) + more
 
 
-def shown(name: str) -> str:
-    """A file name fit for a terminal: control characters escaped, very long names cut."""
+def shown(name: str, most: int = 100) -> str:
+    """A file name fit for a terminal: control characters escaped, cut to `most` characters."""
     text = name if name.isprintable() else ascii(name)
-    return text if len(text) <= 100 else text[:97] + "..."
+    return text if len(text) <= most else text[: most - 3] + "..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class PreparedData:
         """
         path = Path(path)
         if not (path / "meta.json").is_file():
-            command = f"facet prepare SOURCE --out {path}"
+            command = f"facet prepare SOURCE --out {shlex.quote(str(path))}"
             raise UserError(f"no prepared data set at {path}: make one with `{command}`")
         meta = read_json(path / "meta.json")
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,22 +13,11 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 
 from core.cli.errors import UserError
-from core.training.machine import cpu_wanted, set_up_cpu
+from core.training.machine import PRECISIONS, process_count, set_up_cpu, several_on_cpu
 
-PRECISIONS = {"fp32": "no", "bf16": "bf16"}  # our names -> accelerate's
 TRACKERS = ("tensorboard",)
 
 Value = TypeVar("Value")
-
-
-def process_count() -> int:
-    """Processes that `accelerate launch` started, known before any of them is set up."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def several_on_cpu() -> bool:
-    """Whether several processes share this machine's CPU: accelerate must be told, else each would work alone."""
-    return process_count() > 1 and (cpu_wanted() or not torch.cuda.is_available())
 
 
 def start_accelerator(mixed_precision: str, tracker: str | None, run_folder: Path) -> Accelerator:
@@ -38,7 +26,7 @@ def start_accelerator(mixed_precision: str, tracker: str | None, run_folder: Pat
         raise UserError(f"mixed_precision={mixed_precision!r} is unknown: use {' or '.join(PRECISIONS)}")
     if tracker is not None and tracker not in TRACKERS:
         raise UserError(f"tracker={tracker!r} is unknown: use {' or '.join(TRACKERS)}, or null for none")
-    set_up_cpu()
+    set_up_cpu(mixed_precision)
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it: about 3 times faster, enough for training
     torch.backends.cudnn.allow_tf32 = True
     # Every step has the same shapes, so cuDNN tries its kernels once and keeps the fastest: 1.4 times faster U-Nets and
@@ -106,7 +94,7 @@ class Ranks:
         return broadcast_object_list([value])[0] if self.count > 1 else value
 
     def share_failure(self, failure: UserError | None) -> None:
-        """Raise the first process's failure on all: only the first one prints, and the others would wait forever."""
+        """Raise the first process's failure on all: the others would wait forever."""
         messages = [str(failure)] if failure else []
         for message in gather_object(messages) if self.count > 1 else messages:
             raise UserError(message)

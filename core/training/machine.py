@@ -7,13 +7,18 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 from accelerate.utils import parse_flag_from_env
 
+from core.cli.console import say
 from core.cli.errors import UserError
 from core.training.allocator import keep_freed_memory
+
+PRECISIONS = {"fp32": "no", "bf16": "bf16"}  # our names -> accelerate's
 
 
 def cpu_cores() -> int:
@@ -21,13 +26,71 @@ def cpu_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def set_up_cpu() -> None:
+def set_up_cpu(precision: str = "fp32") -> None:
     """What every command that computes does first: use its share of the cores, and keep memory for reuse.
 
-    `accelerate launch` sets OMP_NUM_THREADS=1 for CPU runs, which would leave the other cores idle.
+    OMP_NUM_THREADS holds where the user has set it. Process 0 says which wishes given to a launcher have no effect on a
+    command that computes in `precision`.
     """
-    torch.set_num_threads(max(1, cpu_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    launcher = Launcher.find()
+    if launcher.chose_threads or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, cpu_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     keep_freed_memory()
+    if os.environ.get("RANK", "0") == "0":
+        for note in launcher.notes(precision):
+            say(f"note: {note}")
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """The process of `accelerate launch` or torchrun that started this one.
+
+    Attributes:
+        arguments: its command line; empty where there is none, or it cannot be seen.
+        chose_threads: whether OMP_NUM_THREADS is not the user's but its own, which is 1 and would leave cores idle.
+    """
+
+    arguments: tuple[str, ...] = ()
+    chose_threads: bool = False
+
+    @classmethod
+    def find(cls) -> Launcher:
+        """The launcher: it sets these variables in what it starts."""
+        if not {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & os.environ.keys():
+            return cls()
+        try:
+            parent = psutil.Process(os.getppid())
+            arguments, users = tuple(parent.cmdline()), parent.environ()
+        except psutil.Error:
+            return cls((), os.environ.get("OMP_NUM_THREADS") == "1")
+        asked = "OMP_NUM_THREADS" in users or _has_flag(arguments, "num_cpu_threads_per_process")
+        return cls(arguments, not asked)
+
+    def notes(self, precision: str) -> list[str]:
+        """What the user has asked of it in vain, a sentence each."""
+        found = []
+        wanted = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if wanted not in ("no", PRECISIONS[precision]):
+            found.append(f"accelerate's mixed_precision {wanted} has no effect: this computes in {precision}")
+        if _has_flag(self.arguments, "gradient_accumulation_steps"):
+            found.append("accelerate's --gradient_accumulation_steps has no effect: facet train has the key accumulate")
+        if several_on_cpu() and not cpu_wanted():
+            found.append(f"no GPU can be used here: {process_count()} processes share the CPU")
+        return found
+
+
+def _has_flag(arguments: tuple[str, ...], name: str) -> bool:
+    return any(word.replace("-", "_").split("=")[0] == f"__{name}" for word in arguments)
+
+
+def process_count() -> int:
+    """Processes that `accelerate launch` started, known before any of them is set up."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def several_on_cpu() -> bool:
+    """Whether several processes share this machine's CPU: accelerate must be told, else each would work alone."""
+    return process_count() > 1 and (cpu_wanted() or not torch.cuda.is_available())
 
 
 def cpu_wanted() -> bool:
@@ -81,8 +144,10 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
-    """fp32 or bf16. `auto`: bf16 if the device supports it natively."""
-    return wanted if wanted != "auto" else "bf16" if native_bf16(device) else "fp32"
+    """fp32 or bf16. `auto`: bf16 if `accelerate launch` was told so or the device supports it natively."""
+    if wanted != "auto":
+        return wanted
+    return "bf16" if os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16" or native_bf16(device) else "fp32"
 
 
 def native_bf16(device: torch.device) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
 from core.cli.errors import UserError
 from core.cli.files import atomic_path
@@ -27,8 +27,8 @@ class RunFolder:
         if not self.config.exists():
             return
         try:
-            stored = flatten(OmegaConf.to_container(OmegaConf.load(self.config)))
-        except Exception as error:  # OmegaConf passes on the YAML parser's own exceptions
+            stored = flatten(yaml.safe_load(self.config.read_text(encoding="utf-8")))
+        except Exception as error:  # damaged YAML can end in any
             raise UserError(f"cannot read {self.config}: {' '.join(str(error).split())}") from error
         wanted = flatten(config)
         differing = [
@@ -45,7 +45,8 @@ class RunFolder:
     def write_config(self, config: dict[str, Any]) -> None:
         """Store the resolved configuration."""
         with atomic_path(self.config) as temporary:
-            temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
+            # Not by OmegaConf, which would expand a `${` in a name.
+            temporary.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     def rewind_stats(self, images_seen: int) -> None:
         """Drop rows after `images_seen`, and a torn last line: a killed run may have gone past its checkpoint."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
+import yaml
 
 from core.cli.errors import UserError
 from core.data.dataset import SPLITS, PreparedData
@@ -63,8 +63,8 @@ class Evidence:
         if not config.is_file():
             return
         try:
-            split = OmegaConf.select(OmegaConf.load(config), "split")
-        except Exception as error:  # OmegaConf passes on the YAML parser's own exceptions
+            split = yaml.safe_load(config.read_text(encoding="utf-8")).get("split")
+        except Exception as error:  # damaged YAML can end in any
             raise UserError(f"cannot read {config}: {' '.join(str(error).split())}") from error
         if split == "all" or (split in SPLITS and self.data.split is not None):
             self.trained_on = self.data.indices(split)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import os
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from torch.nn import functional
 
 from core.cli.console import say
 from core.cli.errors import UserError
-from core.cli.files import sha256_of
+from core.cli.files import sha256_of, writable
 from core.training.distributed import Ranks
 from core.training.machine import full_precision, pick_device
 from eval.features.settings import FID_DIMS, InceptionSection, metric_name, require_features
@@ -158,7 +159,12 @@ def find_weights(given: str | None) -> Path:
             raise UserError(f"fid.weights={given}: there is no such file")
         return Path(given)
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(published.FID_WEIGHTS_URL).name
-    if not cached.is_file():
+    if not os.path.isfile(cached):  # noqa: PTH113 (Path.is_file may raise)
+        if not writable(cached.parent):
+            raise UserError(
+                f"no Inception weights, and they cannot be stored at {cached}: set TORCH_HOME to a folder of yours, or "
+                "give fid.weights=PATH"
+            )
         _download(published.FID_WEIGHTS_URL, cached)
     return cached
 
