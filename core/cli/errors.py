@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
 import sys
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any, NoReturn
 
 EXIT_USER_ERROR = 1
@@ -54,6 +56,26 @@ def reports_errors(command: Callable[..., Any]) -> Callable[..., None]:
             sys.exit(EXIT_USER_ERROR)
 
     return wrapped
+
+
+def explain_early_interrupts() -> None:
+    """Make Ctrl-C while `python -m` still imports a command what it is later: one line and exit code 130.
+
+    To be called by the package that holds the command, before its first import; nothing happens in other programs that
+    import the package.
+    """
+    if sys.argv[:1] != ["-m"]:
+        return
+    before = sys.excepthook
+
+    def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            with contextlib.suppress(SystemExit):
+                _stop("interrupted", EXIT_INTERRUPTED)
+            os._exit(EXIT_INTERRUPTED)  # Python itself would end by the signal
+        before(kind, error, trace)
+
+    sys.excepthook = report
 
 
 def _stop(line: str, code: int) -> NoReturn:
