@@ -1,4 +1,4 @@
-"""A score of the averaged generator while it trains, and the best weights by it.
+"""A score of the averaged generator while it trains, and the best weights by it if it ranks models well enough.
 
 Nothing here draws from a random state or changes a network: a run ends bit for bit the same with and without it.
 """
@@ -38,7 +38,9 @@ Result = TypeVar("Result")
 
 
 class OnlineScore(Callback):
-    """Scores samples of the averaged generator every so many images and after the last step; keeps the best weights.
+    """Scores samples of the averaged generator every so many images and after the last step.
+
+    The best weights are kept where the features are trustworthy.
 
     Args:
         every: images between scores.
@@ -66,8 +68,15 @@ class OnlineScore(Callback):
 
         folder, split = trainer.run.path / "features", trainer.config.split
         self.scorer = Scorer(make, self.n, self.batch_size, trainer.data, split, trainer.accelerator, folder)
-        if trainer.accelerator.is_main_process:
+        if not trainer.accelerator.is_main_process:
+            return
+        if self.scorer.features.trustworthy:
             self.best = BestWeights(trainer.run.path, self.scorer.terms, trainer.images_seen)
+        else:
+            say(
+                f"note: {self.scorer.features.metric} is recorded but chooses no best weights, since it is too coarse "
+                "for that: eval.features=inception does"
+            )
 
     def after_step(self, loop: TrainingLoop, before: int, last: bool) -> None:
         """Score where it is due."""
@@ -80,7 +89,7 @@ class OnlineScore(Callback):
         trainer.fold()  # finds out whether training has diverged, before the time is spent
         started = time.perf_counter()
         score = self.scorer(trainer.ema.model)
-        if score is None or self.best is None:
+        if score is None:
             return
         if not self.text:
             took = time.perf_counter() - started
@@ -88,13 +97,14 @@ class OnlineScore(Callback):
             say(f"scoring {self.n:,} samples (eval.n) took {took:.1f} s; it is done {every}")
         row = self.scorer.row(score)
         trainer.record(row, {row["metric"]: score})
-        better = self.best.offer(score, trainer.ema.model, trainer.config.model["generator"], trainer.model_info())
+        recipe, info = trainer.config.model["generator"], trainer.model_info()
+        better = self.best is not None and self.best.offer(score, trainer.ema.model, recipe, info)
         self.text = f", {row['metric']} {score:.3g}" + (" (best)" if better else "")
 
-    def before_checkpoint(self, loop: TrainingLoop) -> None:
+    def before_checkpoint(self, loop: TrainingLoop, folder: Path) -> None:
         """Write the best weights."""
         if self.best is not None:
-            self.best.write()
+            self.best.write(folder)
 
     def status(self) -> str:
         """The last score."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from functools import partial, partialmethod
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from core.nn.blocks import ConvBlock, Norm, UpBlock, doublings, norm_layer, require_positive
+from core.nn.blocks import ConvBlock, Norm, Projection, UpBlock, doublings, norm_layer, require_positive
 from core.nn.init import apply_spectral_norm, init_normal
 
 LeakyReLU = partial(nn.LeakyReLU, 0.2, inplace=True)
@@ -42,10 +42,10 @@ class Generator(nn.Module):
         require_positive(latent_dim=latent_dim, width=width, channels=channels)
         self.image_size, self.latent_dim = image_size, latent_dim
         widths = [width << level for level in reversed(range(doublings(image_size)))]
-        block = partial(UpBlock, norm=norm_layer(norm), activation=ReLU)
+        hidden: dict[str, Any] = {"norm": norm_layer(norm), "activation": ReLU}
         self.layers = nn.Sequential(
-            block(latent_dim, widths[0], kernel=4, stride=1, padding=0),
-            *(block(wide, narrow) for wide, narrow in pairwise(widths)),
+            Projection(latent_dim, widths[0], **hidden),
+            *(UpBlock(wide, narrow, **hidden) for wide, narrow in pairwise(widths)),
             UpBlock(widths[-1], channels, bias=False, norm=None, activation=nn.Tanh),
         )
 

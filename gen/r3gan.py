@@ -17,7 +17,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from core.nn.blocks import ConvBlock, UpBlock, doublings, require_positive
+from core.nn.blocks import ConvBlock, Projection, doublings, require_positive
 from gen.resnet import level_widths
 
 SLOPE = 0.2
@@ -92,9 +92,7 @@ class Generator(nn.Module):
         require_positive(latent_dim=latent_dim, width=width, blocks=blocks)
         self.image_size, self.latent_dim = image_size, latent_dim
         widths = level_widths(width, doublings(image_size) + 1)[::-1]
-        layers: list[nn.Module] = [
-            UpBlock(latent_dim, widths[0], kernel=4, stride=1, padding=0, bias=False, norm=None, activation=None)
-        ]
+        layers: list[nn.Module] = [Projection(latent_dim, widths[0], bias=False, norm=None, activation=None)]
         layers += [Bottleneck(widths[0]) for _ in range(blocks)]
         for wide, narrow in pairwise(widths):
             # Interpolation and a 1x1 convolution commute: convolving first costs a quarter.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from core.cli.errors import UserError
-from core.nn.blocks import ConvBlock, UpBlock, doublings, require_positive
+from core.nn.blocks import ConvBlock, Projection, doublings, require_positive
 from core.nn.init import apply_spectral_norm, init_he
 
 WIDEST = 8  # channels of the coarsest maps, in finest widths
@@ -122,9 +122,7 @@ class Generator(nn.Module):
         widths = level_widths(width, doublings(image_size) + 1)[::-1]
         sizes = [8 << step for step in range(doublings(image_size))]
         _check_attention(attention, sizes)
-        layers: list[nn.Module] = [
-            UpBlock(latent_dim, widths[0], kernel=4, stride=1, padding=0, norm=None, activation=None)
-        ]
+        layers: list[nn.Module] = [Projection(latent_dim, widths[0], norm=None, activation=None)]
         for size, (wide, narrow) in zip(sizes, pairwise(widths), strict=True):
             layers.append(UpResBlock(wide, narrow))
             if size == attention:

@@ -6,6 +6,7 @@ import os
 import shlex
 
 from core.cli.config import config_command
+from core.cli.files import read_json
 from core.data.dataset import PreparedData
 from core.nn.model_file import FILE_NAME
 from core.training.callbacks import Curves
@@ -35,7 +36,9 @@ def main(config: TrainConfig) -> None:
     """Train a segmenter."""
     run = run_training(config)
     if int(os.environ.get("RANK", "0")) == 0:
-        print(f"trained: {run.path / FILE_NAME} (best) and {LAST_NAME}")
+        best = read_json(run.path / f"{config.valid_split}.json")
+        score = f"{config.valid_split} mIoU {best['dataset']['miou']:.3f} at {best['images_seen']:,} images"
+        print(f"trained: {run.path / FILE_NAME} (best, {score}) and {LAST_NAME}")
         print(f"next: facet predict {shlex.quote(str(run.path))} PICTURES --out masks")
 
 

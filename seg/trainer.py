@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from core.data.mask_classes import IGNORE
 from core.nn.ema import ExponentialAverage
 from core.nn.init import init_he
 from core.nn.model_file import FILE_NAME, build_model, save_model
-from core.training.best import Best
+from core.training.best import Best, lost_steps, set_aside, stored_info
 from core.training.callbacks import Callback
 from core.training.curves import Panel
 from core.training.loop import TrainingLoop, make_optimizer
@@ -57,7 +59,10 @@ class Trainer(TrainingLoop):
         weights = class_weights(config, data)
         self.class_weights = None if weights is None else weights.to(accelerator.device)
         self.best = Best(higher_is_better=True)
+        self._waiting: tuple[UNet, dict[str, Any], dict[str, Any], SegmentationMetrics] | None = None
         self.load()
+        if self.ranks.of_first(self.ranks.together(self._lost)):
+            self.best = Best(higher_is_better=True)
         self.examples = self._examples()
         place = accelerator.process_index, accelerator.num_processes, accelerator.device
         workers = (0 if accelerator.device.type == "cpu" else 4) if config.workers is None else config.workers
@@ -93,12 +98,32 @@ class Trainer(TrainingLoop):
         """Network, average, optimiser and the best evaluation."""
         return {"model": self.model, "ema": self.ema.model, "optimizer": self.optimizer, "best": self.best}
 
-    def export(self, name: str = LAST_NAME) -> None:
+    def export(self) -> None:
         """Write the averaged weights as they are now; those of the best evaluation have their own file."""
+        save_model(self.run.path / LAST_NAME, self.ema.model, self.recipe, self.model_info())
+
+    def model_info(self) -> dict[str, Any]:
+        """What a model file says of itself."""
         kept = ("classes", "palette", "image_size", "resized", "fit", "value_range")
         facts = {key: getattr(self.data, key) for key in kept}
-        info = {"images_seen": self.images_seen, **facts, "seed": self.config.seed, "weights": "ema"}
-        save_model(self.run.path / name, self.ema.model, self.recipe, info | data_identity(self.data))
+        return {
+            "images_seen": self.images_seen,
+            **facts,
+            "seed": self.config.seed,
+            "weights": "ema",
+            **data_identity(self.data),
+        }
+
+    def _lost(self) -> bool:
+        """Whether there are no best weights to go on from (process 0); those of steps after the checkpoint go aside."""
+        file, split = self.run.path / FILE_NAME, self.config.valid_split
+        if not (self.ranks.first and file.exists()):
+            return True
+        images = stored_info(file)["images_seen"]
+        if images > self.images_seen:
+            names = (f"{split}.png", f"{split}.json", FILE_NAME)
+            set_aside(self.run.path, names, images, lost_steps(self.images_seen))
+        return bool(images > self.images_seen)
 
     @property
     def finished(self) -> bool:
@@ -141,7 +166,10 @@ class Trainer(TrainingLoop):
         return f"loss {means['loss']:.3f}, pixel accuracy {means['accuracy']:.3f}{best}"
 
     def evaluate(self) -> None:
-        """Score the averaged weights on the validation split, every rank its share; keep them if they are the best."""
+        """Score the averaged weights on the validation split, every rank its share; hold them if they are the best.
+
+        They come into the run with the next checkpoint: a killed run continues from its last one.
+        """
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         for buffer in self.ema.model.buffers():
             broadcast(buffer)  # every rank has its own batch statistics: all are to score the model of process 0
@@ -159,9 +187,18 @@ class Trainer(TrainingLoop):
         self.record(short, short)
         write_png(self.run.samples / f"{self.images_seen:012d}.png", comparison(self.ema.model, self.data, rows))
         if improved:
-            self.export(FILE_NAME)
-            identity = {"images_seen": self.images_seen, "split": self.config.valid_split, **data_identity(self.data)}
-            write_scores(results, metrics, self.run.path / f"{self.config.valid_split}.json", identity)
+            self._waiting = copy.deepcopy(self.ema.model), self.model_info(), results, metrics
+
+    def write_best(self, folder: Path) -> None:
+        """Write to `folder` the weights and scores of the best evaluation, if it came after the last checkpoint."""
+        if self._waiting is None:
+            return
+        model, info, results, metrics = self._waiting
+        save_model(folder / FILE_NAME, model, self.recipe, info)
+        split = self.config.valid_split
+        identity = {"images_seen": info["images_seen"], "split": split, **data_identity(self.data)}
+        write_scores(results, metrics, folder / f"{split}.json", identity)
+        self._waiting = None
 
     def describe(self) -> str:
         """Model, parameters and data."""
@@ -175,10 +212,15 @@ class Trainer(TrainingLoop):
 
 
 class Validation(Callback):
-    """Evaluates on the validation split every so many images, and after the last step."""
+    """Evaluates on the validation split every so many images, and after the last step; keeps the best weights."""
 
     def after_step(self, loop: TrainingLoop, before: int, last: bool) -> None:
         """Evaluate where it is due."""
         assert isinstance(loop, Trainer)
         if last or is_due(before, loop.images_seen, loop.config.valid_every):
             loop.evaluate()
+
+    def before_checkpoint(self, loop: TrainingLoop, folder: Path) -> None:
+        """Write the best weights."""
+        assert isinstance(loop, Trainer)
+        loop.write_best(folder)

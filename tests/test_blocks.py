@@ -12,6 +12,7 @@ from core.cli.errors import UserError
 from core.nn.blocks import (
     ConvBlock,
     DoubleConv,
+    Projection,
     ResBlock,
     ResizeBlock,
     UpBlock,
@@ -185,3 +186,11 @@ def test_he_initialisation_counts_what_reaches_an_output_of_a_transposed_convolu
         init_he(layer, seed=0)
         reaching = 128 * kernel**2 / stride**2
         assert abs(layer[0].weight.std() / (2 / reaching) ** 0.5 - 1) < 0.02
+
+
+def test_he_initialisation_of_a_projection_counts_the_one_pixel_it_reads():
+    """Each output is a sum over 128 latents of variance 1, with weights of variance 2 / 128."""
+    layer = Projection(128, 512, norm=None, activation=None)
+    init_he(layer, seed=0)
+    z = torch.randn(64, 128, 1, 1, generator=torch.Generator().manual_seed(0))
+    assert layer(z).shape == (64, 512, 4, 4) and layer(z).std().item() == pytest.approx(2**0.5, rel=0.02)

@@ -1,10 +1,13 @@
-"""The shared parts: bank, averages, checkpoints, model files, pixels, configuration, errors."""
+"""The shared parts: bank, averages, model files, pixels, statistics, optimisers, errors, ends on request."""
 
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import transforms
 
+import core.training.meter
 from core.cli.errors import UserError
 from core.cli.files import atomic_path, read_json, sha256_of, write_json
 from core.data.dataset import PreparedData
@@ -24,13 +28,14 @@ from core.data.images import make_grid, to_float, to_uint8, write_png
 from core.data.loader import ImageBank, copy_in_pieces
 from core.nn.ema import ExponentialAverage
 from core.nn.model_file import build_model, load_model, model_file, save_model
-from core.training.checkpoint import Checkpoints
 from core.training.distributed import several_on_cpu, start_accelerator
-from core.training.meter import MeanMeter, NonFiniteError, is_due
-from core.training.rundir import RunFolder
+from core.training.loop import make_optimizer
+from core.training.meter import MeanMeter, NonFiniteError, Speed, is_due
+from core.training.stopping import StopRequest
 from gen.dcgan import Generator
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parent.parent
 RECIPE = {"_target_": "gen.dcgan.Generator", "image_size": 32, "latent_dim": 6, "width": 4}
 
 
@@ -126,48 +131,6 @@ def test_average_follows_the_closed_form():
     assert not average.model.training and not average.model.weight.requires_grad
 
 
-# -- checkpoints
-
-
-def test_newest_intact_checkpoint_wins(tmp_path, capsys):
-    checkpoints = Checkpoints(tmp_path / "state")
-    assert checkpoints.load_newest() is None
-    for step in (100, 200, 1_000):
-        checkpoints.save(step, {"images_seen": step, "w": torch.full((1000,), float(step))})
-    assert [path.name for path in checkpoints.files()] == ["000000000200.pt", "000000001000.pt"]
-    assert checkpoints.load_newest()["images_seen"] == 1_000
-    newest = checkpoints.files()[-1]
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1  # one flipped bit in the weights
-    newest.write_bytes(content)
-    assert checkpoints.load_newest()["images_seen"] == 200
-    assert "000000001000.pt is damaged" in capsys.readouterr().err
-    rng = np.random.default_rng(0)
-    for place in rng.integers(0, len(content), 60):  # anywhere, the zip directory included
-        flipped = bytearray(content)
-        flipped[place] ^= 1 << int(rng.integers(8))
-        newest.write_bytes(flipped)
-        assert checkpoints.load_newest()["images_seen"] in (200, 1_000)
-    for path in checkpoints.files():
-        path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match="no checkpoint"):
-        checkpoints.load_newest()
-
-
-def test_a_full_disk_costs_nothing_that_was_saved(tmp_path, monkeypatch):
-    checkpoints = Checkpoints(tmp_path / "state")
-    checkpoints.save(100, {"images_seen": 100})
-
-    def full(state, path):
-        path.write_bytes(b"half")
-        raise RuntimeError("[enforce fail at inline_container.cc] PytorchStreamWriter failed writing file")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match="is the disk full"):
-        checkpoints.save(200, {"images_seen": 200})
-    assert [path.name for path in checkpoints.folder.iterdir()] == ["000000000100.pt"]
-
-
 # -- model files
 
 
@@ -225,29 +188,6 @@ def test_broken_model_files_are_named(tmp_path):
 # -- run folder, statistics
 
 
-def test_changed_settings_are_named(tmp_path):
-    run = RunFolder(tmp_path / "r")
-    run.check_config({"a": 1}, ())
-    run.write_config({"a": 1, "b": {"c": 2.5}, "images": 10})
-    run.check_config({"a": 1, "b": {"c": 2.5}, "images": 20}, ("images",))
-    with pytest.raises(UserError, match=r"a \(1 -> 2\), b\.c \(2\.5 -> None\)"):
-        run.check_config({"a": 2, "b": {}, "images": 10}, ("images",))
-    run.config.write_text("a: [1")
-    with pytest.raises(UserError, match=r"cannot read .*config\.yaml"):
-        run.check_config({"a": 1}, ())
-
-
-def test_statistics_are_rewound_to_the_checkpoint(tmp_path):
-    run = RunFolder(tmp_path / "r")
-    run.rewind_stats(5)  # no file yet
-    for images in (10, 20, 30):
-        run.append_stats({"images": images})
-    with run.stats.open("a") as handle:
-        handle.write('{"images": 4')  # torn by a kill
-    run.rewind_stats(20)
-    assert [row["images"] for row in run.read_stats()] == [10, 20]
-
-
 @given(cuts=st.lists(st.booleans(), min_size=12, max_size=12))
 @settings(max_examples=20, deadline=None)
 def test_means_do_not_depend_on_when_they_are_folded(cuts):
@@ -276,6 +216,37 @@ def test_meter_finds_the_step_that_went_wrong(bad):
     with pytest.raises(NonFiniteError) as caught:
         meter.fold(Accelerator(cpu=True))
     assert (caught.value.step, caught.value.name) == (2, "loss")
+
+
+def test_speed_is_that_of_the_interval_without_pauses(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(core.training.meter, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    speed = Speed(1000)
+    clock[0] += 4
+    with speed.paused():
+        clock[0] += 6
+    assert speed.read(1100) == 25.0
+    clock[0] += 10
+    assert speed.read(1200) == 10.0
+
+
+def test_weight_decay_is_for_weights_alone():
+    """Without gradients AdamW multiplies by 1 - rate x decay, and nothing else."""
+    network = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, 2))
+    before = {name: value.detach().clone() for name, value in network.named_parameters()}
+    recipe = {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 0.1, "weight_decay": 0.5}
+    optimizer = make_optimizer(recipe, network)
+    for value in network.parameters():
+        value.grad = torch.zeros_like(value)
+    optimizer.step()
+    for name, value in network.named_parameters():
+        factor = 0.95 if name in ("0.weight", "3.weight") else 1.0
+        assert torch.allclose(value, factor * before[name], rtol=1e-6), name
+    for target in ("Adam", "SGD"):
+        assert (
+            len(make_optimizer({"_target_": f"torch.optim.{target}", "_partial_": True, "lr": 1}, network).param_groups)
+            == 1
+        )
 
 
 @given(before=st.integers(0, 500), step=st.integers(1, 99), every=st.integers(1, 60))
@@ -358,6 +329,27 @@ def test_exit_codes(body, code, line):
     program = f"{imports}\n@reports_errors\ndef main():\n    {body}\nmain()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == code and done.stderr.strip() == line
+
+
+def test_ctrl_c_while_a_command_is_imported_is_one_line():
+    command = [sys.executable, "-X", "importtime", "-m", "gen.train", "data=x", "name=x"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert any("numpy" in line for line in process.stderr)  # torch and others follow
+        process.send_signal(signal.SIGINT)
+        rest = [line for line in process.stderr if not line.startswith("import time:")]
+    assert (process.returncode, rest) == (130, ["interrupted\n"])
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+@pytest.mark.parametrize("ignored", [False, True])
+def test_the_end_of_the_terminal_is_a_request_to_stop_unless_it_is_ignored(ignored):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with StopRequest().listening() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.received is not ignored
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(

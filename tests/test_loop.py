@@ -45,6 +45,14 @@ def test_processes_on_the_cpu_wait_without_a_gpu(monkeypatch, device):
     assert called == [device]
 
 
+def test_what_one_process_cannot_do_ends_all(monkeypatch):
+    monkeypatch.setattr(distributed, "gather_object", lambda messages: [*messages, "no such file on process 1"])
+    with pytest.raises(UserError, match="process 1"):
+        distributed.Ranks(0, 2).together(lambda: "done")
+    monkeypatch.setattr(distributed, "gather_object", lambda messages: messages)
+    assert distributed.Ranks(0, 2).together(lambda: "done") == "done"
+
+
 def test_rows_of_a_memory_map_are_those_of_the_array(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (40, 4, 5, 3), np.uint8)
     np.save(tmp_path / "images.npy", images)

@@ -17,9 +17,11 @@ import pytest
 from image_files import faces, jpeg, write_folder, write_zip
 from PIL import Image
 
+import core.cli.lock
 import core.data.bounds
 import core.prepare.pipeline
 from core.cli.errors import Interrupted, UserError
+from core.cli.lock import sole_owner
 from core.prepare.image_source import ImageSource
 from core.prepare.pipeline import prepare
 from core.prepare.sources import open_image_source
@@ -198,16 +200,13 @@ def test_unfit_leftovers_are_started_over(tmp_path: Path, change: str) -> None:
 
 
 def test_two_processes_do_not_write_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fcntl = pytest.importorskip("fcntl")
-    monkeypatch.setattr(core.prepare.pipeline, "LOCK_WAIT", 0.0)
-    (tmp_path / "out.part").mkdir()
-    handle = os.open(tmp_path / "out.part", os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
+    monkeypatch.setattr(core.cli.lock, "PATIENCE", 0.0)
     source = open_image_source(write_folder(tmp_path / "in", faces(2)))
-    with pytest.raises(UserError, match="another process"):
+    other = rf"process {os.getpid()} on .* is writing .*out\.part: let it finish"
+    with sole_owner(tmp_path / ".out.part.lock", "is here"), pytest.raises(UserError, match=other):
         prepare(source, tmp_path / "out", quiet=True)
-    os.close(handle)
     assert len(prepare(source, tmp_path / "out", quiet=True).data) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
 
 
 @needs_fork

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from core.data.dataset import PreparedData
 from core.nn.model_file import load_model
 from core.training.checkpoint import Checkpoints
 from core.training.loop import TrainingLoop
-from seg import evaluate, scoring, train
+from seg import evaluate, scoring, train, trainer
 from seg.loading import load_unet
 from seg.metrics import SegmentationMetrics
 from seg.settings import TrainConfig, learning_rate_factor, training_window
@@ -272,6 +273,67 @@ def test_the_best_weights_are_those_of_the_best_evaluation(discs, tmp_path, monk
     assert "pixel accuracy" in capsys.readouterr().out
     for suffix in (".png", ".examples.png"):
         assert Image.open(tmp_path / f"e{suffix}").size[0] > 100
+
+
+def test_the_last_line_gives_the_best_score_that_the_files_hold(discs, tmp_path, monkeypatch, capsys):
+    """Also where the last evaluation is the best one, after the last row of statistics."""
+    more = [*SMALL, "total_images=48", "optim.lr=0.02"]
+    monkeypatch.setattr(sys, "argv", ["seg.train", *words(discs, tmp_path, *more)])
+    train.main()
+    out, err = capsys.readouterr()
+    stored = json.loads((tmp_path / "t" / "valid.json").read_text())
+    miou, images = stored["dataset"]["miou"], stored["images_seen"]
+    assert f"(best, valid mIoU {miou:.3f} at {images:,} images)" in out
+    assert re.findall(r"best valid mIoU (\d\.\d+)", err)[-1] == f"{miou:.3f}"
+    assert load_model(tmp_path / "t")[1]["images_seen"] == images == 48
+
+
+@pytest.mark.parametrize("place", [3, 10, 13])
+def test_a_kill_between_any_two_files_leaves_the_best_of_the_steps_that_count(discs, tmp_path, monkeypatch, place):
+    """What is repeated scores worse, as it may after another rounding."""
+    replace, calls, real, worse = Path.replace, [], trainer.scored, []
+
+    def counted(path, target):
+        calls.append(target)
+        if len(calls) == place:
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    def scores(metrics, data, split):
+        results = real(metrics, data, split)
+        results["dataset"]["miou"] = 0.1 if worse else 0.5 + 0.1 * len(found)
+        found.append(0)
+        return results
+
+    found = []
+    monkeypatch.setattr(Path, "replace", counted)
+    monkeypatch.setattr(trainer, "scored", scores)
+    monkeypatch.setattr(trainer, "write_png", lambda path, pixels: None)
+    monkeypatch.setattr(scoring, "plot_confusion", lambda matrix, names, path, title: path.write_text(title))
+    more = ["total_images=32", "save_every=16", "schedule=constant"]
+    with pytest.raises(KeyboardInterrupt):
+        run(discs, tmp_path, *more)
+    saved = Checkpoints(tmp_path / "t" / "state").load_newest()
+    worse.append(True)
+    folder = run(discs, tmp_path, *more)
+    images, miou = {0: (16, 0.1), 16: (16, 0.5), 32: (32, 0.6)}[saved["images_seen"] if saved else 0]
+    stored = json.loads((folder.path / "valid.json").read_text())
+    assert (stored["images_seen"], stored["dataset"]["miou"]) == (images, pytest.approx(miou))
+    assert load_model(folder.path)[1]["images_seen"] == images
+    assert f"mIoU {miou:.3f}" in (folder.path / "valid.png").read_text()
+    assert not list(folder.state.glob("*.new")) and not list(folder.path.glob("model-*"))
+
+
+def test_best_weights_of_steps_after_the_checkpoint_are_set_aside(discs, tmp_path, capsys):
+    folder = run(discs, tmp_path, "total_images=32", "save_every=16", "schedule=constant", "optim.lr=0.02")
+    first = load_model(folder.path)[1]["images_seen"]
+    assert first == 32
+    Checkpoints(folder.state).path(32).write_bytes(b"torn")
+    folder = run(discs, tmp_path, "total_images=32", "save_every=16", "schedule=constant", "optim.lr=0.02")
+    assert "model.safetensors of 32 images is set aside as model-000000000032.safetensors" in capsys.readouterr().err
+    names = {path.name for path in folder.path.glob("*-000000000032.*")}
+    assert names == {"model-000000000032.safetensors", "valid-000000000032.json", "valid-000000000032.png"}
+    assert load_model(folder.path)[1]["images_seen"] == 32
 
 
 def test_early_stop_counts_evaluations_without_improvement(discs, tmp_path):

@@ -141,11 +141,14 @@ def test_a_killed_run_continues_from_its_checkpoint(prepared, straight, tmp_path
         path.rename(folder.state / "late")
     run(prepared, tmp_path / "other", total_images=32, grid_every=16)
     (tmp_path / "other" / "t" / "state" / "000000000032.pt").rename(folder.state / "000000000032.pt")
-    (folder.state / ".000000000048.pt.1234.part").write_bytes(b"torn")
+    leftovers = [folder.state / ".000000000048.pt.1234.part", folder.path / ".model.safetensors.1.part"]
+    leftovers.append(folder.samples / f".000000000048.png.{os.getpid()}.part")
+    for leftover in leftovers:
+        leftover.write_bytes(b"torn")
     with folder.stats.open("a") as handle:
         handle.write('{"images": 4')
     assert_equal(outcome(run(prepared, tmp_path, total_images=88, grid_every=16)), straight)
-    assert not list(folder.state.glob(".*"))
+    assert not list(folder.path.rglob(".*"))
 
 
 @pytest.mark.slow

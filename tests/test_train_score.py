@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,11 +20,12 @@ import eval.online
 from core.cli.errors import Interrupted, UserError
 from core.cli.files import read_json, sha256_of, write_json
 from core.nn.model_file import load_model
+from core.training.best import best_so_far
 from core.training.checkpoint import Checkpoints
 from core.training.loop import TrainingLoop
 from core.training.machine import pick_device
 from core.training.rundir import RunFolder
-from eval.features.extractors import RandomFeatures
+from eval.features.extractors import InceptionFeatures, RandomFeatures
 from eval.online import share
 from gen import train
 from gen.sample import generate
@@ -37,7 +39,7 @@ class Quarters:
     """Mean colours of the four quarters of a picture: 12 features, at once."""
 
     name, metric, dims, transform = "random", "quarters", 12, "none"
-    weights_sha256, device = "0" * 64, torch.device("cpu")
+    weights_sha256, device, trustworthy = "0" * 64, torch.device("cpu"), True
 
     def __call__(self, pixels):
         count, side = pixels.shape[:2]
@@ -193,6 +195,47 @@ def test_worse_weights_do_not_replace_the_best(quick, data, tmp_path, monkeypatc
     assert best_of(folder)[2]["images_seen"] == (24 if worse == 88 else 88)
 
 
+def test_features_that_misrank_models_are_recorded_and_choose_nothing(quick, data, tmp_path, monkeypatch, capsys):
+    assert InceptionFeatures.trustworthy and not RandomFeatures.trustworthy
+    monkeypatch.setattr(Quarters, "trustworthy", False)
+    folder = run(data, tmp_path, **WHOLE | EVERY)
+    assert list(scores(folder)) == [24, 48, 72, 88] and not list(folder.path.glob("best*"))
+    assert capsys.readouterr().err.count("eval.features=inception does") == 1
+
+
+class Killed(BaseException):
+    """Ends a run as abruptly as a test can."""
+
+
+@pytest.mark.parametrize("place", [3, 9, 10, 12])
+def test_a_kill_between_any_two_files_leaves_the_best_of_the_steps_that_count(
+    quick, data, tmp_path, monkeypatch, place
+):
+    """What was killed scored 2, then 1; what is repeated scores 3, as after another rounding."""
+    replace, calls = Path.replace, []
+
+    def counted(path, target):
+        calls.append(target)
+        if len(calls) == place:
+            raise Killed
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", counted)
+    before = iter([2.0, 1.0])
+    monkeypatch.setattr(eval.online.Scorer, "__call__", lambda scorer, model: next(before))
+    settings = EVERY | {"save_every": 24, "total_images": 48}
+    with pytest.raises(Killed):
+        run(data, tmp_path, **settings)
+    saved = Checkpoints(tmp_path / "t" / "state").load_newest()
+    monkeypatch.setattr(eval.online.Scorer, "__call__", lambda scorer, model: 3.0)
+    folder = run(data, tmp_path, **settings)
+    counts = saved["images_seen"] if saved else 0
+    _, info, facts = best_of(folder)
+    assert (info["images_seen"], facts["score"]) == {0: (24, 3.0), 24: (24, 2.0), 48: (48, 1.0)}[counts]
+    assert info["score"]["value"] == facts["score"] and info["images_seen"] == facts["images_seen"]
+    assert not list(folder.path.glob("best-*")) and not list(folder.state.glob("*.new"))
+
+
 @pytest.mark.parametrize("steps", [4, 7])
 def test_a_killed_run_ends_with_the_same_best_and_leaves_none_from_lost_steps(
     quick, data, tmp_path, monkeypatch, capsys, steps
@@ -276,6 +319,13 @@ def test_the_command_says_what_a_score_costs_and_where_the_best_is(quick, data, 
     assert err.count("scoring 50 samples (eval.n) took") == 1 and "every 24 images" in err
 
 
+def test_a_damaged_record_of_the_best_is_told_in_a_line(quick, data, tmp_path, capsys):
+    folder = run(data, tmp_path, **WHOLE | EVERY)
+    facts = folder.path / "best.json"
+    facts.write_text(facts.read_text().replace('"images_seen": ', '"images_seen": 9'))
+    assert best_so_far(folder) is None and "best.json is damaged" in capsys.readouterr().err
+
+
 @given(st.integers(1, 300), st.integers(1, 80), st.integers(1, 9))
 def test_shares_are_whole_batches_that_make_up_all_samples(n, batch_size, ranks):
     shares = [share(n, batch_size, rank, ranks) for rank in range(ranks)]
@@ -294,7 +344,7 @@ def test_two_processes_find_the_score_of_the_weights_they_save(data, tmp_path):
     folder = RunFolder(tmp_path / "t")
     expected = by_hand(folder.path, data, RandomFeatures(pick_device("cpu")), 2000)
     assert scores(folder) == {24: pytest.approx(expected, rel=1e-6)}
-    assert done.stdout.count("best: ") == 1 and done.stderr.count("scoring 2,000 samples") == 1
+    assert done.stdout.count("best: ") == 0 and done.stderr.count("scoring 2,000 samples") == 1
     broken = launch(2, data, tmp_path / "broken", **settings | {"eval.features": "vgg"})
     assert broken.returncode == 1 and broken.stderr.count("error: eval: features=vgg") == 1, broken.stderr
     assert (

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NoReturn
 
 from core.cli.streams import SturdyStream, sturdy_streams
@@ -78,6 +80,26 @@ def reports_errors(command: Callable[..., Any]) -> Callable[..., None]:
             _stop(f"error: cannot access {shown(os.fsdecode(name), most=300)}: {error.strerror}", EXIT_USER_ERROR)
 
     return wrapped
+
+
+def explain_early_interrupts() -> None:
+    """Make Ctrl-C while `python -m` still imports a command what it is later: one line and exit code 130.
+
+    To be called by the package that holds the command, before its first import; nothing happens in other programs that
+    import the package.
+    """
+    if sys.argv[:1] != ["-m"]:
+        return
+    before = sys.excepthook
+
+    def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            with contextlib.suppress(SystemExit):
+                _stop("interrupted", EXIT_INTERRUPTED)
+            os._exit(EXIT_INTERRUPTED)  # Python itself would end by the signal
+        before(kind, error, trace)
+
+    sys.excepthook = report
 
 
 def _stop(line: str, code: int) -> NoReturn:

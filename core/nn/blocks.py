@@ -108,6 +108,16 @@ class UpBlock(ConvBlock):
         super().__init__(in_channels, out_channels, kernel, stride, padding, **options)
 
 
+class Projection(UpBlock):
+    """An `UpBlock` that spreads one pixel, such as a vector of latents: (N, in, 1, 1) -> (N, out, size, size).
+
+    Each pixel of the output reads each input channel once, through a weight of its own.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, size: int = 4, **options: Any) -> None:
+        super().__init__(in_channels, out_channels, kernel=size, stride=1, padding=0, **options)
+
+
 class ResizeBlock(nn.Sequential):
     """Upsampling by 2, then a padded 3x3 convolution: (N, in, H, W) -> (N, out, 2H, 2W).
 

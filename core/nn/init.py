@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
+from core.nn.blocks import Projection
+
 POWER_ITERATIONS = 15  # from random vectors, before the first step
 _NORMS = (nn.BatchNorm2d, nn.InstanceNorm2d, nn.GroupNorm)
 _WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
@@ -26,18 +28,20 @@ def init_he(module: nn.Module, seed: int = 0) -> None:
     """He initialisation (He et al. 2015; Ronneberger et al. 2015, section 3): weights N(0, sqrt(2 / N)), biases 0.
 
     N is the number of inputs that reach one output: in a transposed convolution with stride s, one weight in s^2
-    meets an output. Norm gains are 1, linear layers are left alone. Drawn from its own generator, as in `init_normal`.
+    meets an output, in a `Projection` one alone. Norm gains are 1, linear layers are left alone. Drawn from its own
+    generator, as in `init_normal`.
     """
-    _initialise(module, seed, _he_std, gain_std=None)
+    of_one_pixel = {block[0] for block in module.modules() if isinstance(block, Projection)}
 
+    def std(layer: nn.Module) -> float | None:
+        if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+            return None
+        inputs = layer.in_channels / layer.groups * (1 if layer in of_one_pixel else math.prod(layer.kernel_size))
+        if isinstance(layer, nn.ConvTranspose2d):
+            inputs /= math.prod(layer.stride)
+        return math.sqrt(2.0 / inputs)
 
-def _he_std(layer: nn.Module) -> float | None:
-    if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-        return None
-    inputs = layer.in_channels / layer.groups * math.prod(layer.kernel_size)
-    if isinstance(layer, nn.ConvTranspose2d):
-        inputs /= math.prod(layer.stride)
-    return math.sqrt(2.0 / inputs)
+    _initialise(module, seed, std, gain_std=None)
 
 
 @torch.no_grad()

@@ -12,9 +12,7 @@ import json
 import math
 import os
 import shutil
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +24,13 @@ from numpy.lib import format as npy
 from core.cli.console import progress_bar
 from core.cli.errors import Interrupted, UserError
 from core.cli.files import read_json, sha256_of, write_json
+from core.cli.lock import sole_owner
 from core.data.dataset import FORMAT, PreparedData
 from core.prepare.geometry import transform_name
 from core.prepare.image_source import ImageSource
 from core.prepare.workers import Done, Plan, checksum, create_array, open_arrays, running
 
 BAD_LIMIT = 0.01  # a larger share of unreadable images means a broken download rather than a few broken files
-LOCK_WAIT = 5.0  # seconds that the workers of a killed run may take to notice and release the lock
 JOURNAL = "journal.jsonl"
 
 
@@ -80,7 +78,12 @@ def prepare(
     try:
         if _is_prepared(out, plan, force):
             return Prepared(PreparedData.open(out), 0, 0.0)
-        with _sole_writer(plan.folder):
+        # Its workers hold the lock as well: what a killed call leaves is still written to until they have ended.
+        lock = plan.folder.with_name(f".{plan.folder.name}.lock")
+        with sole_owner(lock, f"is writing {plan.folder}", "let it finish, then run again"):
+            if _is_prepared(out, plan, force):  # by another process that has just finished
+                return Prepared(PreparedData.open(out), 0, 0.0)
+            plan.folder.mkdir(parents=True, exist_ok=True)
             done.update(_resume(plan))
             resumed = plan.images_in(done)
             _work(plan, done, workers, quiet)
@@ -110,36 +113,6 @@ def _is_prepared(out: Path, plan: Plan, force: bool) -> bool:
     except UserError as error:
         raise UserError(f"{error} (with --force)") from error
     return True
-
-
-@contextlib.contextmanager
-def _sole_writer(folder: Path) -> Iterator[None]:
-    """Create `folder` and lock it; the system releases the lock when this process and its workers have ended."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if sys.platform == "win32":  # has no flock: users must not start twice
-        yield
-        return
-    import fcntl
-
-    deadline = time.monotonic() + LOCK_WAIT
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise UserError(f"another process is writing {folder}: let it finish, then run again") from None
-                time.sleep(0.1)
-            except OSError:
-                break  # a file system without locks, such as some network drives
-        # The previous owner of the lock may have finished and renamed the folder since we opened it.
-        if not (folder.is_dir() and os.path.samestat(os.fstat(handle), folder.stat())):
-            raise UserError(f"another process has just finished {folder}: run again")
-        yield
-    finally:
-        os.close(handle)
 
 
 def _resume(plan: Plan) -> dict[int, Done]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from core.cli.console import say
-from core.cli.files import digest_of, read_json, write_json
+from core.cli.console import say, warn
+from core.cli.errors import UserError
+from core.cli.files import digest_of, write_json
 from core.nn.model_file import load_model, save_model
 from core.training.checkpoint import Stateful
 from core.training.curves import Panel
-from core.training.rundir import RunFolder
+from core.training.rundir import RunFolder, sealed, unsealed
 
 BEST_NAME, BEST_FACTS = "best.safetensors", "best.json"
 
@@ -38,11 +40,35 @@ class Best(Stateful):
         return False
 
 
+def stored_info(file: Path) -> dict[str, Any]:
+    """What a file of best weights says of itself. Raises UserError where it is damaged."""
+    try:
+        return load_model(file)[1]
+    except UserError as error:
+        raise UserError(f"{error}: delete it to continue without these weights") from error
+
+
+def set_aside(folder: Path, names: Sequence[str], images: int, reason: str) -> None:
+    """Rename weights that no longer fit a run, and what belongs to them, to STEM-IMAGES.*; the weights come last."""
+    tags = (f"-{images:012d}" + (f"-{k}" if k > 1 else "") for k in itertools.count(1))
+    renamed = ({name: Path(name).stem + tag + Path(name).suffix for name in names} for tag in tags)
+    chosen = next(new for new in renamed if not (folder / new[names[-1]]).exists())
+    for name, new in chosen.items():
+        if (folder / name).exists():
+            (folder / name).rename(folder / new)
+    say(f"note: {names[-1]} of {images:,} images is set aside as {chosen[names[-1]]}: {reason}")
+
+
+def lost_steps(images_seen: int) -> str:
+    """Why weights of later steps are set aside where training continues at `images_seen`."""
+    return f"training continues before it, at {images_seen:,}"
+
+
 class BestWeights:
     """The weights with the lowest score so far: best.safetensors and, to read, best.json (on process 0).
 
-    They are held in memory and written just before the next checkpoint: a killed run continues from its last
-    checkpoint, and what it repeats may turn out differently on a GPU.
+    They are held in memory until the next checkpoint: a killed run continues from its last one, and what it repeats may
+    turn out differently on a GPU.
 
     Files that no longer fit are renamed to best-IMAGES.*, with a note, and the search starts again: those with a score
     on other terms, and those of more images than the checkpoint has, as after a damaged checkpoint.
@@ -57,25 +83,18 @@ class BestWeights:
         self._waiting: tuple[nn.Module, dict[str, Any], dict[str, Any]] | None = None
         if not (folder / BEST_NAME).exists():
             return
-        _, info = load_model(folder / BEST_NAME)
+        info = stored_info(folder / BEST_NAME)
         stored = dict(info.get("score", {}))
         score = stored.pop("value", None)
         differing = sorted(key for key in stored.keys() | terms.keys() if stored.get(key) != terms.get(key))
+        names = (BEST_FACTS, BEST_NAME)
         if info["images_seen"] > images_seen:
-            self._set_aside(info["images_seen"], f"training continues before it, at {images_seen:,}")
+            set_aside(folder, names, info["images_seen"], lost_steps(images_seen))
         elif differing:
-            self._set_aside(info["images_seen"], f"scores no longer compare (other {', '.join(differing)})")
+            reason = f"scores no longer compare (other {', '.join(differing)})"
+            set_aside(folder, names, info["images_seen"], reason)
         else:
             self.best.improved(float(score), info["images_seen"])
-
-    def _set_aside(self, images: int, reason: str) -> None:
-        stems = (f"best-{images:012d}" + (f"-{k}" if k > 1 else "") for k in itertools.count(1))
-        stem = next(stem for stem in stems if not (self.folder / f"{stem}.safetensors").exists())
-        for name in (BEST_FACTS, BEST_NAME):
-            old = self.folder / name
-            if old.exists():
-                old.rename(self.folder / f"{stem}{old.suffix}")
-        say(f"note: {BEST_NAME} of {images:,} images is set aside as {stem}.safetensors: {reason}")
 
     def offer(self, score: float, model: nn.Module, recipe: dict[str, Any], info: dict[str, Any]) -> bool:
         """Keep a copy of these weights if their score is the lowest so far, and say whether it is.
@@ -86,15 +105,15 @@ class BestWeights:
             self._waiting = copy.deepcopy(model), recipe, info
         return improved
 
-    def write(self) -> None:
-        """Write what is held in memory, if anything. Raises UserError where that fails."""
+    def write(self, folder: Path) -> None:
+        """Write what is held in memory, if anything, to `folder`. Raises UserError where that fails."""
         if self._waiting is None:
             return
         model, recipe, info = self._waiting
         score = self.best.score
-        save_model(self.folder / BEST_NAME, model, recipe, info | {"score": {"value": score, **self.terms}})
+        save_model(folder / BEST_NAME, model, recipe, info | {"score": {"value": score, **self.terms}})
         facts = {"score": score, **self.terms, **info, "model": BEST_NAME, "terms": digest_of(self.terms)}
-        write_json(self.folder / BEST_FACTS, facts)
+        write_json(folder / BEST_FACTS, sealed(facts))
         self._waiting = None
 
 
@@ -115,9 +134,16 @@ def score_panel(rows: list[dict[str, Any]]) -> list[Panel]:
 
 def best_so_far(run: RunFolder) -> str | None:
     """Where the best weights are, their score and the last one, in a line; None where there are none."""
-    if not (run.path / BEST_FACTS).exists():
+    facts = run.path / BEST_FACTS
+    if not facts.exists():
         return None
-    best = read_json(run.path / BEST_FACTS)
+    try:
+        best = unsealed(facts.read_bytes())
+    except OSError:
+        best = None
+    if best is None:
+        warn(f"{facts} is damaged, so the score of {BEST_NAME} is not known here; the weights hold it, too")
+        return None
     last = [row for row in run.read_stats() if row.get("terms") == best["terms"]][-1:]
     return (
         f"best: {run.path / BEST_NAME}, {best['metric']} {best['score']:.4g} of {best['n']:,} samples at "

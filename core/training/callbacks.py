@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.training.best import comparable, score_panel
@@ -24,8 +25,8 @@ class Callback:
     def after_row(self, loop: TrainingLoop, values: dict[str, float]) -> None:
         """A row of statistics with these values was written (process 0)."""
 
-    def before_checkpoint(self, loop: TrainingLoop) -> None:
-        """Write what a run must have when it continues from the checkpoint that comes next."""
+    def before_checkpoint(self, loop: TrainingLoop, folder: Path) -> None:
+        """Write to `folder` the files that are to come into the run together with the checkpoint that follows."""
 
     def after_checkpoint(self, loop: TrainingLoop) -> None:
         """A checkpoint and the model files were written."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import errno
+import shutil
+import struct
 import zlib
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,7 +20,18 @@ from core.cli.files import atomic_path
 
 KEEP = 2  # checkpoints: a damaged newest one costs one interval and not the run
 # What reading a damaged zip archive or pickle is known to raise, depending on where the flipped bit is.
-_DAMAGE = (OSError, EOFError, RuntimeError, ValueError, LookupError, UnpicklingError, BadZipFile, zlib.error)
+_DAMAGE = (
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    UnpicklingError,
+    BadZipFile,
+    zlib.error,
+    struct.error,
+)
 
 
 class Stateful:
@@ -34,6 +48,10 @@ class Stateful:
         vars(self).update({name: copy.copy(state[name]) for name in self.STATE})
 
 
+class DamagedError(Exception):
+    """A checkpoint is not as it was written."""
+
+
 class Checkpoints:
     """The folder state/ of a run, made on the first save: one file per saved moment, named by the images seen."""
 
@@ -44,9 +62,13 @@ class Checkpoints:
         """Checkpoint files, oldest first."""
         return sorted(self.folder.glob("*.pt"))
 
+    def path(self, images_seen: int) -> Path:
+        """The file of one."""
+        return self.folder / f"{images_seen:012d}.pt"
+
     def save(self, images_seen: int, state: dict[str, Any]) -> Path:
         """Write `state` atomically, then remove old checkpoints; UserError, and no change, where that fails."""
-        path = self.folder / f"{images_seen:012d}.pt"
+        path = self.path(images_seen)
         with atomic_path(path) as temporary:
             try:
                 torch.save(state, temporary)
@@ -57,29 +79,78 @@ class Checkpoints:
         return path
 
     def load_newest(self) -> dict[str, Any] | None:
-        """The newest intact checkpoint, on the CPU; None when there is none at all, UserError when none is intact."""
-        files = self.files()
+        """The newest intact checkpoint, on the CPU; None when there is none at all.
+
+        Damaged ones after it are set aside as NAME.damaged, or they would outlive all later ones. Raises UserError when
+        none is intact, and where one cannot be read for another reason than damage; then nothing is renamed.
+        """
+        files, damaged = self.files(), []
         for path in reversed(files):
             try:
-                return _read(path)
-            except _DAMAGE as error:
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
-                warn(f"checkpoint {path} is damaged ({reason}), trying the one before")
+                state = read_checkpoint(path)
+            except DamagedError as error:
+                damaged.append((path, error))
+                continue
+            for bad, reason in damaged:
+                try:
+                    aside = bad.replace(bad.with_name(f"{bad.name}.damaged"))
+                except OSError as error:
+                    raise UserError(f"cannot set {bad} aside, which is damaged: {error.strerror or error}") from error
+                warn(f"checkpoint {bad} is damaged ({reason}): it is set aside as {aside.name}, {path.name} is used")
+            return state
         if files:
             raise UserError(f"no checkpoint in {self.folder} is intact: delete the folder to start the run again")
         return None
 
-    def remove_leftovers(self) -> None:
-        """Delete temporary files of a process that was killed while saving."""
-        for path in self.folder.glob(".*.part"):
-            path.unlink()
+    def load(self, images_seen: int) -> dict[str, Any]:
+        """The checkpoint that another process has chosen. Raises UserError where this one cannot read it."""
+        try:
+            return read_checkpoint(self.path(images_seen))
+        except DamagedError as error:
+            raise UserError(f"{self.path(images_seen)} is damaged only here ({error}): try again") from error
+
+    def companions(self, images_seen: int) -> Path:
+        """The folder for files that are to change together with the checkpoint at `images_seen`; it may not exist.
+
+        They are written there before the checkpoint and moved into the run by `settle` after it, so that what a killed
+        run leaves is that of the checkpoint it continues from, or becomes so when it continues.
+        """
+        return self.folder / f"{images_seen:012d}.new"
+
+    def settle(self, images_seen: int) -> None:
+        """Move the companions of the checkpoint at `images_seen` into the run; drop those that belong to no checkpoint.
+
+        Raises UserError where a file cannot be moved.
+        """
+        wanted = self.companions(images_seen)
+        try:
+            for folder in self.folder.glob("*.new"):
+                for file in folder.iterdir() if folder == wanted else ():
+                    file.replace(self.folder.parent / file.name)
+                shutil.rmtree(folder)
+        except OSError as error:
+            raise UserError(f"cannot write {self.folder.parent}: {error.strerror or error}") from error
 
 
-def _read(path: Path) -> dict[str, Any]:
-    with ZipFile(path) as archive:
-        if member := archive.testzip():
-            raise ValueError(f"checksum of {member}")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(state, dict) or "images_seen" not in state:
-        raise ValueError("not a checkpoint")
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The state in a checkpoint file, on the CPU.
+
+    Raises DamagedError where it is not as it was written, UserError where it cannot be read now.
+    """
+    try:
+        # Both read through one handle, whose errors are told from those of the content.
+        with path.open("rb") as handle, ZipFile(handle) as archive:
+            if member := archive.testzip():
+                raise ValueError(f"checksum of {member}")
+            handle.seek(0)
+            state = torch.load(handle, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or "images_seen" not in state:
+            raise ValueError("not a checkpoint")
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # the archive names a place before its beginning
+            raise DamagedError(error.strerror) from error
+        raise UserError(f"cannot read {path}: {error.strerror or error}; nothing was changed, try again") from error
+    except _DAMAGE as error:
+        raise DamagedError(" ".join(str(error).split())[:200] or type(error).__name__) from error
+    assert isinstance(state, dict)
     return state

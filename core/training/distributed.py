@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -94,7 +95,17 @@ class Ranks:
         return broadcast_object_list([value])[0] if self.count > 1 else value
 
     def share_failure(self, failure: UserError | None) -> None:
-        """Raise the first process's failure on all: the others would wait forever."""
+        """Raise a process's failure on all: the others would wait forever."""
         messages = [str(failure)] if failure else []
         for message in gather_object(messages) if self.count > 1 else messages:
             raise UserError(message)
+
+    def together(self, work: Callable[[], Value]) -> Value:
+        """The result of `work` on every process; a UserError of any of them is raised on all."""
+        failure = None
+        try:
+            result = work()
+        except UserError as error:
+            failure = error
+        self.share_failure(failure)
+        return result

@@ -20,12 +20,13 @@ from torch import nn
 from core.cli.config import as_dict
 from core.cli.console import StatusProgress, console, progress_bar, say, warn
 from core.cli.errors import Interrupted, UserError
+from core.cli.lock import sole_owner
 from core.nn.model_file import FILE_NAME
 from core.training.callbacks import Callback, Tracker
 from core.training.checkpoint import Checkpoints
-from core.training.distributed import start_accelerator
+from core.training.distributed import Ranks, start_accelerator
 from core.training.machine import choose_precision, pick_device
-from core.training.meter import MeanMeter, NonFiniteError, is_due
+from core.training.meter import MeanMeter, NonFiniteError, Speed, is_due
 from core.training.rundir import RunFolder
 from core.training.stopping import StopRequest
 
@@ -82,11 +83,20 @@ def check_least(section: object, least: int, *keys: str, prefix: str = "") -> No
 
 
 def make_optimizer(recipe: dict[str, Any], network: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser that conf/optim describes, for the parameters of `network`; UserError for settings it refuses."""
+    """The optimiser that conf/optim describes, for the parameters of `network`; UserError for settings it refuses.
+
+    Weight decay, if any, is for weights alone: vectors such as biases are a parameter group without it.
+    """
     try:
         if recipe.get("fused", False) is None and next(network.parameters()).is_cuda:
             recipe = recipe | {"fused": True}  # left open: one kernel for all weights
-        optimizer = instantiate(recipe)(network.parameters())
+        make = instantiate(recipe)
+        optimizer = make(network.parameters())
+        if optimizer.defaults.get("weight_decay"):
+            # Biases and the gains of norms are not pulled towards 0, where they would switch channels off.
+            weights = [value for value in network.parameters() if value.ndim > 1]
+            others = [value for value in network.parameters() if value.ndim <= 1]
+            optimizer = make([{"params": weights}, {"params": others, "weight_decay": 0.0}])
     except (HydraException, TypeError, ValueError, RuntimeError, IndexError) as error:
         raise UserError(f"optim: {' '.join(str(error).split())}") from error
     assert isinstance(optimizer, torch.optim.Optimizer)
@@ -109,7 +119,9 @@ class TrainingLoop(ABC):
     ) -> None:
         self.settings, self.accelerator, self.run = config, accelerator, run
         self.callbacks = [*callbacks, *([Tracker()] if config.tracker else [])]
+        self.ranks = Ranks(accelerator.process_index, accelerator.num_processes)
         self.checkpoints, self.meter = Checkpoints(run.state), MeanMeter(names)
+        self.means: dict[str, float] = {}  # of the last interval
         self.images_seen, self.told = 0, 0.0  # `told`: when a log file last got a line
 
     @abstractmethod
@@ -142,15 +154,43 @@ class TrainingLoop(ABC):
         return self.images_seen >= self.settings.total_images
 
     def load(self) -> None:
-        """Continue from the newest intact checkpoint, if there is one."""
-        state = self.checkpoints.load_newest()
-        if state is None:
+        """Continue from the newest intact checkpoint, if there is one: process 0 says which, on all of them."""
+        ranks, checkpoints = self.ranks, self.checkpoints
+        state = ranks.together(lambda: checkpoints.load_newest() if ranks.first else None)
+        images = ranks.of_first(None if state is None else int(state["images_seen"]))
+        ranks.together(lambda: checkpoints.settle(images or 0) if ranks.first else None)
+        if images is None:
             return
-        for name, part in (self.parts() | {"meter": self.meter}).items():
-            part.load_state_dict(state[name])
-        self.images_seen = int(state["images_seen"])
-        if self.accelerator.is_main_process:
+        ranks.together(lambda: self._continue(state or checkpoints.load(images)))
+        if ranks.first:
             say(f"continuing {self.run.path} at {self.images_seen:,} images")
+
+    def _continue(self, state: dict[str, Any]) -> None:
+        """Take over the state in a checkpoint. Raises UserError where this version has other parts."""
+        try:
+            for name, part in (self.parts() | {"meter": self.meter}).items():
+                if isinstance(part, torch.optim.Optimizer):
+                    for own, saved in zip(part.param_groups, state[name]["param_groups"], strict=False):
+                        if "fused" in own:  # a matter of this device, not of the one that saved it
+                            saved["fused"] = own["fused"]
+                part.load_state_dict(state[name])
+        except (KeyError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{self.run.path} cannot be continued by this version ({reason}): finish it with the one that began "
+                "it, or use another name=..."
+            ) from error
+        self.images_seen = int(state["images_seen"])
+        before, now = state.get("machine", self.machine), self.machine
+        if self.ranks.first and before != now:
+            others = "" if before["processes"] == now["processes"] else ", batch statistics or dropout"
+            was, is_now = ("{processes} x {device}".format(**machine) for machine in (before, now))
+            say(f"note: {was} trained it so far, now {is_now} does: the batches are the same, but not rounding{others}")
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """What trains: the number of processes and the kind of their device."""
+        return {"processes": self.ranks.count, "device": self.accelerator.device.type}
 
     def save(self) -> None:
         """Write a checkpoint and the model files, in all processes. UserError after divergence or with a full disk."""
@@ -159,11 +199,13 @@ class TrainingLoop(ABC):
         for name, part in self.parts().items():
             if isinstance(part, nn.Module) and not all(value.isfinite().all() for value in part.state_dict().values()):
                 raise self.diverged(f"weights of the {name} are not finite", self.images_seen)
+        folder = self.checkpoints.companions(self.images_seen)
         for callback in self.callbacks:
-            callback.before_checkpoint(self)
+            callback.before_checkpoint(self, folder)
         if self.accelerator.is_main_process:
             state = {name: part.state_dict() for name, part in (self.parts() | {"meter": self.meter}).items()}
-            self.checkpoints.save(self.images_seen, state | {"images_seen": self.images_seen})
+            self.checkpoints.save(self.images_seen, state | {"images_seen": self.images_seen, "machine": self.machine})
+            self.checkpoints.settle(self.images_seen)
             self.export()
         for callback in self.callbacks:
             callback.after_checkpoint(self)
@@ -185,18 +227,20 @@ class TrainingLoop(ABC):
             "learning rate (optim.lr=1e-4) or mixed_precision=fp32 under a new name=..."
         )
 
-    def log(self, bar: StatusProgress, started: float, first: int) -> None:
-        """End a statistics interval: write a row, warn and update the bar, or a log file every half minute."""
+    def log(self, speed: Speed) -> None:
+        """End a statistics interval: write a row and warn."""
         self.fold()
-        means = self.meter.means()
+        self.means = self.meter.means()
         self.meter.reset()
-        warnings = self.warnings(means)
+        warnings = self.warnings(self.means)
         if self.accelerator.is_main_process:
-            rate = (self.images_seen - first) / (time.perf_counter() - started)
-            self.record({**means, "images_per_s": rate}, means)
+            self.record({**self.means, "images_per_s": speed.read(self.images_seen)}, self.means)
             for warning in warnings:
                 self.warn(warning)
-        bar.status = self.status(means) + "".join(callback.status() for callback in self.callbacks)
+
+    def show(self, bar: StatusProgress) -> None:
+        """Update the line below the bar, and every half minute a log file."""
+        bar.status = self.status(self.means) + "".join(callback.status() for callback in self.callbacks)
         if self.accelerator.is_main_process and not console.is_terminal and time.perf_counter() - self.told >= 30:
             seen = f"{self.images_seen:,} of {self.settings.total_images:,} images, {bar.tasks[0].speed or 0.0:.1f}/s"
             say(f"{self.settings.name}: {seen}, {bar.status}")
@@ -219,17 +263,20 @@ class TrainingLoop(ABC):
         with progress_bar(quiet=not main) as bar:
             first = self.images_seen
             task = bar.add_task(config.name, total=config.total_images, completed=min(first, config.total_images))
-            started = self.told = time.perf_counter()
+            self.told, speed = time.perf_counter(), Speed(first)
             while not self.finished:
                 before = self.images_seen
                 self.step()
                 bar.update(task, completed=min(self.images_seen, config.total_images))
                 if is_due(before, self.images_seen, config.log_every):
-                    self.log(bar, started, first)
-                for callback in self.callbacks:
-                    callback.after_step(self, before, last=self.images_seen >= config.total_images)
-                if is_due(before, self.images_seen, config.save_every):
-                    self.save()
+                    self.log(speed)
+                with speed.paused():
+                    for callback in self.callbacks:
+                        callback.after_step(self, before, last=self.images_seen >= config.total_images)
+                    if is_due(before, self.images_seen, config.save_every):
+                        self.save()
+                if self.means:  # after the callbacks, which may have found a new best
+                    self.show(bar)
                 if self.stop_agreed(stop):
                     self.save()
                     raise Interrupted(f"saved at {self.images_seen:,} images; the same command continues")
@@ -261,25 +308,32 @@ def run_loop(
     # Stored as resolved: on another machine `auto` may choose differently, and such a run must not continue unnoticed.
     config.mixed_precision = choose_precision(config.mixed_precision, pick_device())
     resolved = as_dict(config) | identity
-    # A run that ended before it saved anything has nothing to continue, and nothing to lose.
-    if Checkpoints(run.state).files() or (run.path / FILE_NAME).exists():
-        run.check_config(resolved, changeable)
     accelerator = start_accelerator(config.mixed_precision, config.tracker, run.path)
-    loop = build(accelerator, run)
-    for callback in loop.callbacks:
-        callback.start(loop)
-    if accelerator.is_main_process:
-        run.write_config(resolved)
-        run.rewind_stats(loop.images_seen)
-        loop.checkpoints.remove_leftovers()
-        machine = f"{accelerator.num_processes} x {accelerator.device.type}, {torch.get_num_threads()} threads"
-        say(f"{loop.describe()}, {machine}, {config.mixed_precision}")
-    with StopRequest().listening() as stop:
-        try:
-            with explained_compiler() if config.compile else contextlib.nullcontext():
-                loop.train(stop)
-        finally:
-            accelerator.end_training()
+    with contextlib.ExitStack() as stack:
+
+        def claim() -> None:
+            advice = "let it finish or stop it, or use another name=..."
+            stack.enter_context(sole_owner(run.path / ".lock", f"is training {run.path}", advice))
+            run.remove_leftovers()
+            # A run that ended before it saved anything has nothing to continue, and nothing to lose.
+            if Checkpoints(run.state).files() or (run.path / FILE_NAME).exists():
+                run.check_config(resolved, changeable)
+
+        main = accelerator.is_main_process
+        Ranks(accelerator.process_index, accelerator.num_processes).together(lambda: claim() if main else None)
+        loop = build(accelerator, run)
+        for callback in loop.callbacks:
+            callback.start(loop)
+        if main:
+            run.write_config(resolved)
+            run.rewind_stats(loop.images_seen)
+            machine = f"{accelerator.num_processes} x {accelerator.device.type}, {torch.get_num_threads()} threads"
+            say(f"{loop.describe()}, {machine}, {config.mixed_precision}")
+        stop = stack.enter_context(StopRequest().listening())
+        stack.callback(accelerator.end_training)
+        if config.compile:
+            stack.enter_context(explained_compiler())
+        loop.train(stop)
     return run
 
 

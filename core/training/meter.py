@@ -1,6 +1,10 @@
-"""Means of training statistics over an interval, and when an interval ends."""
+"""Means of training statistics and speed over an interval, and when an interval ends."""
 
 from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -55,6 +59,27 @@ class MeanMeter(Stateful):
     def reset(self) -> None:
         """Start a new interval."""
         self.sums, self.steps = [0.0] * len(self.names), 0
+
+
+class Speed:
+    """Images per second since the last reading, not counting the time inside `paused`."""
+
+    def __init__(self, images_seen: int) -> None:
+        self.images, self.since = images_seen, time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time that the block takes."""
+        started = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - started
+
+    def read(self, images_seen: int) -> float:
+        """The speed of the interval that ends here; the next one begins."""
+        now = time.perf_counter()
+        speed = (images_seen - self.images) / (now - self.since)
+        self.images, self.since = images_seen, now
+        return speed
 
 
 def is_due(before: int, after: int, every: int) -> bool:

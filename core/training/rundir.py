@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import zlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from core.cli.console import warn
 from core.cli.errors import UserError
 from core.cli.files import atomic_path
+from core.cli.text import listed
+
+SEAL = "\n# sha256 of the lines above: "  # what the last line of config.yaml begins with
 
 
 class RunFolder:
@@ -26,10 +32,7 @@ class RunFolder:
         """Refuse to continue a run with other settings, but for `changeable` keys; the UserError names each change."""
         if not self.config.exists():
             return
-        try:
-            stored = flatten(yaml.safe_load(self.config.read_text(encoding="utf-8")))
-        except Exception as error:  # damaged YAML can end in any
-            raise UserError(f"cannot read {self.config}: {' '.join(str(error).split())}") from error
+        stored = flatten(self.read_config())
         wanted = flatten(config)
         differing = [
             f"{key} ({stored.get(key)!r} -> {wanted.get(key)!r})"
@@ -42,38 +45,99 @@ class RunFolder:
                 "Use another name=..., or the old settings to continue"
             )
 
+    def read_config(self) -> dict[str, Any]:
+        """The stored configuration. Raises UserError where it is not there, not as it was written, or not YAML."""
+        try:
+            text = self.config.read_bytes().decode()
+            body, _, digest = text.partition(SEAL)
+            if digest and digest.strip() != _digest(body):
+                raise UserError(
+                    f"{self.config} was damaged or edited: put it right, and delete its last line, which holds the "
+                    "checksum of what was there"
+                )
+            stored = yaml.safe_load(text)
+            if not isinstance(stored, dict):
+                raise ValueError("it holds no settings")
+        except UserError:
+            raise
+        except Exception as error:  # damaged YAML can end in any
+            raise UserError(f"cannot read {self.config}: {' '.join(str(error).split())}") from error
+        return {str(key): value for key, value in stored.items()}
+
     def write_config(self, config: dict[str, Any]) -> None:
-        """Store the resolved configuration."""
+        """Store the resolved configuration, with a checksum in the last line."""
+        # Not by OmegaConf, which would expand a `${` in a name.
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True).rstrip("\n")
         with atomic_path(self.config) as temporary:
-            # Not by OmegaConf, which would expand a `${` in a name.
-            temporary.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+            temporary.write_bytes(f"{text}{SEAL}{_digest(text)}\n".encode())
+
+    def remove_leftovers(self) -> None:
+        """Delete temporary files of killed trainings; others may not be at work on this run, which a lock ensures."""
+        for folder in (self.path, self.samples, self.state):
+            for leftover in folder.glob(".*.part"):
+                with contextlib.suppress(OSError):
+                    leftover.unlink()
 
     def rewind_stats(self, images_seen: int) -> None:
-        """Drop rows after `images_seen`, and a torn last line: a killed run may have gone past its checkpoint."""
+        """Drop rows after `images_seen`, and what is damaged: a killed run may have gone past its checkpoint."""
         if not self.stats.exists():
             return
-        kept = []
-        for line in self.stats.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
-                if json.loads(line)["images"] <= images_seen:
-                    kept.append(line + "\n")
+        kept = [row for row in self.read_stats() if row["images"] <= images_seen]
         with atomic_path(self.stats) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
+            temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
 
     def append_stats(self, row: dict[str, Any]) -> None:
         """Append a row; its `images` says when. Raises UserError where that fails."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with self.stats.open("a", encoding="utf-8") as handle:
-                handle.write(json.dumps(row) + "\n")
+                handle.write(_line(row))
         except OSError as error:
             raise UserError(f"cannot write {self.stats}: {error.strerror or error}") from error
 
     def read_stats(self) -> list[dict[str, Any]]:
-        """All rows of stats.jsonl."""
+        """All rows of stats.jsonl but damaged ones, which are named in a warning; a torn last line goes unnamed."""
         if not self.stats.exists():
             return []
-        return [json.loads(line) for line in self.stats.read_text(encoding="utf-8").splitlines()]
+        try:
+            *lines, _torn = self.stats.read_bytes().split(b"\n")
+        except OSError as error:
+            raise UserError(f"cannot read {self.stats}: {error.strerror or error}") from error
+        rows, bad = [], []
+        for number, line in enumerate(lines, 1):
+            row = unsealed(line)
+            if row is not None and isinstance(row.get("images"), int):
+                rows.append(row)
+            else:
+                bad.append(str(number))
+        if bad:
+            warn(f"{self.stats}: line {listed(bad)} is damaged and left out")
+        return rows
+
+
+def sealed(row: dict[str, Any]) -> dict[str, Any]:
+    """`row` with the CRC-32 of its JSON at the end."""
+    return row | {"crc32": f"{zlib.crc32(json.dumps(row).encode()):08x}"}
+
+
+def unsealed(text: bytes) -> dict[str, Any] | None:
+    """The object that `sealed` made and JSON holds; None where it was damaged. Earlier versions wrote no checksum."""
+    try:
+        row = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(row, dict):
+        return None
+    crc = row.pop("crc32", None)
+    return row if crc is None or sealed(row)["crc32"] == crc else None
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(sealed(row)) + "\n"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Stopping on request: what Ctrl-C and SIGTERM do to a training run."""
+"""Stopping on request: what Ctrl-C, SIGTERM and the end of the terminal do to a training run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class StopRequest:
-    """`received` once SIGINT or SIGTERM has come. Another one, seconds later, ends the process at once."""
+    """`received` once SIGINT, SIGTERM or SIGHUP has come. Another one, seconds later, ends the process at once."""
 
     ECHO = 2.0  # seconds: one Ctrl-C can arrive twice, from the terminal and from the launcher
 
@@ -27,7 +27,11 @@ class StopRequest:
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
         """Catch the signals inside the block; outside they act as before."""
-        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        # Windows has no SIGHUP, and under nohup it is ignored and must stay so.
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, self._note) for number in numbers}
         try:
             yield self
         finally:

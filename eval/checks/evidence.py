@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from core.cli.errors import UserError
 from core.data.dataset import SPLITS, PreparedData
 from core.nn.model_file import load_model
+from core.training.rundir import RunFolder
 from eval.distances import Score, plan_floor, score_against, spread
 from eval.features.cache import Extractor, features_key, remembered, set_key
 from eval.features.image_sets import ImageSet, Samples
@@ -56,16 +55,13 @@ class Evidence:
         if self.samples.facts["kind"] != "model" or self.data is None:
             return
         model = Path(self.samples.facts["model"])
-        config = model.parent / "config.yaml"
+        run = RunFolder(model.parent)
         if load_model(model)[1].get("data", {}).get("sha256") not in (None, self.data.fingerprint):
             self.doubt = FOREIGN
             return
-        if not config.is_file():
+        if not run.config.is_file():
             return
-        try:
-            split = yaml.safe_load(config.read_text(encoding="utf-8")).get("split")
-        except Exception as error:  # damaged YAML can end in any
-            raise UserError(f"cannot read {config}: {' '.join(str(error).split())}") from error
+        split = run.read_config().get("split")
         if split == "all" or (split in SPLITS and self.data.split is not None):
             self.trained_on = self.data.indices(split)
             self.held_out = np.setdiff1d(np.arange(len(self.data)), self.trained_on)

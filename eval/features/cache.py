@@ -11,18 +11,18 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.lib import format as npy
 
 from core.cli.console import progress_bar, say
 from core.cli.errors import UserError
 from core.cli.files import atomic_path, digest_of, read_json, write_json
+from core.cli.lock import sole_owner
 from core.data.loader import read_rows
 from core.training.distributed import Ranks
 from eval.features.extractors import Features
@@ -119,7 +119,10 @@ class Extractor:
             UserError: the folder cannot be written to, or an image cannot be read; raised on all processes.
         """
         whole, path = self._place(key, folder)
-        with self._alone_in(folder):
+        # Two commands would write the same blocks, and one would remove them while the other reads.
+        lock = sole_owner(folder / ".lock", f"works in {folder}")
+        with ExitStack() as stack:
+            self.ranks.together(lambda: stack.enter_context(lock) if self.ranks.first else None)
             if not self.is_kept(key, folder):
                 images = open_images()
                 parts = path.with_suffix(PARTS)
@@ -138,27 +141,6 @@ class Extractor:
                     _remove_others(folder, key)
             self.ranks.wait()
         return KeptFeatures(path)
-
-    @contextmanager
-    def _alone_in(self, folder: Path) -> Iterator[None]:
-        """Lock a folder: two commands would write the same blocks, and one would remove them while the other reads."""
-        if not self.ranks.first:
-            yield
-            return
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / ".lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                say(f"note: waiting for another command that works in {folder}")
-                lock.acquire()
-        except OSError as error:
-            raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
-        try:
-            yield
-        finally:
-            lock.release()
 
     def samples(self, samples: Samples, index: int, folder: Path) -> KeptFeatures:
         """Features of sample set `index`, kept in `folder`."""

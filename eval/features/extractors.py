@@ -46,6 +46,7 @@ class Features(ABC):
         dims: length D of a vector.
         weights_sha256: SHA-256 of the weights file, or of the generated weights.
         transform: what happens to pixels before and after the network.
+        trustworthy: whether a distance on these features ranks models well enough to choose weights by it.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Features(ABC):
     dims: int
     weights_sha256: str
     transform: str
+    trustworthy: bool
     device: torch.device
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
@@ -79,6 +81,7 @@ class InceptionFeatures(Features):
 
     name = "inception"
     transform = INCEPTION_TRANSFORM
+    trustworthy = True
 
     def __init__(self, dims: int, weights: Path, device: torch.device) -> None:
         require_features(self.name, dims)
@@ -108,6 +111,7 @@ class RandomFeatures(Features):
     metric = "fd_random"
     dims = RANDOM_DIMS
     transform = RANDOM_TRANSFORM
+    trustworthy = False
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
