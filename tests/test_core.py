@@ -176,7 +176,7 @@ def test_model_file_rebuilds_the_model_alone(tmp_path):
     save_model(tmp_path / "run" / "model.safetensors", model, RECIPE, {"images_seen": 5})
     loaded, info = load_model(tmp_path / "run")
     z = torch.randn(2, 6)
-    assert torch.equal(loaded(z), model(z)) and info == {"images_seen": 5} and not loaded.training
+    assert torch.equal(loaded(z), model(z)) and info["images_seen"] == 5 and not loaded.training
     assert isinstance(loaded, Generator)
 
 
@@ -300,10 +300,10 @@ def test_atomic_path_leaves_the_old_file_on_failure(tmp_path):
         raise ZeroDivisionError
     assert read_json(path) == {"x": 1} and list(path.parent.iterdir()) == [path]
     with pytest.raises(ValueError, match="JSON"):
-        write_json(path, math.nan)
+        write_json(path, {"x": math.nan})
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        write_json(tmp_path / "file" / "below.json", 1)
+        write_json(tmp_path / "file" / "below.json", {})
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
         read_json(tmp_path / "bad.json")
@@ -322,7 +322,7 @@ def test_prepared_data_is_checked_when_opened(prepared, tmp_path):
         data.indices("trian")
     with pytest.raises(UserError, match="no prepared data set at"):
         PreparedData.open(tmp_path)
-    meta = json.loads((prepared / "meta.json").read_text())
+    meta = read_json(prepared / "meta.json")
     for change, message in (
         ({"format": 99}, "format"),
         ({"count": 23}, "prepare the data set again"),
@@ -332,12 +332,16 @@ def test_prepared_data_is_checked_when_opened(prepared, tmp_path):
         copy = tmp_path / "copy"
         copy.mkdir(exist_ok=True)
         (copy / "images.npy").write_bytes((prepared / "images.npy").read_bytes())
-        (copy / "meta.json").write_text(json.dumps(meta | change))
+        write_json(copy / "meta.json", meta | change)
         with pytest.raises(UserError, match=message):
             PreparedData.open(copy)
-    (copy / "meta.json").write_text(json.dumps(meta))
     (copy / "images.npy").write_bytes(b"\x93NUMPY")
-    with pytest.raises(UserError, match=r"cannot read .*images\.npy"):
+    hashes = {"images.npy": sha256_of(copy / "images.npy")}
+    write_json(copy / "meta.json", meta | {"sha256": hashes})
+    with pytest.raises(UserError, match=r"cannot read .*images\.npy .*prepare the data set again"):
+        PreparedData.open(copy)
+    (copy / "meta.json").write_text(json.dumps(meta | {"sha256": hashes}))
+    with pytest.raises(UserError, match=r"meta\.json .*earlier version \(wrong checksum\): prepare the data set again"):
         PreparedData.open(copy)
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from core.cli.errors import UserError
 from core.cli.files import sha256_of
 from core.data.loader import read_rows
-from core.nn.model_file import load_model, model_file
+from core.nn.model_file import model_file
 from core.submission.rules import read_archive
 
 # The files of a folder that pytorch-fid reads (its IMAGE_EXTENSIONS): lower case only, no subfolders.
@@ -217,18 +217,14 @@ def _open_model(path: Path, count: int, sets: int, seed: int, device: str) -> Sa
     from gen.sample import load_generator
 
     model = model_file(path)
-    # A running training may replace the file, so check that the weights loaded are those that were hashed.
-    digest = sha256_of(model)
-    network, _ = load_generator(model, device)
-    chose = load_model(model)[1].get("score", {}).get("n", 0)  # number of samples by which training chose the weights
-    if sha256_of(model) != digest:
-        raise UserError(f"{model} was replaced while it was read: score it again")
+    network, info = load_generator(model, device)
+    chose = info.get("score", {}).get("n", 0)  # number of samples by which training chose the weights
     first_seeds = [seed + index * count for index in range(sets)]
     facts = {
         "kind": "model",
         "path": str(path),
         "model": str(model),
-        "model_sha256": digest,
+        "model_sha256": info["sha256"],
         "count": count,
         "sets": sets,
         "first_seeds": first_seeds,
