@@ -106,6 +106,27 @@ def test_absurd_recipes_take_a_line_and_no_memory(tmp_path, model, arguments):
 
 
 @pytest.mark.parametrize(
+    ("kind", "shape", "size"),
+    [
+        ("F32", [0, 2**63], 0),
+        ("F32", [2**40], 4),
+        ("F32", [-1], 4),
+        ("F4", [8], 4),
+        ("F6_E2M3", [8], 6),
+        ("I8", [1], 1),
+    ],
+)
+def test_headers_that_torch_or_safetensors_refuse_take_a_line(tmp_path, kind, shape, size):
+    entry = {"dtype": kind, "shape": shape, "data_offsets": [0, size]}
+    described = {"format": FORMAT, "recipe": json.dumps(RECIPE), "info": "{}", "sha256": "none"}
+    header = json.dumps({"__metadata__": described, "a": entry}).encode()
+    (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+    with pytest.raises(UserError, match=r"m\.safetensors") as caught:
+        load_model(tmp_path / "m.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "metadata", [{"recipe": "[1]"}, {"info": "[]"}, {"info": '{"images_seen": "x"}'}, {"recipe": "[" * 9_000}]
 )
 def test_metadata_of_other_types_are_refused(tmp_path, metadata):

@@ -115,13 +115,13 @@ def load_model(run_or_file: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         with safe_open(path, framework="pt") as archive:
             metadata = archive.metadata() or {}
             mapped = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 (not a dict)
-            recipe, info = _described(path, metadata)
-            model = _without_memory(path, recipe, len(mapped))
-            _require_fit(path, model.state_dict(), mapped)
-            # Copies, which no other program can change after they are verified.
-            tensors = {name: value.clone() for name, value in mapped.items()}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"cannot read {path}: {error}; it was damaged or is not a model file") from error
+    # SafetensorError, OSError, and what torch raises for types and shapes that it cannot have.
+    except Exception as error:
+        raise UserError(f"cannot read {path}: {_line(error)}; it was damaged or is not a model file") from error
+    recipe, info = _described(path, metadata)
+    model = _without_memory(path, recipe, len(mapped))
+    _require_fit(path, model.state_dict(), mapped)
+    tensors = {name: value.clone() for name, value in mapped.items()}  # which no other program can change any more
     digest = content_sha256(metadata, tensors)
     if digest != metadata.get("sha256"):
         raise UserError(f"{path} is damaged (its content has another SHA-256): copy it again, or train again")
