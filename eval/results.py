@@ -71,7 +71,7 @@ def read_result(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file cannot be read, is not a result, or contradicts itself.
     """
-    result = read_json(path)
+    result = read_json(path, "give another result, or score its source again")
     try:
         source, values = result["source"], result["values"]
         figures = [*values, result["mean"]] + [value for value in (result["excess"],) if value is not None]
@@ -88,7 +88,7 @@ def read_result(path: Path) -> dict[str, Any]:
         sound = False
     if not sound:
         raise UserError(f"{path} is not a result of eval.fid, or is damaged: give another, or score its source again")
-    return dict(result)
+    return result
 
 
 def pick(result: dict[str, Any], place: Iterable[str]) -> Any:

@@ -27,12 +27,12 @@ GRID_SAMPLES = 64
 INTERPOLATION_ROWS, INTERPOLATION_STEPS = 8, 10
 
 
-def load_generator(run_or_file: str | Path, device: str) -> tuple[nn.Module, int]:
-    """The generator of a run folder or model file on `device`, and its latent dimension."""
-    model, _ = load_model(run_or_file)
+def load_generator(run_or_file: str | Path, device: str) -> tuple[nn.Module, dict[str, Any]]:
+    """The generator of a run folder or model file on `device`, and its `info`, see `core.nn.model_file.load_model`."""
+    model, info = load_model(run_or_file)
     if not isinstance(model, Generator):
         raise UserError(f"{run_or_file} holds a {type(model).__name__}, not a generator")
-    return model.to(pick_device(device)).to(memory_format=MEMORY_FORMAT), model.latent_dim
+    return model.to(pick_device(device)).to(memory_format=MEMORY_FORMAT), info
 
 
 @torch.inference_mode()
@@ -59,7 +59,8 @@ def generate_batches(
     Raises:
         UserError: no model, a damaged one, one that is not a generator, or no such device.
     """
-    model, latent_dim = load_generator(run_or_file, device)
+    model, _ = load_generator(run_or_file, device)
+    latent_dim = int(model.latent_dim)  # type: ignore[arg-type]
     remaining = iter(seeds)
     chunks = iter(lambda: list(islice(remaining, batch_size)), [])
     return (render(model, sample_latents(chunk, latent_dim, truncation)) for chunk in chunks)
@@ -75,7 +76,8 @@ def interpolation_grid(run_or_file: str | Path, seed: int, truncation: float | N
 
     A straight line would pass through latents much shorter than any seen in training.
     """
-    model, latent_dim = load_generator(run_or_file, device)
+    model, _ = load_generator(run_or_file, device)
+    latent_dim = int(model.latent_dim)  # type: ignore[arg-type]
     ends = sample_latents(range(seed, seed + 2 * INTERPOLATION_ROWS), latent_dim, truncation)
     steps = torch.linspace(0, 1, INTERPOLATION_STEPS)
     path = torch.cat([slerp(ends[2 * row], ends[2 * row + 1], steps) for row in range(INTERPOLATION_ROWS)])

@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from core.cli.config import compose, quoted, typed
-from core.cli.files import write_json
+from core.cli.files import sha256_of, write_json
 from core.data.dataset import FORMAT, PreparedData
 from core.data.images import write_png
 from core.drawn.face import draw_face
@@ -129,8 +129,10 @@ def make_data(settings: Settings, folder: Path) -> None:
     pipeline.prepare(drawn_source(settings.faces, 0), folder / "masks", size=settings.unet_size)
     for count in settings.counts:
         black, shape = folder / f"black{count}", (count, settings.size, settings.size, 3)
-        write_json(black / "meta.json", {"format": FORMAT, "count": count, "sha256": {"images.npy": "none"}})
+        black.mkdir()
         open_memmap(black / "images.npy", mode="w+", dtype=np.uint8, shape=shape).flush()
+        hashes = {"images.npy": sha256_of(black / "images.npy")}
+        write_json(black / "meta.json", {"format": FORMAT, "count": count, "sha256": hashes})
 
 
 def compare_steps(part: str, bench: Bench, batch: int, ours: Work, theirs: Work) -> Result:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from core.cli.console import progress_bar, warn
 from core.cli.errors import CommandParser, UserError, reports_errors
-from core.cli.files import sha256_of, writable
+from core.cli.files import writable
 from core.data.dataset import PreparedData
 from core.data.images import write_png
 from core.nn.model_file import model_file
@@ -68,7 +68,7 @@ def main() -> None:
     results = scored(metrics, data, options.split)
     identity = {
         "model": str(file),
-        "model_sha256": sha256_of(file),
+        "model_sha256": info["sha256"],
         "images_seen": info["images_seen"],
         "trained_size": info["image_size"],
         "split": options.split,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from core.cli.config import compose, typed
-from core.cli.files import sha256_of, write_json
+from core.cli.files import read_json, sha256_of, write_json
 from core.training.rundir import RunFolder
 from seg.settings import TrainConfig
 from seg.train import run_training
@@ -42,6 +43,12 @@ def write_discs(folder: Path, count: int = 24, size: int = 32, valid: int = 7, s
     hashes = {f"{name}.npy": sha256_of(folder / f"{name}.npy") for name in ("images", "masks", "split")}
     write_json(folder / "meta.json", meta | {"sha256": hashes})
     return folder
+
+
+def describe_again(folder: Path, **changes: Any) -> None:
+    """Write meta.json anew: with these changes, and for the files as they are now."""
+    meta = read_json(folder / "meta.json") | changes
+    write_json(folder / "meta.json", meta | {"sha256": {name: sha256_of(folder / name) for name in meta["sha256"]}})
 
 
 SMALL = ["model.network.widths=[4,8]", "batch_size=4", "log_every=8", "valid_every=16", "save_every=0", "warmup=0"]

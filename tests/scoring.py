@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 from pytorch_fid import inception as published
 from torch import nn
 
-from core.cli.files import sha256_of
+from core.cli.files import sha256_of, write_json
 
 WEIGHTS_NAME = "pt_inception-2015-12-05-6726825d.pth"
 
@@ -39,7 +38,7 @@ def write_prepared(folder: Path, images: np.ndarray, split: np.ndarray | None = 
     for name, array in arrays.items():
         np.save(folder / name, array)
     meta = {"format": 1, "count": len(images), "sha256": {name: sha256_of(folder / name) for name in arrays}}
-    (folder / "meta.json").write_text(json.dumps(meta))
+    write_json(folder / "meta.json", meta)
     return folder
 
 

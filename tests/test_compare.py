@@ -12,9 +12,9 @@ from scipy.stats import ttest_ind
 from scoring import pictures, write_folder, write_prepared
 
 from core.cli.errors import UserError
-from core.cli.files import sha256_of, write_json
+from core.cli.files import read_json, write_json
 from core.nn.init import init_normal
-from core.nn.model_file import build_model, save_model
+from core.nn.model_file import build_model, load_model, save_model
 from eval import compare
 from eval.metrics.significance import differences_from_best, holm, welch
 from eval.results import ALIKE, Entry, find_results, ranking_warnings, require_comparable
@@ -236,20 +236,24 @@ def test_sets_devices_and_versions_may_differ_but_are_told(template, tmp_path):
     ("content", "line"),
     [
         ("{", "not valid JSON"),
-        ("[1, 2]", "not a result of eval.fid"),
-        ('{"scores": []}', "not a result of eval.fid"),
+        ("[1, 2]", "wrong checksum"),
+        ('{"scores": []}', "wrong checksum"),
+        ({"metric": None}, "not a result of eval.fid"),
         ({"mean": 7.0}, "not a result of eval.fid"),
         ({"source": {"sets": 9}}, "not a result of eval.fid"),
         ({"values": []}, "not a result of eval.fid"),
         ({"weights": None}, "not a result of eval.fid"),
-        ({"values": [float("nan"), 1.0]}, "not a result of eval.fid"),
+        ({"values": ["1.0", 1.0]}, "not a result of eval.fid"),
     ],
 )
 def test_files_that_are_no_results_are_refused(plant, template, tmp_path, content, line, monkeypatch, capsys):
     plant("a", [1.0, 1.1])
-    damaged = content if isinstance(content, str) else json.dumps(result_of(template, [1.0, 1.1], "b") | content)
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "fd_random.json").write_text(damaged)
+    file = tmp_path / "b" / "fd_random.json"
+    file.parent.mkdir()
+    if isinstance(content, str):
+        file.write_text(content)
+    else:
+        write_json(file, result_of(template, [1.0, 1.1], "b") | content)
     message = refused(monkeypatch, capsys, "a", "b")
     assert "b/fd_random.json" in message and line in message
 
@@ -360,8 +364,9 @@ def test_results_of_other_settings_or_models_are_made_again(data, tmp_path, monk
     assert run(monkeypatch, *words, "split=train") == 0
     error = capsys.readouterr().err
     assert len(scored) == 2 and "(content)" in error and "(damaged)" in error and "no longer" not in error
-    assert json.loads((tmp_path / "one/fd_random.json").read_text())["source"]["model_sha256"] == sha256_of(
-        tmp_path / "one" / "model.safetensors"
+    assert (
+        read_json(tmp_path / "one/fd_random.json")["source"]["model_sha256"]
+        == load_model(tmp_path / "one")[1]["sha256"]
     )
 
 

@@ -16,7 +16,6 @@ from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import save_file
 from torch import nn
 from torchvision import transforms
 
@@ -27,16 +26,13 @@ from core.data.dataset import PreparedData
 from core.data.images import make_grid, to_float, to_uint8, write_png
 from core.data.loader import ImageBank, copy_in_pieces
 from core.nn.ema import ExponentialAverage
-from core.nn.model_file import build_model, load_model, model_file, save_model
 from core.training.distributed import several_on_cpu, start_accelerator
 from core.training.loop import make_optimizer
 from core.training.meter import MeanMeter, NonFiniteError, Speed, is_due
 from core.training.stopping import StopRequest
-from gen.dcgan import Generator
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parent.parent
-RECIPE = {"_target_": "gen.dcgan.Generator", "image_size": 32, "latent_dim": 6, "width": 4}
 
 
 def numbered(count, size=2):
@@ -131,61 +127,7 @@ def test_average_follows_the_closed_form():
     assert not average.model.training and not average.model.weight.requires_grad
 
 
-# -- model files
-
-
-def test_model_file_rebuilds_the_model_alone(tmp_path):
-    model = build_model(RECIPE).eval()
-    save_model(tmp_path / "run" / "model.safetensors", model, RECIPE, {"images_seen": 5})
-    loaded, info = load_model(tmp_path / "run")
-    z = torch.randn(2, 6)
-    assert torch.equal(loaded(z), model(z)) and info == {"images_seen": 5} and not loaded.training
-    assert isinstance(loaded, Generator)
-
-
-@pytest.mark.parametrize(
-    ("recipe", "message"),
-    [
-        ({"_target_": "os.system", "command": "true"}, "not one of this project's"),
-        ({"_target_": "gen.train.os"}, "not a model class"),
-        ({"_target_": "gen.nowhere.Generator"}, "cannot be imported"),
-        ({"_target_": "gen.dcgan.Generator", "widht": 3}, "widht"),
-        ({}, "not one of this project's"),
-    ],
-)
-def test_recipes_name_models_of_ours_only(recipe, message):
-    with pytest.raises(UserError, match=message):
-        build_model(recipe)
-
-
-@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
-def test_who_may_read_a_model_file_is_up_to_the_umask(tmp_path, umask):
-    before = os.umask(umask)
-    try:
-        save_model(tmp_path / "model.safetensors", build_model(RECIPE), RECIPE, {})
-    finally:
-        os.umask(before)
-    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
-
-
-def test_broken_model_files_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"no model file at .*nothing"):
-        model_file(tmp_path / "nothing")
-    foreign = tmp_path / "foreign.safetensors"
-    save_file({"a": torch.zeros(2)}, foreign)
-    with pytest.raises(UserError, match="was not written by this program"):
-        load_model(foreign)
-    good = tmp_path / "good.safetensors"
-    save_model(good, build_model(RECIPE), RECIPE, {})
-    good.write_bytes(good.read_bytes()[:-100])
-    with pytest.raises(UserError, match="damaged"):
-        load_model(good)
-    save_model(good, build_model(RECIPE), RECIPE | {"width": 8}, {})
-    with pytest.raises(UserError, match="do not fit"):
-        load_model(good)
-
-
-# -- run folder, statistics
+# -- statistics
 
 
 @given(cuts=st.lists(st.booleans(), min_size=12, max_size=12))
@@ -265,16 +207,16 @@ def test_unknown_precision_is_named(tmp_path):
 
 def test_atomic_path_leaves_the_old_file_on_failure(tmp_path):
     path = tmp_path / "new" / "a.json"
-    write_json(path, {"x": 1})
+    write_json(path, {"x": 1, 5: (0.1, "é")})
     with pytest.raises(ZeroDivisionError), atomic_path(path) as temporary:
         temporary.write_text("half")
         raise ZeroDivisionError
-    assert read_json(path) == {"x": 1} and list(path.parent.iterdir()) == [path]
+    assert read_json(path) == {"x": 1, "5": [0.1, "é"]} and list(path.parent.iterdir()) == [path]
     with pytest.raises(ValueError, match="JSON"):
-        write_json(path, math.nan)
+        write_json(path, {"x": math.nan})
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        write_json(tmp_path / "file" / "below.json", 1)
+        write_json(tmp_path / "file" / "below.json", {})
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
         read_json(tmp_path / "bad.json")
@@ -293,7 +235,7 @@ def test_prepared_data_is_checked_when_opened(prepared, tmp_path):
         data.indices("trian")
     with pytest.raises(UserError, match="no prepared data set at"):
         PreparedData.open(tmp_path)
-    meta = json.loads((prepared / "meta.json").read_text())
+    meta = read_json(prepared / "meta.json")
     for change, message in (
         ({"format": 99}, "format"),
         ({"count": 23}, "prepare the data set again"),
@@ -303,12 +245,16 @@ def test_prepared_data_is_checked_when_opened(prepared, tmp_path):
         copy = tmp_path / "copy"
         copy.mkdir(exist_ok=True)
         (copy / "images.npy").write_bytes((prepared / "images.npy").read_bytes())
-        (copy / "meta.json").write_text(json.dumps(meta | change))
+        write_json(copy / "meta.json", meta | change)
         with pytest.raises(UserError, match=message):
             PreparedData.open(copy)
-    (copy / "meta.json").write_text(json.dumps(meta))
     (copy / "images.npy").write_bytes(b"\x93NUMPY")
-    with pytest.raises(UserError, match=r"cannot read .*images\.npy"):
+    hashes = {"images.npy": sha256_of(copy / "images.npy")}
+    write_json(copy / "meta.json", meta | {"sha256": hashes})
+    with pytest.raises(UserError, match=r"cannot read .*images\.npy .*prepare the data set again"):
+        PreparedData.open(copy)
+    (copy / "meta.json").write_text(json.dumps(meta | {"sha256": hashes}))
+    with pytest.raises(UserError, match=r"meta\.json .*earlier version \(wrong checksum\): prepare the data set again"):
         PreparedData.open(copy)
 
 

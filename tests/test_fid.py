@@ -144,7 +144,7 @@ def test_a_broken_archive_is_refused(
 def test_a_run_is_scored_on_disjoint_sample_sets(
     tmp_path: Path, two_folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from core.nn.model_file import save_model
+    from core.nn.model_file import load_model, save_model
     from gen.dcgan import Generator
 
     recipe = {"image_size": 32, "latent_dim": 4, "width": 4}
@@ -155,7 +155,10 @@ def test_a_run_is_scored_on_disjoint_sample_sets(
     assert run(monkeypatch, *arguments) == 0
     assert "3 sets of 30" in capsys.readouterr().out
     result = json.loads((model.parent / "fd_random.json").read_text())
-    assert result["source"]["first_seeds"] == [5, 35, 65] and result["source"]["model_sha256"] == sha256_of(model)
+    assert (
+        result["source"]["first_seeds"] == [5, 35, 65]
+        and result["source"]["model_sha256"] == load_model(model)[1]["sha256"]
+    )
     assert len(set(result["values"])) == 3
     assert result["mean"] == pytest.approx(np.mean(result["values"]))
     assert result["sd"] == pytest.approx(np.std(result["values"], ddof=1))

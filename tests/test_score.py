@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scoring import pictures, write_folder, write_prepared
 
+from core.cli.files import read_json, write_json
 from core.training.distributed import Ranks
 from eval.distances import plan_floor, score_against
 from eval.features.cache import Extractor
@@ -85,8 +86,7 @@ def test_the_floor_is_kept_and_a_damaged_one_computed_again(tmp_path: Path, caps
     kept.write_text("{")
     assert score_against(real, rows, drawn, 20, 3, 0) == first
     assert "computing again" in capsys.readouterr().err
-    stored = json.loads(kept.read_text())
-    kept.write_text(json.dumps(stored | {"value": {"values": [1.0, 2.0, 3.0]}}))
+    write_json(kept, read_json(kept) | {"value": {"values": [1.0, 2.0, 3.0]}})
     assert score_against(real, rows, drawn, 20, 3, 0).floor == [1, 2, 3], "the kept values are used"
 
 

@@ -5,10 +5,11 @@ import sys
 
 import numpy as np
 import pytest
-from mask_data import SMALL, run, words, write_discs
+from mask_data import SMALL, describe_again, run, words, write_discs
 
 from core.cli.config import compose, typed
 from core.cli.errors import UserError
+from core.cli.files import read_json, write_json
 from core.data.dataset import PreparedData
 from seg import evaluate
 from seg.settings import TrainConfig
@@ -63,8 +64,7 @@ def test_data_that_does_not_fit_is_refused(discs, prepared, tmp_path, monkeypatc
         run(other, tmp_path, "total_images=4")
     with pytest.raises(UserError, match=r"images \(4 -> 8\)"):
         run(discs, tmp_path, "total_images=8")  # would change the learning rate of the steps already made
-    meta = json.loads((other / "meta.json").read_text())
-    (other / "meta.json").write_text(json.dumps(meta | {"classes": ["ground", "a", "b", "c"]}))
+    describe_again(other, classes=["ground", "a", "b", "c"])
     monkeypatch.setattr(sys, "argv", ["seg.evaluate", str(folder.path), "--data", str(other)])
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
@@ -78,6 +78,7 @@ def test_masks_without_a_known_pixel_are_told(tmp_path, monkeypatch, capsys):
     masks = np.load(folder / "masks.npy")
     masks[PreparedData.open(folder).indices("valid")] = 255
     np.save(folder / "masks.npy", masks)
+    describe_again(folder)
     with pytest.raises(UserError, match="every pixel of split 'valid' is ignored"):
         run(folder, tmp_path, "total_images=4")
     trained = run(write_discs(tmp_path / "discs"), tmp_path, "total_images=4", name="other")
@@ -100,8 +101,8 @@ def test_another_scale_than_in_training_is_told(discs, tmp_path, monkeypatch, ca
 @pytest.mark.parametrize("key", ["count", "sha256", "classes", "palette"])
 def test_a_description_that_lacks_something_is_named(tmp_path, key):
     folder = write_discs(tmp_path / "damaged")
-    meta = json.loads((folder / "meta.json").read_text())
-    (folder / "meta.json").write_text(json.dumps({name: value for name, value in meta.items() if name != key}))
+    meta = read_json(folder / "meta.json")
+    write_json(folder / "meta.json", {name: value for name, value in meta.items() if name != key})
     with pytest.raises(UserError, match=f"meta.json lacks {key}"):
         PreparedData.open(folder)
 
@@ -111,6 +112,7 @@ def test_a_mask_value_without_a_class_is_named(tmp_path):
     masks = np.load(folder / "masks.npy")
     masks[3, 4, 5] = 9
     np.save(folder / "masks.npy", masks)
+    describe_again(folder)
     with pytest.raises(UserError, match="mask 3 holds the value 9, but there are 4 classes"):
         run(folder, tmp_path, "total_images=4")
 
@@ -120,6 +122,7 @@ def test_a_training_batch_of_ignored_pixels_changes_nothing_but_the_count(tmp_pa
     masks = np.load(folder / "masks.npy")
     masks[PreparedData.open(folder).indices("train")] = 255
     np.save(folder / "masks.npy", masks)
+    describe_again(folder)
     result = run(folder, tmp_path, "total_images=8", "optim=sgd", "model.network.norm=none")
     assert result.read_stats()[0]["loss"] == 0 and result.read_stats()[0]["gradient_norm"] == 0
 

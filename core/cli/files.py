@@ -12,6 +12,8 @@ from typing import Any
 
 from core.cli.errors import UserError
 
+CHECKSUM = "checksum"  # last key of every JSON file
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -35,21 +37,36 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically. Raises ValueError for NaN and infinity, which JSON lacks."""
+def write_json(path: str | Path, value: dict[str, Any]) -> None:
+    """Write `value` as indented JSON, atomically, and last in it a checksum of the rest, which `read_json` verifies.
+
+    Raises ValueError for NaN and infinity, which JSON lacks.
+    """
+    # The checksum is that of what a reader gets: lists for tuples, and text for keys that are numbers.
+    content = json.loads(json.dumps(value, allow_nan=False))
+    content.pop(CHECKSUM, None)
+    content[CHECKSUM] = digest_of(content)
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file; a `UserError` if it is missing, unreadable or not JSON."""
+def read_json(path: str | Path, remedy: str = "make it again") -> dict[str, Any]:
+    """What `write_json` wrote.
+
+    Raises:
+        UserError: the file is missing, unreadable or not as it was written; the line ends in `remedy`.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        intact = isinstance(content, dict) and content.pop(CHECKSUM, None) == digest_of(content)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         advice = "it is damaged or was not written by this program"
-        raise UserError(f"{path} is not valid JSON ({error}); {advice}") from error
+        raise UserError(f"{path} is not valid JSON ({error}), {advice}: {remedy}") from error
+    if not intact:
+        raise UserError(f"{path} is damaged, was edited or comes from an earlier version (wrong checksum): {remedy}")
+    return dict(content)
 
 
 def digest_of(key: Any) -> str:

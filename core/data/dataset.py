@@ -11,9 +11,12 @@ import numpy as np
 
 from core.cli.errors import UserError
 from core.cli.files import read_json
+from core.data.arrays import map_array, require_sha256
 
 FORMAT = 1  # to be incremented when older readers would misread the folder
 SPLITS = ("train", "valid", "test")  # split.npy holds indices into this tuple
+FILES = ("images.npy", "masks.npy", "split.npy", "names.txt")  # besides meta.json, which has the SHA-256 of each
+AGAIN = "prepare the data set again"
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class PreparedData:
 
     @classmethod
     def open(cls, path: str | Path) -> PreparedData:
-        """Open a prepared folder and check it for consistency.
+        """Open a prepared folder, check it for consistency, and verify its files as `require_sha256` does.
 
         Raises:
             UserError: there is no prepared data set, or it is damaged.
@@ -45,19 +48,21 @@ class PreparedData:
         if not (path / "meta.json").is_file():
             command = f"facet prepare SOURCE --out {shlex.quote(str(path))}"
             raise UserError(f"no prepared data set at {path}: make one with `{command}`")
-        meta = read_json(path / "meta.json")
-        if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-            raise UserError(f"{path}/meta.json is not of format {FORMAT}: prepare the data set again with this version")
+        meta = read_json(path / "meta.json", AGAIN)
+        if meta.get("format") != FORMAT:
+            raise UserError(f"{path}/meta.json is not of format {FORMAT}: {AGAIN} with this version")
         hashes = meta["sha256"] if isinstance(meta.get("sha256"), dict) else {}
         needed = {"count", "sha256"} | ({"classes", "palette"} if "masks.npy" in hashes else set())
         missing = sorted(needed - meta.keys()) + ([] if "images.npy" in hashes else ["the sha256 of images.npy"])
         if missing:
-            raise UserError(f"{path}/meta.json lacks {', '.join(missing)}: prepare the data set again")
+            raise UserError(f"{path}/meta.json lacks {', '.join(missing)}: {AGAIN}")
+        for name in [name for name in FILES if name in hashes]:
+            require_sha256(path / name, str(hashes[name]), AGAIN)
         images = _load(path, "images.npy", meta, 4)
         masks = _load(path, "masks.npy", meta, 3) if "masks.npy" in hashes else None
         split = _load(path, "split.npy", meta, 1) if "split.npy" in hashes else None
         if masks is not None and masks.shape != images.shape[:3]:
-            raise UserError(f"{path}: masks {masks.shape} do not fit images {images.shape}: prepare it again")
+            raise UserError(f"{path}: masks {masks.shape} do not fit images {images.shape}: {AGAIN}")
         return cls(path, images, masks, split, meta)
 
     def __len__(self) -> int:
@@ -127,13 +132,7 @@ class PreparedData:
 
 def _load(path: Path, name: str, meta: dict[str, Any], dimensions: int) -> np.ndarray:
     """Memory-map one array of a prepared folder and check its type, dimensions and length."""
-    try:
-        array = np.load(path / name, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"cannot read {path / name} ({error}): prepare the data set again") from error
-    if array.dtype != np.uint8 or array.ndim != dimensions or len(array) != meta["count"] or not len(array):
-        raise UserError(
-            f"{path / name} holds {array.dtype} {array.shape}, meta.json says {meta['count']} uint8 entries: "
-            "prepare the data set again"
-        )
+    array = map_array(path / name, "|u1", dimensions, AGAIN)
+    if len(array) != meta["count"]:
+        raise UserError(f"{path / name} holds {len(array)} entries, meta.json says {meta['count']}: {AGAIN}")
     return array

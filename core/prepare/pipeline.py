@@ -25,7 +25,7 @@ from core.cli.console import progress_bar
 from core.cli.errors import Interrupted, UserError
 from core.cli.files import read_json, sha256_of, write_json
 from core.cli.lock import sole_owner
-from core.data.dataset import FORMAT, PreparedData
+from core.data.dataset import AGAIN, FORMAT, PreparedData
 from core.prepare.geometry import transform_name
 from core.prepare.image_source import ImageSource
 from core.prepare.workers import Done, Plan, checksum, create_array, open_arrays, running
@@ -105,14 +105,14 @@ def _is_prepared(out: Path, plan: Plan, force: bool) -> bool:
         raise UserError(f"{out} is a file or holds other files: choose another --out")
     if force:
         return False
-    meta = read_json(out / "meta.json")
-    if not isinstance(meta, dict) or meta.get("key") != plan.key:
-        raise UserError(f"{out} was prepared from another source or with other settings: add --force to replace it")
     try:
-        PreparedData.open(out)
+        meta = read_json(out / "meta.json", AGAIN)
+        if meta.get("key") == plan.key:
+            PreparedData.open(out)
+            return True
     except UserError as error:
         raise UserError(f"{error} (with --force)") from error
-    return True
+    raise UserError(f"{out} was prepared from another source or with other settings: add --force to replace it")
 
 
 def _resume(plan: Plan) -> dict[int, Done]:

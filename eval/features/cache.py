@@ -7,6 +7,7 @@ the same neighbours in its batch, and the same rounding, on any number of proces
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,8 +22,9 @@ from numpy.lib import format as npy
 
 from core.cli.console import progress_bar, say
 from core.cli.errors import UserError
-from core.cli.files import atomic_path, digest_of, read_json, write_json
+from core.cli.files import atomic_path, digest_of, read_json, sha256_of, write_json
 from core.cli.lock import sole_owner
+from core.data.arrays import map_array, require_sha256
 from core.data.loader import read_rows
 from core.training.distributed import Ranks
 from eval.features.extractors import Features
@@ -47,10 +49,7 @@ class KeptFeatures:
 
     def __init__(self, file: Path, rows: np.ndarray | None = None) -> None:
         self.file, self.rows = file, rows
-        try:
-            self._mapped: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {file}: {error}") from error
+        self._mapped = map_array(file, "<f4", 2, "run the command again")
         self.shape = (len(self._mapped) if rows is None else len(rows), self._mapped.shape[1])
 
     def __len__(self) -> int:
@@ -136,7 +135,7 @@ class Extractor:
                 self.ranks.share_failure(failure)
                 if self.ranks.first:
                     _join(parts, path, (len(images), self.features.dims))
-                    write_json(path.with_suffix(".json"), whole)
+                    write_json(path.with_suffix(".json"), whole | {"sha256": sha256_of(path)})
                     shutil.rmtree(parts, ignore_errors=True)
                     _remove_others(folder, key)
             self.ranks.wait()
@@ -165,10 +164,12 @@ class Extractor:
         if not (path.is_file() and described.is_file()):
             return False
         try:
-            kept = np.load(path, mmap_mode="r", allow_pickle=False)
-            if read_json(described) == json.loads(json.dumps(whole)) and kept.ndim == 2:
-                return bool(kept.shape[1] == self.features.dims)
-        except (OSError, ValueError, EOFError, UserError):
+            stored = read_json(described)
+            sha256 = stored.pop("sha256", None)
+            if stored == json.loads(json.dumps(whole)):
+                require_sha256(path, str(sha256), "")
+                return KeptFeatures(path).shape[1] == self.features.dims
+        except UserError:
             pass
         say(f"note: {path} is damaged or belongs to other images: computing again")
         return False
@@ -177,7 +178,7 @@ class Extractor:
         """Write those of this process's blocks that are missing."""
         starts = range(0, len(images), BLOCK)[self.ranks.index :: self.ranks.count]
         spans = [(start, min(start + BLOCK, len(images))) for start in starts]
-        missing = [(start, stop) for start, stop in spans if not self._is_block(_block(parts, start), stop - start)]
+        missing = [span for span in spans if not self._is_block(_block(parts, span[0]), span[1] - span[0])]
         batches = [
             (first, min(first + self.batch_size, stop))
             for start, stop in missing
@@ -196,19 +197,36 @@ class Extractor:
                     batch = next(pixels)
                     found.append(self.features(batch))
                     bar.advance(task, len(batch))
-                with atomic_path(_block(parts, start)) as temporary, temporary.open("wb") as handle:
-                    np.save(handle, np.concatenate(found).astype("<f4"))
+                features = np.concatenate(found).astype("<f4")
+                if not np.isfinite(features).all():
+                    raise UserError(f"features of images {start:,} to {stop - 1:,} are not finite: damaged weights?")
+                values = features.tobytes()
+                with atomic_path(_block(parts, start)) as temporary:
+                    temporary.write_bytes(hashlib.sha256(values).digest() + values)
 
     def _is_block(self, path: Path, count: int) -> bool:
-        """Whether a block exists and is complete."""
-        try:
-            return np.load(path, mmap_mode="r", allow_pickle=False).shape == (count, self.features.dims)
-        except (OSError, ValueError, EOFError):
+        """Whether a block exists and is intact; prints a note about a damaged one."""
+        if not path.is_file():
             return False
+        values = _read_block(path)
+        if values is None or len(values) != count * self.features.dims * 4:
+            say(f"note: {path} is damaged: computing again")
+            return False
+        return True
 
 
 def _block(parts: Path, start: int) -> Path:
-    return parts / f"{start:09d}.npy"
+    """The file of a block: a SHA-256 and the float32 features that have it."""
+    return parts / f"{start:09d}.block"
+
+
+def _read_block(path: Path) -> bytes | None:
+    """The features of a block; None if it cannot be read or is damaged."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    return content[32:] if hashlib.sha256(content[32:]).digest() == content[:32] else None
 
 
 def _ahead(read: Callable[[tuple[int, int]], np.ndarray], spans: list[tuple[int, int]]) -> Iterator[np.ndarray]:
@@ -231,7 +249,10 @@ def _join(parts: Path, path: Path, shape: tuple[int, int]) -> None:
     with atomic_path(path) as temporary, temporary.open("wb") as handle:
         npy.write_array_header_1_0(handle, {"descr": "<f4", "fortran_order": False, "shape": shape})
         for start in range(0, shape[0], BLOCK):
-            handle.write(np.load(_block(parts, start), allow_pickle=False).tobytes())
+            values = _read_block(_block(parts, start))
+            if values is None:
+                raise UserError(f"{_block(parts, start)} was damaged while the others were computed: run again")
+            handle.write(values)
 
 
 def _remove_others(folder: Path, key: dict[str, Any]) -> None:

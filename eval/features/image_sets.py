@@ -19,7 +19,7 @@ from core.cli.files import sha256_of
 from core.data.array_file import open_images
 from core.data.decode import reason_of
 from core.data.loader import read_rows
-from core.nn.model_file import load_model, model_file
+from core.nn.model_file import model_file
 from core.prepare.store import by_ending, is_image, visible, what_is
 from core.submission.rules import read_archive
 
@@ -261,18 +261,14 @@ def _open_model(path: Path, count: int, sets: int, seed: int, device: str) -> Sa
     from gen.sample import load_generator
 
     model = model_file(path)
-    # A running training may replace the file, so check that the weights loaded are those that were hashed.
-    digest = sha256_of(model)
-    network, _ = load_generator(model, device)
-    chose = load_model(model)[1].get("score", {}).get("n", 0)  # number of samples by which training chose the weights
-    if sha256_of(model) != digest:
-        raise UserError(f"{model} was replaced while it was read: score it again")
+    network, info = load_generator(model, device)
+    chose = info.get("score", {}).get("n", 0)  # number of samples by which training chose the weights
     first_seeds = [seed + index * count for index in range(sets)]
     facts = {
         "kind": "model",
         "path": str(path),
         "model": str(model),
-        "model_sha256": digest,
+        "model_sha256": info["sha256"],
         "count": count,
         "sets": sets,
         "first_seeds": first_seeds,
