@@ -42,7 +42,8 @@ def main() -> None:
             raise UserError("no version: facet runs from a checkout that is not installed") from error
     elif name in COMMANDS:
         module, first, _ = COMMANDS[name]
-        sys.argv = [f"facet {name}", *first, *rest]
+        asks_help = not {"-h", "--help"}.isdisjoint(rest)  # which would be taken for the value of a first word
+        sys.argv = [f"facet {name}", *([] if asks_help else first), *rest]
         importlib.import_module(module).main()
     else:
         near = difflib.get_close_matches(name, COMMANDS, n=1)

@@ -25,7 +25,7 @@ from core.data.loader import ImageBank, copy_in_pieces
 from core.nn.ema import ExponentialAverage
 from core.nn.model_file import build_model, load_model, model_file, save_model
 from core.training.checkpoint import Checkpoints
-from core.training.distributed import several_on_cpu, start_accelerator
+from core.training.distributed import start_accelerator
 from core.training.meter import MeanMeter, NonFiniteError, is_due
 from core.training.rundir import RunFolder
 from gen.dcgan import Generator
@@ -358,24 +358,6 @@ def test_exit_codes(body, code, line):
     program = f"{imports}\n@reports_errors\ndef main():\n    {body}\nmain()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == code and done.stderr.strip() == line
-
-
-@pytest.mark.parametrize(
-    ("processes", "gpu", "flag", "expected"),
-    [
-        (1, False, "", False),
-        (2, False, "", True),
-        (2, True, "", False),
-        (2, True, "true", True),
-        (1, True, "true", False),
-    ],
-)
-def test_several_processes_without_gpus_are_told_to_work_together(monkeypatch, processes, gpu, flag, expected):
-    """accelerate would start two trainings of their own, each with all of the data and the same run folder."""
-    monkeypatch.setenv("WORLD_SIZE", str(processes))
-    monkeypatch.setenv("ACCELERATE_USE_CPU", flag or "false")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    assert several_on_cpu() is expected
 
 
 def test_a_data_set_is_copied_in_pieces_whole():

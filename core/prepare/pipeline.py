@@ -25,7 +25,7 @@ from numpy.lib import format as npy
 
 from core.cli.console import progress_bar
 from core.cli.errors import Interrupted, UserError
-from core.cli.files import read_json, sha256_of, write_json
+from core.cli.files import flush, read_json, sha256_of, write_json
 from core.data.dataset import FORMAT, PreparedData
 from core.prepare.geometry import transform_name
 from core.prepare.image_source import ImageSource
@@ -155,13 +155,14 @@ def _resume(plan: Plan) -> dict[int, Done]:
             arrays = open_arrays(plan)
             entries = [Done(line["chunk"], line["crc"], [tuple(item) for item in line["bad"]]) for line in lines[1:]]
             done = {entry.chunk: entry for entry in entries if entry.crc == checksum(arrays, plan.rows(entry.chunk))}
-            journal.write_text("".join(json.dumps(line) + "\n" for line in (heading, *map(vars, done.values()))))
+            kept = (heading, *map(vars, done.values()))
+            journal.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
             return done
     for leftover in plan.folder.iterdir():
         leftover.unlink()
     for name, shape in plan.shapes.items():
         create_array(plan.folder / name, shape)
-    journal.write_text(json.dumps(heading) + "\n")
+    journal.write_text(json.dumps(heading) + "\n", "utf-8")
     return {}
 
 
@@ -183,6 +184,7 @@ def _work(plan: Plan, done: dict[int, Done], workers: int, quiet: bool) -> None:
             if skipped > BAD_LIMIT * plan.count:
                 break
     if skipped > BAD_LIMIT * plan.count:
+        del finished  # closes the arrays: Windows does not remove files that are open
         shutil.rmtree(plan.folder)
         bad = sorted(item for entry in done.values() for item in entry.bad)[:3]
         names = "; ".join(f"{plan.source.names[row]}: {reason}" for row, reason in bad)
@@ -219,8 +221,7 @@ def _finish(plan: Plan, bad: list[tuple[int, str]]) -> None:
         "sha256": {name: sha256_of(folder / name) for name in files},
     }
     for name in files:
-        with (folder / name).open("rb") as handle:
-            os.fsync(handle.fileno())
+        flush(folder / name)
     write_json(folder / "meta.json", meta)
 
 

@@ -14,7 +14,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 
 from core.cli.errors import UserError
-from core.training.machine import cpu_wanted, set_up_cpu
+from core.training.machine import pick_device, set_up_cpu
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}  # our names -> accelerate's
 TRACKERS = ("tensorboard",)
@@ -27,9 +27,10 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def several_on_cpu() -> bool:
-    """Whether several processes share this machine's CPU: accelerate must be told, else each would work alone."""
-    return process_count() > 1 and (cpu_wanted() or not torch.cuda.is_available())
+def on_cpu() -> bool:
+    """Whether to compute on the CPU. accelerate must be told: it would take an Apple GPU, and of several processes that
+    share a CPU each would work alone."""
+    return pick_device().type == "cpu"
 
 
 def start_accelerator(mixed_precision: str, tracker: str | None, run_folder: Path) -> Accelerator:
@@ -50,7 +51,7 @@ def start_accelerator(mixed_precision: str, tracker: str | None, run_folder: Pat
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     try:
         accelerator = Accelerator(
-            cpu=several_on_cpu(),
+            cpu=on_cpu(),
             mixed_precision=PRECISIONS[mixed_precision],
             log_with=tracker,
             project_dir=str(run_folder),
@@ -88,7 +89,7 @@ class Ranks:
         if process_count() == 1:
             return cls()
         # One may have an hour of work left while the others wait; the default timeout of minutes would end them.
-        state = PartialState(cpu=several_on_cpu(), timeout=timedelta(days=1))
+        state = PartialState(cpu=on_cpu(), timeout=timedelta(days=1))
         return cls(state.process_index, state.num_processes)
 
     @property
