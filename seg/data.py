@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import itertools
+import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -101,25 +103,16 @@ def _positions(images_seen: int, batch_size: int, rank: int, ranks: int) -> Iter
         yield list(range(start, start + share))
 
 
-def _leave_stopping_to_training(worker: int) -> None:
-    """The training process saves, and then ends its workers.
+def _leave_stopping_to_training(leaving: Any, worker: int) -> None:
+    """Set up a worker, which `leaving.value` tells whether the training process has saved and ends.
 
     A scheduler or a closing terminal signals all processes alike, but the loss of a worker would end the training
-    before it has saved.
+    before it has saved. Python sends SIGTERM to the workers that are left when it ends, and waits for them.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGHUP"):  # not on Windows
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    if sys.platform == "linux":  # elsewhere, who sent a signal is not to be had, and PyTorch's handler stays
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_the_parent_says, daemon=True).start()
-
-
-def _end_when_the_parent_says() -> None:
-    """End this worker at a SIGTERM of the training process, which waits for its end, and ignore those of others."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if leaving.value else None)
 
 
 def training_batches(
@@ -136,13 +129,16 @@ def training_batches(
     Args:
         workers: processes that make examples ahead of time; 0 makes them in this process. The batches are the same.
     """
+    # Elsewhere a fork is unsafe or missing: the workers are spawned, and map the files themselves.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    leaving = context.RawValue("b", 0)
+    atexit.register(setattr, leaving, "value", 1)
     loader: DataLoader = DataLoader(
         examples,
         batch_sampler=_positions(images_seen, batch_size, rank, ranks),
         num_workers=workers,
-        worker_init_fn=_leave_stopping_to_training,
-        # Elsewhere a fork is unsafe or missing: the workers are spawned, and map the files themselves.
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        worker_init_fn=functools.partial(_leave_stopping_to_training, leaving),
+        multiprocessing_context=context if workers else None,
         pin_memory=copies_ahead(device),
         generator=torch.Generator(),  # otherwise the loader would draw from the global one
     )
