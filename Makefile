@@ -1,6 +1,6 @@
 # Two commands set everything up: `make demo` and `make test`.
 PYTHON ?= python3
-BIN := .venv/bin
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALLED := .venv/.installed
 
 .PHONY: demo test lint clean

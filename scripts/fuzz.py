@@ -222,7 +222,7 @@ def _peak() -> int:
 def _forget_peak() -> None:
     """Let the peak start from what is in use (on Linux), else inputs after a large one could take as much unnoticed."""
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -251,7 +251,9 @@ def _memory_limit() -> Iterator[None]:
     if resource is None or not status.is_file():
         yield
         return
-    used = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmSize"))
+    used = next(
+        int(line.split()[1]) for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmSize")
+    )
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used * 1024 + ROOM, before[1]))
     try:

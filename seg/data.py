@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import itertools
+import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +22,7 @@ from torchvision import tv_tensors
 from core.cli.errors import UserError
 from core.data.dataset import PreparedData
 from core.data.images import to_float
-from core.data.loader import InfiniteSampler
+from core.data.loader import InfiniteSampler, MappedFile, copies_ahead, is_file_map, to_device
 from core.data.mask_classes import mirrored_classes
 from seg.augment import Augmentation, Example, augment, crop
 
@@ -63,10 +68,15 @@ class Examples(Dataset):
     ) -> None:
         if data.masks is None:
             raise UserError(f"{data.path} has no masks: prepare a source that has them")
-        self.images, self.masks, self.borders = data.images, data.masks, borders
+        self.images, self.masks = data.images, data.masks
+        self.borders = None if borders is None else torch.from_numpy(borders)  # which spawned workers share
         self.order, self.seed = InfiniteSampler(data.indices(split), seed), seed
         self.amounts, self.window, self.margin = amounts, window, margin
         self.mirrored = mirrored_classes(data.classes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The maps as the files they map: a spawned worker would otherwise receive a copy of the whole data set."""
+        return {name: MappedFile(value) if is_file_map(value) else value for name, value in vars(self).items()}
 
     def __getitem__(self, position: int) -> tuple[Tensor, Tensor, Tensor]:
         """Image uint8 (H, W, 3), mask uint8 (h, w) and border weights float (h, w), or (0,) without any."""
@@ -74,7 +84,7 @@ class Examples(Dataset):
         border = None
         if self.borders is not None:
             place = int(np.searchsorted(self.order.indices, row))  # the rows of a split are ascending
-            border = tv_tensors.Mask(torch.from_numpy(self.borders[place]).float())
+            border = tv_tensors.Mask(self.borders[place].float())
         # np.array copies, since the arrays are read-only maps.
         image = torch.from_numpy(np.array(self.images[row])).permute(2, 0, 1)
         example = Example(tv_tensors.Image(image), tv_tensors.Mask(torch.from_numpy(np.array(self.masks[row]))), border)
@@ -93,10 +103,16 @@ def _positions(images_seen: int, batch_size: int, rank: int, ranks: int) -> Iter
         yield list(range(start, start + share))
 
 
-def _ignore_signals(worker: int) -> None:
-    """Stopping is up to the training process, which then ends its workers."""
+def _leave_stopping_to_training(leaving: Any, worker: int) -> None:
+    """Set up a worker, which `leaving.value` tells whether the training process has saved and ends.
+
+    A scheduler or a closing terminal signals all processes alike, but the loss of a worker would end the training
+    before it has saved. Python sends SIGTERM to the workers that are left when it ends, and waits for them.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if leaving.value else None)
 
 
 def training_batches(
@@ -113,19 +129,22 @@ def training_batches(
     Args:
         workers: processes that make examples ahead of time; 0 makes them in this process. The batches are the same.
     """
+    # Elsewhere a fork is unsafe or missing: the workers are spawned, and map the files themselves.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    leaving = context.RawValue("b", 0)
+    atexit.register(setattr, leaving, "value", 1)
     loader: DataLoader = DataLoader(
         examples,
         batch_sampler=_positions(images_seen, batch_size, rank, ranks),
         num_workers=workers,
-        worker_init_fn=_ignore_signals,
-        # Forked workers share the arrays; spawned ones would receive copies.
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-        pin_memory=device.type == "cuda",
+        worker_init_fn=functools.partial(_leave_stopping_to_training, leaving),
+        multiprocessing_context=context if workers else None,
+        pin_memory=copies_ahead(device),
         generator=torch.Generator(),  # otherwise the loader would draw from the global one
     )
     for images, masks, borders in loader:
         yield Batch(
-            to_float(images.to(device, non_blocking=True)),
-            masks.to(device, non_blocking=True).long(),
-            borders.to(device, non_blocking=True) if examples.borders is not None else None,
+            to_float(to_device(images, device)),
+            to_device(masks, device).long(),
+            to_device(borders, device) if examples.borders is not None else None,
         )

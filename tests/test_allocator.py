@@ -1,7 +1,6 @@
 """What becomes of freed memory, seen by the kernel: pages that come back to a process cost a fault each."""
 
 import platform
-import resource
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ import torch
 from core.training import allocator
 from core.training.allocator import keep_freed_memory, ordinary_allocation
 
+resource = pytest.importorskip("resource")  # not on Windows
 BLOCK = 24 << 20  # bytes
 PAGE = resource.getpagesize()
 

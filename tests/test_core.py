@@ -26,7 +26,7 @@ from core.data.dataset import PreparedData
 from core.data.images import make_grid, to_float, to_uint8, write_png
 from core.data.loader import ImageBank, copy_in_pieces
 from core.nn.ema import ExponentialAverage
-from core.training.distributed import several_on_cpu, start_accelerator
+from core.training.distributed import start_accelerator
 from core.training.loop import make_optimizer
 from core.training.meter import MeanMeter, NonFiniteError, Speed, is_due
 from core.training.stopping import StopRequest
@@ -296,24 +296,6 @@ def test_the_end_of_the_terminal_is_a_request_to_stop_unless_it_is_ignored(ignor
             assert stop.received is not ignored
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-@pytest.mark.parametrize(
-    ("processes", "gpu", "flag", "expected"),
-    [
-        (1, False, "", False),
-        (2, False, "", True),
-        (2, True, "", False),
-        (2, True, "true", True),
-        (1, True, "true", False),
-    ],
-)
-def test_several_processes_without_gpus_are_told_to_work_together(monkeypatch, processes, gpu, flag, expected):
-    """accelerate would start two trainings of their own, each with all of the data and the same run folder."""
-    monkeypatch.setenv("WORLD_SIZE", str(processes))
-    monkeypatch.setenv("ACCELERATE_USE_CPU", flag or "false")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    assert several_on_cpu() is expected
 
 
 def test_a_data_set_is_copied_in_pieces_whole():

@@ -1,5 +1,6 @@
-"""Training steps on a device of their own, without having one: torch's `meta` device computes shapes, refuses to mix
-with tensors on the CPU, and has no values that one could wait for."""
+"""Devices without having one. Which is taken is decided by what torch says of the machine. Training steps run on
+torch's `meta` device, which computes shapes, refuses to mix with tensors on the CPU, and has no values that one could
+wait for."""
 
 import contextlib
 from types import SimpleNamespace
@@ -8,11 +9,16 @@ from unittest import mock
 
 import pytest
 import torch
+from accelerate import PartialState
 from mask_data import SMALL, words
 
 from core.cli.config import compose, typed
+from core.data import loader
 from core.data.dataset import PreparedData
+from core.training import distributed
+from core.training.distributed import start_accelerator
 from core.training.loop import TrainingLoop
+from core.training.machine import full_precision, native_bf16, pick_device
 from core.training.rundir import RunFolder
 from gen.settings import TrainConfig
 from gen.trainer import Trainer
@@ -20,6 +26,65 @@ from seg.settings import TrainConfig as SegConfig
 from seg.trainer import Trainer as SegTrainer
 
 META = torch.device("meta")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "apple", "flag", "expected"),
+    [
+        (False, False, "false", "cpu"),
+        (True, False, "false", "cuda"),
+        (True, False, "true", "cpu"),
+        (False, True, "false", "cpu"),
+        (False, True, "true", "cpu"),
+    ],
+)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_accelerate_is_told_of_the_device_that_is_picked(monkeypatch, processes, cuda, apple, flag, expected):
+    """Of several processes on a CPU that are not told, each would train alone on all of the data."""
+    pretend(monkeypatch, cuda, apple)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", flag)
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    assert pick_device().type == expected
+    told = mock.Mock()
+    monkeypatch.setattr(distributed, "Accelerator", told)
+    start_accelerator("fp32", None, RunFolder("x").path)
+    monkeypatch.setattr(distributed, "PartialState", told)
+    distributed.Ranks.join()
+    assert [call.kwargs["cpu"] for call in told.call_args_list] == [expected == "cpu"] * processes
+
+
+def test_training_leaves_an_apple_gpu_alone_where_accelerate_would_take_it(monkeypatch, tmp_path):
+    pretend(monkeypatch, cuda=False, apple=True)
+    assert PartialState().device.type == "mps"
+    PartialState._reset_state()
+    assert start_accelerator("fp32", None, tmp_path).device.type == pick_device().type == "cpu"
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, cuda: bool, apple: bool) -> None:
+    """Let torch say that this machine has such a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: apple)
+    monkeypatch.setattr(torch.backends.mps, "is_built", lambda: apple)
+    monkeypatch.setenv("PYTORCH_ENABLE_MPS_FALLBACK", "0")  # accelerate sets it, and it is put back
+
+
+@pytest.mark.parametrize(("name", "pinned"), [("cuda", True), ("mps", False), ("cpu", False)])
+def test_only_page_locked_memory_is_copied_without_waiting(monkeypatch, name, pinned):
+    """Apple's GPUs may read other memory after the tensor was freed (pytorch/pytorch#139550, #189690)."""
+    calls: list[Any] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: calls.append("pin_memory") or tensor)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device, **more: calls.append((device.type, more)) or tensor)
+    loader.to_device(torch.zeros(3), torch.device(name))
+    assert calls == ["pin_memory"] * pinned + [(name, {"non_blocking": pinned})]
+
+
+def test_an_apple_gpu_by_name(monkeypatch):
+    """Its bf16 is taken for slow, and torch 2.4 has no autocast for it that could be turned off."""
+    monkeypatch.setattr(torch.amp, "is_autocast_available", lambda kind: False)
+    monkeypatch.setattr(torch, "autocast", mock.Mock(side_effect=RuntimeError("unsupported scalarType")))
+    with full_precision(torch.device("mps")):
+        pass
+    assert not native_bf16(torch.device("mps"))
 
 
 @pytest.fixture
@@ -34,6 +99,8 @@ def accelerator(monkeypatch) -> Any:
             super().__init__("cpu" if device_type == "meta" else device_type, *args, **more)
 
     monkeypatch.setattr(torch, "autocast", Autocast)
+    monkeypatch.setattr(loader, "copies_ahead", lambda device: True)  # as to a CUDA device
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     return SimpleNamespace(
         device=META,
         num_processes=1,

@@ -5,14 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from core.cli.errors import UserError
 
 CHECKSUM = "checksum"  # last key of every JSON file
+
+
+def flush(path: Path) -> None:
+    """Wait until a file is on the disk. It is opened for writing, because Windows refuses to flush other handles."""
+    with path.open("r+b") as handle:
+        os.fsync(handle.fileno())
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Rename. Windows refuses while another program, such as a virus scanner, has the old file open: try for 3 s."""
+    for _ in range(30 if sys.platform == "win32" else 0):
+        with suppress(PermissionError):
+            temporary.replace(path)
+            return
+        time.sleep(0.1)
+    temporary.replace(path)
 
 
 @contextmanager
@@ -28,9 +46,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            with temporary.open("rb") as handle:
-                os.fsync(handle.fileno())
-            temporary.replace(path)
+            flush(temporary)
+            _replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:

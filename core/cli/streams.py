@@ -16,7 +16,7 @@ class SturdyStream:
     """
 
     def __init__(self, stream: TextIO | None) -> None:
-        self.stream: Any = stream or open(os.devnull, "w")  # noqa: PTH123, SIM115 (None: closed before the start)
+        self.stream: Any = stream or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 (None: closed before the start)
         self.failure: OSError | None = None
         if hasattr(self.stream, "reconfigure"):
             self.stream.reconfigure(errors="backslashreplace")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import mmap
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -13,9 +14,18 @@ from core.cli.errors import UserError
 from core.data.images import to_float
 
 
+def copies_ahead(device: torch.device) -> bool:
+    """Whether to copy to this device from page-locked memory without waiting for its pending work.
+
+    Only CUDA keeps that memory until it was read. Apple's GPUs may read it after it was freed and used again.
+    """
+    return device.type == "cuda"
+
+
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Copy a CPU tensor to the device without waiting for its pending work, which requires page-locked memory."""
-    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+    """Copy a CPU tensor to the device, without waiting for the device's pending work where that is safe."""
+    ahead = copies_ahead(device)
+    return (values.pin_memory() if ahead else values).to(device, non_blocking=ahead)
 
 
 class InfiniteSampler:
@@ -105,17 +115,33 @@ def copy_in_pieces(array: np.ndarray, device: torch.device, piece: int = 1 << 26
     return whole
 
 
+def is_file_map(array: object) -> TypeGuard[np.memmap]:
+    """Whether an array is the whole map of a file; a slice of one has the same file and offset, but other values."""
+    if not isinstance(array, np.memmap) or array.filename is None:
+        return False
+    return isinstance(array.base, mmap.mmap) and array.flags.c_contiguous
+
+
+class MappedFile:
+    """Stands for the map of a file when it is pickled, and is read back as a map: NumPy would pickle the values."""
+
+    def __init__(self, array: np.memmap) -> None:
+        self.arguments = array.filename, array.dtype, "r", array.offset, array.shape
+
+    def __reduce__(self) -> tuple[type[np.memmap], tuple]:
+        return np.memmap, self.arguments
+
+
 def read_rows(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """A copy of some rows of an array; rows of a memory map are read from its file instead.
 
     Through the map, each row would load up to half a megabyte around it, which counts as memory of this process while
     the map is open: a thousand scattered rows would take half a gigabyte.
     """
-    # A slice of a map has the file and offset of the whole map, so only the whole map can be read this way.
-    if not isinstance(array, np.memmap) or not isinstance(array.base, mmap.mmap) or array.filename is None:
+    if not is_file_map(array):
         return np.array(array[rows])
     found = np.empty((len(rows), *array.shape[1:]), array.dtype)
-    with io.FileIO(array.filename) as handle:
+    with io.FileIO(str(array.filename)) as handle:
         for index, row in enumerate(rows.tolist()):
             handle.seek(array.offset + row * found[0].nbytes)
             if handle.readinto(found[index]) != found[index].nbytes:

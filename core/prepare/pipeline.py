@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from numpy.lib import format as npy
 
 from core.cli.console import progress_bar
 from core.cli.errors import Interrupted, UserError
-from core.cli.files import read_json, sha256_of, write_json
+from core.cli.files import flush, read_json, sha256_of, write_json
 from core.cli.lock import sole_owner
 from core.data.dataset import AGAIN, FORMAT, PreparedData
 from core.prepare.geometry import transform_name
@@ -128,13 +127,14 @@ def _resume(plan: Plan) -> dict[int, Done]:
             arrays = open_arrays(plan)
             entries = [Done(**line | {"bad": [tuple(item) for item in line["bad"]]}) for line in lines[1:]]
             done = {entry.chunk: entry for entry in entries if entry.crc == checksum(arrays, plan.rows(entry.chunk))}
-            journal.write_text("".join(json.dumps(line) + "\n" for line in (heading, *map(vars, done.values()))))
+            kept = (heading, *map(vars, done.values()))
+            journal.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
             return done
     for leftover in plan.folder.iterdir():
         leftover.unlink()
     for name, shape in plan.shapes.items():
         create_array(plan.folder / name, shape)
-    journal.write_text(json.dumps(heading) + "\n")
+    journal.write_text(json.dumps(heading) + "\n", "utf-8")
     return {}
 
 
@@ -156,6 +156,7 @@ def _work(plan: Plan, done: dict[int, Done], workers: int, quiet: bool) -> None:
             if skipped > BAD_LIMIT * plan.count:
                 break
     if skipped > BAD_LIMIT * plan.count:
+        del finished  # closes the arrays: Windows does not remove files that are open
         shutil.rmtree(plan.folder)
         bad = sorted(item for entry in done.values() for item in entry.bad)[:3]
         names = "; ".join(f"{plan.source.names[row]}: {reason}" for row, reason in bad)
@@ -196,8 +197,7 @@ def _finish(plan: Plan, done: dict[int, Done]) -> None:
         "sha256": {name: sha256_of(folder / name) for name in files},
     }
     for name in files:
-        with (folder / name).open("rb") as handle:
-            os.fsync(handle.fileno())
+        flush(folder / name)
     write_json(folder / "meta.json", meta)
 
 

@@ -82,6 +82,8 @@ def create_array(path: Path, shape: tuple[int, ...]) -> None:
         if hasattr(os, "posix_fallocate"):
             with path.open("r+b") as handle:
                 os.posix_fallocate(handle.fileno(), 0, total)
+        elif sys.platform == "darwin" and shutil.disk_usage(path.parent).free < total:  # space cannot be reserved
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot reserve space
             shutil.rmtree(path.parent)

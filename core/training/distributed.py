@@ -14,7 +14,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 
 from core.cli.errors import UserError
-from core.training.machine import PRECISIONS, process_count, set_up_cpu, several_on_cpu
+from core.training.machine import PRECISIONS, on_cpu, process_count, set_up_cpu
 
 TRACKERS = ("tensorboard",)
 
@@ -39,7 +39,7 @@ def start_accelerator(mixed_precision: str, tracker: str | None, run_folder: Pat
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     try:
         accelerator = Accelerator(
-            cpu=several_on_cpu(),
+            cpu=on_cpu(),
             mixed_precision=PRECISIONS[mixed_precision],
             log_with=tracker,
             project_dir=str(run_folder),
@@ -77,7 +77,7 @@ class Ranks:
         if process_count() == 1:
             return cls()
         # One may have an hour of work left while the others wait; the default timeout of minutes would end them.
-        state = PartialState(cpu=several_on_cpu(), timeout=timedelta(days=1))
+        state = PartialState(cpu=on_cpu(), timeout=timedelta(days=1))
         return cls(state.process_index, state.num_processes)
 
     @property

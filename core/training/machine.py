@@ -6,7 +6,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +74,7 @@ class Launcher:
             found.append(f"accelerate's mixed_precision {wanted} has no effect: this computes in {precision}")
         if _has_flag(self.arguments, "gradient_accumulation_steps"):
             found.append("accelerate's --gradient_accumulation_steps has no effect: facet train has the key accumulate")
-        if several_on_cpu() and not cpu_wanted():
+        if process_count() > 1 and on_cpu() and not cpu_wanted():
             found.append(f"no GPU can be used here: {process_count()} processes share the CPU")
         return found
 
@@ -88,9 +88,10 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def several_on_cpu() -> bool:
-    """Whether several processes share this machine's CPU: accelerate must be told, else each would work alone."""
-    return process_count() > 1 and (cpu_wanted() or not torch.cuda.is_available())
+def on_cpu() -> bool:
+    """Whether to compute on the CPU. accelerate must be told: it would take an Apple GPU, and of several processes that
+    share a CPU each would work alone."""
+    return pick_device().type == "cpu"
 
 
 def cpu_wanted() -> bool:
@@ -99,7 +100,10 @@ def cpu_wanted() -> bool:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device of this name. `auto`: a GPU if there is one and ACCELERATE_USE_CPU is not set, else the CPU.
+    """The device of this name. `auto`: a CUDA GPU if there is one and ACCELERATE_USE_CPU is not set, else the CPU.
+
+    An Apple GPU (mps) is only taken by name, and never for training: PyTorch computes wrong gradients of batch norm
+    there in the memory format of our networks, without an error (pytorch/pytorch#175189).
 
     Raises UserError where it cannot be used.
     """
@@ -134,7 +138,9 @@ def full_precision(device: torch.device) -> Iterator[None]:
             matmul.allow_tf32 = cudnn.allow_tf32 = False
         _TF32.users += 1
     try:
-        with torch.autocast(device.type, enabled=False):
+        # Older torch has no autocast for Apple's GPUs, not even to turn it off.
+        known = torch.amp.is_autocast_available(device.type)
+        with torch.autocast(device.type, enabled=False) if known else nullcontext():
             yield
     finally:
         with _TF32.lock:
@@ -161,6 +167,6 @@ def native_bf16(device: torch.device) -> bool:
 def cpuinfo(key: str) -> str:
     """The first value of a key in Linux's /proc/cpuinfo; empty where there is none."""
     path = Path("/proc/cpuinfo")
-    text = path.read_text() if path.exists() else ""
+    text = path.read_text("utf-8") if path.exists() else ""
     found = re.search(rf"^(?:{key})\s*: (.*)$", text, re.MULTILINE)
     return found[1] if found else ""
