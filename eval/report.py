@@ -120,8 +120,8 @@ def check(config: ReportConfig) -> None:
         UserError: naming the key.
     """
     require_at_least(config, n=2, sets=1, floor_sets=1, batch_size=1, seed=0, reference_count=2, kid_subsets=2)
-    if any(count < 2 for count in config.large):
-        raise UserError(f"large={config.large}: each must be at least 2")
+    if not all(isinstance(count, int) and count >= 2 for count in config.large):  # OmegaConf lets lists into the list
+        raise UserError(f"large={config.large}: each must be a whole number of at least 2")
     require_features(config.features, config.fid.dims)
     if config.infinity and max(config.large, default=0) < 10_000:
         raise UserError("infinity=true extrapolates from at least 10,000 samples: give large=[10000] or more")

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from core.cli.files import read_json
+from core.data.arrays import VERIFIED
 from core.submission.archive import Problems, read_members
 
-# Measured times, in statistics and results; curves.png shows them.
-TIMES = frozenset(("images_per_s", "seconds", "date"))
+# Measured times, in statistics and results, and the checksums of what has them; curves.png shows them.
+TIMES = frozenset(("images_per_s", "seconds", "date", "crc32"))
 SHOWS_TIMES = "curves.png"
-UNFINISHED = (".part", ".parts", ".old")
+UNFINISHED = (".part", ".parts", ".old", ".new")
 
 
 def unfinished(path: Path) -> bool:
@@ -25,8 +27,9 @@ def unfinished(path: Path) -> bool:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """The files below a folder, relative to it."""
-    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    """The files below a folder, relative to it, without those that hold the times of others."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != VERIFIED)
+    return sorted(path.relative_to(folder) for path in files)
 
 
 def damaged(folder: Path) -> list[str]:
@@ -58,7 +61,7 @@ def content(path: Path) -> Any:
 
 
 def _of_json(path: Path) -> Any:
-    return _timeless(json.loads(path.read_text("utf-8")))
+    return _timeless(read_json(path))
 
 
 def _of_jsonl(path: Path) -> Any:

@@ -89,7 +89,7 @@ def test_a_command_is_killed_while_it_writes_and_its_leftovers_are_found(monkeyp
         ("import os; open(f'{os.getpid()}.txt', 'w'); import time; time.sleep(0.3)", "left over"),
         ("import os; open('pid.txt', 'w').write(str(os.getpid())); import time; time.sleep(0.3)", "pid.txt differs"),
         (
-            "import time; open('a.json', 'w').write('{'); time.sleep(0.3); open('a.json', 'w').write('{}')",
+            r"import time; open('a.jsonl', 'w').write('{\n'); time.sleep(0.3); open('a.jsonl', 'w').write('{}\n')",
             "half-written",
         ),
         ("import os; assert not os.path.exists('a'); open('a', 'w'); import time; time.sleep(0.3)", "exit code 1"),

@@ -18,12 +18,14 @@ from dataclasses import asdict, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
 import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from core.cli.errors import UserError, reports_errors
 from core.cli.help import CONF, help_text
+from core.cli.text import shown
 
 Schema = TypeVar("Schema")
 # Last parts of the keys whose text is a path, which may begin with `~`.
@@ -81,7 +83,8 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             return hydra.compose(config_name, overrides)
-        except (HydraException, OmegaConfBaseException, OSError) as error:  # OSError: a key too long for a file name
+        # OSError: a key too long for a file name; ValueError: a word without a key.
+        except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
             groups = [entry.name for entry in CONF.iterdir() if entry.is_dir()]
             raise UserError(_explain(error, overrides, _keys(hydra.compose(config_name)) + groups)) from error
 
@@ -176,15 +179,22 @@ def _explain(error: Exception, overrides: list[str], known: list[str]) -> str:
         old = override if override in RENAMED else key
         new = RENAMED.get(old, "")
         if "=" not in override and not override.startswith("~"):
-            return f"cannot read {override!r}: settings are written key=value (see --help)"
+            return f"cannot read {shown(override)!r}: settings are written key=value (see --help)"
         if new.split("=")[0] in known:
             return f"unknown {'choice' if '=' in old else 'key'} {old!r}: it is now {new!r}"
         if key in REMOVED:
             return f"unknown key {key!r}: it was removed, {REMOVED[key]}"
         if not override.startswith(("+", "~")) and key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            return f"unknown key {key!r}" + (f": did you mean {near[0]!r}?" if near else ": see --help for the keys")
-    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+            name = repr(shown(key))
+            return f"unknown key {name}" + (f": did you mean {near[0]!r}?" if near else ": see --help for the keys")
+        try:
+            OverridesParser.create().parse_override(override)
+        except (HydraException, ValueError):
+            return (
+                f"cannot read {shown(override)!r}: a value with special characters needs quotes, {key[:40]}=\"'...'\""
+            )
+    return shown(" ".join(line.strip() for line in str(error).splitlines() if line.strip()), most=300)
 
 
 def as_dict(value: Any) -> dict[str, Any]:

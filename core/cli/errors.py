@@ -103,8 +103,12 @@ def explain_early_interrupts() -> None:
 
 
 def _stop(line: str, code: int) -> NoReturn:
-    """Exit with a line on standard error, which names the process if it is not the first of several."""
+    """Exit with a line on standard error, which names the process if it is not the first of several.
+
+    What a damaged file has brought into the message cannot control the terminal: it is escaped.
+    """
     rank = os.environ.get("RANK", "0")
+    line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
     if _first_to_say(line):
         print(line if rank == "0" else f"process {rank}: {line}", file=sys.stderr)
     sys.exit(code)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from core.cli.errors import UserError
+from core.cli.text import shown
 
 IGNORE = 255  # the mask value of pixels that are used neither in training nor in evaluation
 MAX_CLASSES = 255  # as many as a uint8 mask can hold besides IGNORE
@@ -121,7 +122,9 @@ def read_classes(text: str) -> ClassTable:
         if path.is_file():
             return _from_file(path)
     if path.suffix.lower() in (".txt", ".csv") or "/" in text or "," not in text:
-        raise UserError(f"no class table at {text}: give a text file, names as in --classes membrane,cell, or a preset")
+        raise UserError(
+            f"no class table at {shown(text)}: give a text file, names as in --classes membrane,cell, or a preset"
+        )
     return _checked(ClassTable([name.strip() for name in text.split(",")]), "--classes")
 
 
@@ -164,9 +167,11 @@ def _checked(table: ClassTable, place: str) -> ClassTable:
         raise UserError(f"{place} names {len(names)} classes: 2 to {MAX_CLASSES} are possible")
     odd = next((name for name in names if not name or not name.isprintable()), None)
     if odd is not None:
-        raise UserError(f"{place} has a class without a printable name ({odd!r}): name every class")
+        raise UserError(f"{place} has a class without a printable name ({shown(odd)!r}): name every class")
     for entries in (names, [*map(tuple, table.colours or ()), *table.ignored]):
         twice = next((entry for number, entry in enumerate(entries) if entry in entries[:number]), None)
         if twice is not None:
-            raise UserError(f"{place} has {twice} twice: every class needs a name and a value or colour of its own")
+            raise UserError(
+                f"{place} has {shown(str(twice))} twice: every class needs a name and a value or colour of its own"
+            )
     return table

@@ -12,11 +12,11 @@ from torch import nn
 
 from core.cli.console import say, warn
 from core.cli.errors import UserError
-from core.cli.files import digest_of, write_json
+from core.cli.files import digest_of, read_json, write_json
 from core.nn.model_file import load_model, save_model
 from core.training.checkpoint import Stateful
 from core.training.curves import Panel
-from core.training.rundir import RunFolder, sealed, unsealed
+from core.training.rundir import RunFolder
 
 BEST_NAME, BEST_FACTS = "best.safetensors", "best.json"
 
@@ -113,7 +113,7 @@ class BestWeights:
         score = self.best.score
         save_model(folder / BEST_NAME, model, recipe, info | {"score": {"value": score, **self.terms}})
         facts = {"score": score, **self.terms, **info, "model": BEST_NAME, "terms": digest_of(self.terms)}
-        write_json(folder / BEST_FACTS, sealed(facts))
+        write_json(folder / BEST_FACTS, facts)
         self._waiting = None
 
 
@@ -138,11 +138,9 @@ def best_so_far(run: RunFolder) -> str | None:
     if not facts.exists():
         return None
     try:
-        best = unsealed(facts.read_bytes())
-    except OSError:
-        best = None
-    if best is None:
-        warn(f"{facts} is damaged, so the score of {BEST_NAME} is not known here; the weights hold it, too")
+        best = read_json(facts, f"the score is in {BEST_NAME}, too")
+    except UserError as error:
+        warn(str(error))
         return None
     last = [row for row in run.read_stats() if row.get("terms") == best["terms"]][-1:]
     return (

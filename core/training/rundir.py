@@ -15,7 +15,7 @@ import yaml
 from core.cli.console import warn
 from core.cli.errors import UserError
 from core.cli.files import atomic_path
-from core.cli.text import listed
+from core.cli.text import listed, shown
 
 SEAL = "\n# sha256 of the lines above: "  # what the last line of config.yaml begins with
 
@@ -35,13 +35,13 @@ class RunFolder:
         stored = flatten(self.read_config())
         wanted = flatten(config)
         differing = [
-            f"{key} ({stored.get(key)!r} -> {wanted.get(key)!r})"
+            f"{shown(key)} ({shown(repr(stored.get(key)))} -> {shown(repr(wanted.get(key)))})"
             for key in sorted(stored.keys() | wanted.keys())
             if stored.get(key) != wanted.get(key) and key not in changeable
         ]
         if differing:
             raise UserError(
-                f"{self.path} was started with other settings: {', '.join(differing)}. "
+                f"{self.path} was started with other settings: {listed(differing)}. "
                 "Use another name=..., or the old settings to continue"
             )
 
