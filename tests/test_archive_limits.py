@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import tracemalloc
 import zipfile
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from image_files import faces, write_zip
+from PIL import Image
 
 from core.cli.errors import UserError
 from core.data import bounds
+from core.data.bounds import bounded_pictures
+from core.data.decode import decode
 from core.prepare.pipeline import prepare
 from core.prepare.sources import open_image_source
 from core.prepare.store import open_store
@@ -92,3 +97,14 @@ def test_a_file_larger_than_any_picture_is_not_read(tmp_path: Path, monkeypatch:
     (tmp_path / "a.png").write_bytes(bytes(401))
     with pytest.raises(ValueError, match=r"holds 401 bytes, more than .* megapixels"):
         open_store(tmp_path).read("a.png")
+
+
+def test_a_short_file_cannot_ask_for_the_memory_of_a_large_picture():
+    """A PNG of 69 bytes whose header, with the right checksum, claims 400 megapixels."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((10, 10), np.uint8)).save(buffer, "PNG")
+    content = bytearray(buffer.getvalue())
+    content[16:24] = struct.pack(">II", 20_000, 20_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    with bounded_pictures(), pytest.raises(ValueError, match="claim to hold 20000x20000 pixels"):
+        decode(io.BytesIO(content))

@@ -60,7 +60,8 @@ def test_a_compiled_run_continues_bit_by_bit(prepared, tmp_path):
 @pytest.mark.slow
 def test_a_segmenter_compiles(discs, tmp_path, compiled):
     folders = [
-        run_seg(discs, tmp_path, "total_images=8", f"compile={choice}", name=choice) for choice in ("false", "true")
+        run_seg(discs, tmp_path, "total_images=8", f"compile={choice}", name=f"'{choice}'")
+        for choice in ("false", "true")
     ]
     assert compiled == ["UNet"]
     plain, fused = (load_model(folder.path / "last.safetensors")[0].state_dict() for folder in folders)

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from core.cli import help as command_help
 from core.cli.config import QUOTED, as_dict, compose, literal, typed
 from core.cli.errors import UserError
+from core.cli.files import write_json
 from core.data.dataset import PreparedData
 from core.training.rundir import RunFolder
 from eval.compare import CompareConfig
@@ -257,6 +258,7 @@ def test_a_run_of_any_name_writes_and_knows_its_settings(tmp_path):
 @pytest.mark.parametrize(("module", "name"), [(train, "gen.train"), (seg_train, "seg.train")])
 def test_the_next_command_can_be_pasted(monkeypatch, tmp_path, capsys, module, name):
     monkeypatch.setattr(module, "run_training", lambda config: RunFolder(tmp_path / config.name))
+    write_json(tmp_path / "it's (1); rm $x" / "valid.json", {"dataset": {"miou": 0.5}, "images_seen": 8})
     monkeypatch.setattr(sys, "argv", [name, "data=d", "name=it's (1); rm $x"])
     module.main()
     printed = capsys.readouterr().out.split("next: ")[1].splitlines()[0]

@@ -112,6 +112,13 @@ def read_sums(root: Path) -> Any:
     return sums.count, sums.shift.tobytes(), sums.total.tobytes(), sums.outer.tobytes()
 
 
+def read_best(root: Path) -> str:
+    found = best_so_far(RunFolder(root / "run"))
+    if found is None:
+        raise UserError("told in a warning")
+    return found
+
+
 READERS: dict[str, Callable[[Path], Any]] = {
     "data/images.npy": read_data,
     "data/masks.npy": read_data,
@@ -126,7 +133,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "result.json": lambda root: read_result(root / "result.json"),
     "run/model.safetensors": read_model,
     "run/valid.json": lambda root: read_json(root / "run" / "valid.json"),
-    "run/best.json": lambda root: best_so_far(RunFolder(root / "run")),
+    "run/best.json": read_best,
 }
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from scoring import pictures, write_folder, write_prepared
 
+import core.cli.lock
 from core.cli.errors import UserError
 from core.training.distributed import Ranks
 from eval.features import cache as feature_cache
@@ -207,13 +208,13 @@ def test_a_second_command_waits_for_the_first_and_takes_what_it_made(
 
     monkeypatch.setattr(RandomFeatures, "__call__", slow)
     notes: list[str] = []  # not capsys: reading it while another thread prints may lose the line
-    monkeypatch.setattr(feature_cache, "say", notes.append)
+    monkeypatch.setattr(core.cli.lock, "say", notes.append)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(lambda: real_features(data).of(np.arange(60))[:])
         assert entered.wait(60)
         calls = count_calls(monkeypatch)
         second = pool.submit(lambda: real_features(data).of(np.arange(60))[:])
-        while not any("waiting for another command" in note for note in notes):
+        while not any("note: waiting, since process" in note for note in notes):
             assert not second.done()
         finish.set()
         np.testing.assert_array_equal(first.result(), second.result())

@@ -224,7 +224,7 @@ def test_larger_numbers_come_from_models_alone(run, data, tmp_path):
     [
         (["n=1"], "n=1: must be at least 2"),
         (["infinity=true"], "at least 10,000 samples"),
-        (["large=[1]"], "each must be at least 2"),
+        (["large=[1]"], "each must be a whole number of at least 2"),
         (["features=vgg"], "features=vgg"),
         (["kid=3"], "unknown key 'kid'"),
         (["out=OCCUPIED"], "cannot be written to"),

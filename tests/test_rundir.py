@@ -2,6 +2,9 @@
 
 import contextlib
 import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import torch
 
 import core.training.rundir
 from core.cli.errors import UserError
+from core.cli.files import write_json
 from core.training.checkpoint import Checkpoints
 from core.training.rundir import RunFolder
 
@@ -152,3 +156,13 @@ def test_a_damaged_configuration_is_told_with_the_way_out(tmp_path):
         run.config.write_bytes(flipped)
         with contextlib.suppress(UserError):
             assert run.read_config().items() >= {"seed": 0, "name": "a"}.items()  # more than that is refused
+
+
+def test_the_first_write_into_a_folder_removes_what_killed_processes_left_and_nothing_else(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    names = [f".a.json.{ended.pid}.part", f".b.tar.gz.{ended.pid}.part", f".a.json.{os.getppid()}.part", ".notes.part"]
+    for name in names:
+        (tmp_path / name).touch()
+    write_json(tmp_path / "c.json", {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[2:], "c.json"])

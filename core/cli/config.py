@@ -179,21 +179,20 @@ def _explain(error: Exception, overrides: list[str], known: list[str]) -> str:
         old = override if override in RENAMED else key
         new = RENAMED.get(old, "")
         if "=" not in override and not override.startswith("~"):
-            return f"cannot read {shown(override)!r}: settings are written key=value (see --help)"
+            return f"cannot read {shown(repr(override))}: settings are written key=value (see --help)"
         if new.split("=")[0] in known:
             return f"unknown {'choice' if '=' in old else 'key'} {old!r}: it is now {new!r}"
         if key in REMOVED:
             return f"unknown key {key!r}: it was removed, {REMOVED[key]}"
         if not override.startswith(("+", "~")) and key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            name = repr(shown(key))
+            name = shown(repr(key))
             return f"unknown key {name}" + (f": did you mean {near[0]!r}?" if near else ": see --help for the keys")
         try:
             OverridesParser.create().parse_override(override)
         except (HydraException, ValueError):
-            return (
-                f"cannot read {shown(override)!r}: a value with special characters needs quotes, {key[:40]}=\"'...'\""
-            )
+            way_out = f"a value with special characters needs quotes, {key[:40]}=\"'...'\""
+            return f"cannot read {shown(repr(override))}: {way_out}"
     return shown(" ".join(line.strip() for line in str(error).splitlines() if line.strip()), most=300)
 
 

@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from core.cli.errors import UserError
 
 CHECKSUM = "checksum"  # last key of every JSON file
@@ -33,9 +35,22 @@ def _replace(temporary: Path, path: Path) -> None:
     temporary.replace(path)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files that killed processes have left in a folder; those of living ones stay."""
+    for path in folder.glob(".*.part"):
+        owner = path.name.split(".")[-2]
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            path.unlink(missing_ok=True)
+
+
+_tidied: set[Path] = set()  # folders in which this process has looked for leftovers: once, as some hold many files
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`: on success it is flushed to disk and renamed, on failure removed.
+
+    The first call for a folder removes what killed processes have left there.
 
     A folder that cannot be created or written to is a `UserError`.
     """
@@ -44,6 +59,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent not in _tidied:
+            _tidied.add(path.parent)
+            remove_leftovers(path.parent)
         try:
             yield temporary
             flush(temporary)

@@ -24,8 +24,8 @@ FAR = 1 << 30  # Windows locks bytes against reading too: one far behind the tex
 def sole_owner(path: Path, work: str, advice: str | None = None) -> Iterator[None]:
     """Keep other processes that ask for the same lock file out of the block; it names its owner while it exists.
 
-    The folder of the file is made, and removed again if it is still empty afterwards. On a file system without locks
-    the block runs after a warning.
+    The folder of the file and those above it are made, and removed again if they are still empty afterwards. On a file
+    system without locks the block runs after a warning.
 
     Args:
         path: the lock file.
@@ -37,11 +37,11 @@ def sole_owner(path: Path, work: str, advice: str | None = None) -> Iterator[Non
     """
     folder = path.parent
     try:
-        made = not folder.exists()
+        made = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         handle = _acquire(path, work, advice)
     except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     try:
         yield
     finally:
@@ -52,9 +52,9 @@ def sole_owner(path: Path, work: str, advice: str | None = None) -> Iterator[Non
         with contextlib.suppress(OSError):
             if sys.platform == "win32":
                 path.unlink()  # which fails while another process has it open
-        if made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        with contextlib.suppress(OSError):
+            for each in made:
+                each.rmdir()
 
 
 def _acquire(path: Path, work: str, advice: str | None) -> int:

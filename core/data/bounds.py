@@ -7,6 +7,7 @@ import os
 import warnings
 import zipfile
 from collections.abc import Iterator
+from typing import IO
 
 from PIL import Image
 
@@ -49,6 +50,20 @@ def bounded_pictures() -> Iterator[None]:
             yield
     finally:
         Image.MAX_IMAGE_PIXELS = before
+
+
+def require_possible(picture: Image.Image, content: IO[bytes]) -> None:
+    """Refuse a large picture, before it is decoded, whose file is too short to hold it.
+
+    Raises:
+        ValueError: fewer bytes than a picture of its size can be compressed to.
+    """
+    place = content.tell()
+    length = content.seek(0, os.SEEK_END)
+    content.seek(place)
+    width, height = picture.size
+    if width * height > max(MOST_COMPRESSED * length, 1 << 26):
+        raise ValueError(f"{length:,} bytes claim to hold {width}x{height} pixels: damaged, or a decompression bomb")
 
 
 def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from core.cli.console import progress_bar, warn
 from core.cli.errors import UserError
-from core.data.bounds import bounded_pictures
+from core.data.bounds import bounded_pictures, require_possible
 from core.data.decode import reason_of
 from core.data.mask_classes import IGNORE, ClassTable
 from core.prepare.store import Store, one_line
@@ -181,6 +181,7 @@ def _facts(
         _refuse_several(picture, store.place(image))
     with store.open(mask) as handle, Image.open(handle) as opened:
         _refuse_several(opened, store.place(mask))
+        require_possible(opened, handle)
         opened.load()
     if opened.size != size:
         raise UserError(

@@ -79,6 +79,7 @@ def prepare(
             return Prepared(PreparedData.open(out), 0, 0.0)
         # Its workers hold the lock as well: what a killed call leaves is still written to until they have ended.
         lock = plan.folder.with_name(f".{plan.folder.name}.lock")
+        lock.parent.mkdir(parents=True, exist_ok=True)
         with sole_owner(lock, f"is writing {plan.folder}", "let it finish, then run again"):
             if _is_prepared(out, plan, force):  # by another process that has just finished
                 return Prepared(PreparedData.open(out), 0, 0.0)
