@@ -64,7 +64,7 @@ def test_1500_damaged_inputs_give_success_or_one_clear_line(targets, tmp_path):
         (lambda data, folder: [][0], "IndexError"),
         (lambda data, folder: sys.exit("gone"), "no or more"),
         (lambda data, folder: [time.sleep(0.01) for _ in range(100)], "seconds"),
-        (lambda data, folder: bool(np.ones(192 << 20, np.uint8).sum()), "MiB"),
+        (lambda data, folder: bool(np.ones(96 << 20, np.uint8).sum()), "MiB"),
         (lambda data, folder: np.ones(1 << 40, np.uint8).any(), "MemoryError"),
     ],
 )
