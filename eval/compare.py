@@ -123,7 +123,7 @@ def check(config: CompareConfig) -> None:
         UserError: naming the key.
     """
     if len(config.sources) < 2:
-        raise UserError("give two or more runs, models, archives, folders or results to compare (see --help)")
+        raise UserError("sources: give two or more runs, models, archives, folders or results (see --help)")
     require_at_least(config, n=2, sets=1, batch_size=1, seed=0, reference_seed=0)
     wanted_metric(config)
     unused = [key for key in SCORING if getattr(config, key) != getattr(CompareConfig(), key)]

@@ -309,6 +309,7 @@ def _configs(data: PreparedData) -> Target:
     def names(content: bytes) -> Sequence[str]:
         keys = [re.split("[=@:]", word)[0].lstrip("+~") for word in _words(content)[1:]]
         known = [part for key in keys for part in (key, key.rpartition(".")[2], repr(key)[1:-1], ascii(key)[1:-1])]
+        known += [repr(key)[1:31] for key in keys]  # long ones are cut
         return [part for part in known if part] + ["source=", "sources", str(data.path)]
 
     layers = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import warnings
 import zipfile
@@ -39,10 +40,13 @@ def too_large() -> str:
 def bounded_pictures() -> Iterator[None]:
     """Let Pillow read pictures of up to `MAX_PIXELS`, five to ten times its own limit, and refuse all larger ones.
 
-    Its remarks on odd palettes and EXIF blocks are not shown. Not for several threads at once, which may however read
-    pictures inside.
+    Its remarks on odd palettes and EXIF blocks are not shown, nor what it logs on damaged files. Not for several
+    threads at once, which may however read pictures inside.
     """
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS
+    logger = logging.getLogger("PIL")
+    level, before = logger.level, Image.MAX_IMAGE_PIXELS
+    logger.setLevel(logging.CRITICAL)
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -50,6 +54,7 @@ def bounded_pictures() -> Iterator[None]:
             yield
     finally:
         Image.MAX_IMAGE_PIXELS = before
+        logger.setLevel(level)
 
 
 def require_possible(picture: Image.Image, content: IO[bytes]) -> None:

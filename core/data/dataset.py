@@ -63,6 +63,8 @@ class PreparedData:
         split = _load(path, "split.npy", meta, 1) if "split.npy" in hashes else None
         if masks is not None and masks.shape != images.shape[:3]:
             raise UserError(f"{path}: masks {masks.shape} do not fit images {images.shape}: {AGAIN}")
+        if masks is not None and not _are_classes(meta["classes"], meta["palette"]):
+            raise UserError(f"{path}/meta.json has classes or a palette that cannot be: {AGAIN}")
         return cls(path, images, masks, split, meta)
 
     def __len__(self) -> int:
@@ -128,6 +130,15 @@ class PreparedData:
         if not len(chosen):
             raise UserError(f"{self.path} has no picture in split {split!r}")
         return chosen
+
+
+def _are_classes(names: Any, palette: Any) -> bool:
+    """Whether these are a name and an RGB colour for each class."""
+    lists = isinstance(names, list) and isinstance(palette, list) and len(names) == len(palette)
+    return lists and all(
+        isinstance(colour, list) and len(colour) == 3 and all(value in range(256) for value in colour)
+        for colour in palette
+    )
 
 
 def _load(path: Path, name: str, meta: dict[str, Any], dimensions: int) -> np.ndarray:

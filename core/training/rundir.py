@@ -35,13 +35,14 @@ class RunFolder:
         stored = flatten(self.read_config())
         wanted = flatten(config)
         differing = [
-            f"{shown(key)} ({shown(repr(stored.get(key)))} -> {shown(repr(wanted.get(key)))})"
+            f"{shown(key, 40)} ({shown(repr(stored.get(key)), 40)} -> {shown(repr(wanted.get(key)), 40)})"
             for key in sorted(stored.keys() | wanted.keys())
             if stored.get(key) != wanted.get(key) and key not in changeable
         ]
         if differing:
+            few = differing[:3] + [f"and {len(differing) - 3} more"] * (len(differing) > 3)
             raise UserError(
-                f"{self.path} was started with other settings: {listed(differing)}. "
+                f"{self.path} was started with other settings: {', '.join(few)}. "
                 "Use another name=..., or the old settings to continue"
             )
 
