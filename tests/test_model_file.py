@@ -130,7 +130,7 @@ def test_headers_that_torch_or_safetensors_refuse_take_a_line(tmp_path, kind, sh
     "metadata", [{"recipe": "[1]"}, {"info": "[]"}, {"info": '{"images_seen": "x"}'}, {"recipe": "[" * 9_000}]
 )
 def test_metadata_of_other_types_are_refused(tmp_path, metadata):
-    with pytest.raises(UserError, match="its metadata are damaged"):
+    with pytest.raises(UserError, match="damaged"):
         load_model(write_hostile(tmp_path / "m.safetensors", RECIPE, **metadata))
 
 
