@@ -25,7 +25,6 @@ from core.cli.files import writable, write_json
 from core.nn.model_file import load_model
 from core.training.distributed import Ranks
 from core.training.machine import set_up_cpu
-from core.training.rundir import flatten
 from eval.distances import plan_floor, spread
 from eval.features.extractors import Features, make_features
 from eval.features.image_sets import open_samples
@@ -38,6 +37,7 @@ from eval.results import (
     ALIKE,
     Entry,
     content_of,
+    differences_from_terms,
     find_results,
     identities,
     pick,
@@ -50,6 +50,7 @@ from eval.results import (
 from eval.score import (
     FidConfig,
     can_be_written,
+    command_of,
     open_real,
     require_at_least,
     result_path,
@@ -249,39 +250,19 @@ def _planned(
             has_floor = isinstance(reference, Reference) and bool(
                 plan_floor(len(reference.every), reference.rows, samples.count, int(config.floor), config.seed).subsets
             )
-            different = _differences(existing, terms, config.seed if has_floor else None)
+            different = differences_from_terms(existing, terms, config.seed if has_floor else None)
         except UserError:
             different = ["damaged"]
         if not different:
             return Entry(label, file, existing)
     if not can_be_written(file):
-        command = shlex.join(_score_command(settings))
         raise UserError(
-            f"the result of {label} cannot be written to {file}: run `{command}` with a FILE of yours, and compare FILE"
+            f"the result of {label} cannot be written to {file}: run `{command_of(settings)}` with a FILE of yours, "
+            "and compare FILE"
         )
     if different and ranks.first:
         say(f"note: {file} is replaced, it is not on these settings ({', '.join(different)})")
     return Entry(label, file, terms)
-
-
-def _score_command(settings: FidConfig) -> list[str]:
-    """The command that makes a result on these settings elsewhere."""
-    given, usual = (flatten(asdict(config)) for config in (settings, FidConfig(settings.source, settings.data)))
-    words = [f"{key}={value}" for key, value in given.items() if value != usual[key] and value is not None]
-    return ["facet", "score", f"source={settings.source}", f"data={settings.data}", *words, "out=FILE.json"]
-
-
-def _differences(existing: dict[str, Any], terms: dict[str, Any], floor_seed: int | None) -> list[str]:
-    """In what an existing result differs from the terms; it may have more sets than they ask for."""
-    different = [name for name, place in ALIKE.items() if pick(existing, place) != pick(terms, place)]
-    if content_of(existing["source"]) != content_of(terms["source"]):
-        different.append("content")
-    seeds = terms["source"].get("first_seeds", [])
-    if existing["source"].get("first_seeds", [])[: len(seeds)] != seeds:
-        different.append("sets or seed")
-    if floor_seed is not None and (existing["floor"] or {}).get("seed") != floor_seed:
-        different.append("floor")
-    return different
 
 
 # --- the ranking --------------------------------------------------------------------------------------------------

@@ -214,3 +214,16 @@ def _shortened(texts: list[str]) -> list[str]:
     start = shared - 8 if shared > 12 and max(map(len, texts)) > SHORT else 0
     stop = start + SHORT
     return [f"{'…' if start else ''}{text[start:stop]}{'…' if len(text) > stop else ''}" for text in texts]
+
+
+def differences_from_terms(existing: dict[str, Any], terms: dict[str, Any], floor_seed: int | None) -> list[str]:
+    """In what an existing result differs from the terms; it may have more sets than they ask for."""
+    different = [name for name, place in ALIKE.items() if pick(existing, place) != pick(terms, place)]
+    if content_of(existing["source"]) != content_of(terms["source"]):
+        different.append("content")
+    seeds = terms["source"].get("first_seeds", [])
+    if existing["source"].get("first_seeds", [])[: len(seeds)] != seeds:
+        different.append("sets or seed")
+    if floor_seed is not None and (existing["floor"] or {}).get("seed") != floor_seed:
+        different.append("floor")
+    return different

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from core import __version__
 from core.cli.errors import UserError
 from core.cli.files import writable
 from core.training.distributed import Ranks
+from core.training.rundir import flatten
 from eval.distances import Score, plan_floor, score_against, spread
 from eval.features.cache import Extractor
 from eval.features.extractors import (
@@ -203,6 +205,14 @@ def result_path(config: FidConfig) -> Path:
     if config.out is not None:
         return Path(config.out)
     return source / f"{metric}.json" if is_run(source) else Path(f"{source.absolute()}.{metric}.json")
+
+
+def command_of(settings: FidConfig) -> str:
+    """The command that makes a result on these settings in a file of one's own."""
+    given, usual = (flatten(asdict(config)) for config in (settings, FidConfig(settings.source, settings.data)))
+    words = [f"{key}={value}" for key, value in given.items() if value != usual[key] and value is not None]
+    source = [f"source={settings.source}", f"data={settings.data}"]
+    return shlex.join(["facet", "score", *source, *words, "out=FILE.json"])
 
 
 def can_be_written(path: Path) -> bool:

@@ -66,18 +66,7 @@ def prepared_target(data: PreparedData) -> Target:
 
     kinds = [name for name in files if name.endswith(".npy")] + ["meta.json"] * 3
     layers = [Layer([files[name]], partial(named, f"{name}{signed}")) for name in kinds for signed in ("", " signed")]
-    words = [
-        b'"sha256"',
-        b'"count"',
-        b'"images.npy"',
-        b'"classes"',
-        b"{",
-        b"[",
-        b"null",
-        b"'shape': (",
-        b"'<f8'",
-        b"'|O'",
-    ]
+    words = [*b'"sha256" "count" "images.npy" "classes" { [ null'.split(), b"'shape': (", b"'<f8'", b"'|O'"]
     return Target(layers, words, read, lambda content: [*files, "prepare"])
 
 

@@ -9,6 +9,7 @@ import torch
 
 from core.cli.errors import UserError
 from core.data.images import MEMORY_FORMAT
+from core.data.mask_classes import are_classes
 from core.nn.model_file import load_model
 from seg.unet import UNet
 
@@ -26,24 +27,11 @@ def load_unet(run_or_file: str | Path, device: torch.device) -> tuple[UNet, dict
     model, info = load_model(run_or_file)
     if not isinstance(model, UNet) or any(key not in info for key in INFO_KEYS):
         raise UserError(f"{run_or_file} holds a {type(model).__name__} without classes, not a trained segmenter")
-    if not _sound(info):
+    side = info["image_size"]
+    if not are_classes(info["classes"], info["palette"]) or not isinstance(side, int) or side < 1:
         raise UserError(f"{run_or_file} is damaged: what it says of its classes or pictures makes no sense")
     if not len(info["classes"]) == len(info["palette"]) == model.classes:
         raise UserError(f"{run_or_file} names {len(info['classes'])} classes, its network has {model.classes}")
     if model.channels != 3:
         raise UserError(f"{run_or_file} takes {model.channels} channels; pictures are read as RGB, so it must take 3")
     return model.to(device).to(memory_format=MEMORY_FORMAT), info
-
-
-def _sound(info: dict[str, Any]) -> bool:
-    """Whether the values are as training writes them; a stranger's file may hold anything."""
-    classes, palette, side = info["classes"], info["palette"], info["image_size"]
-    return (
-        isinstance(classes, list)
-        and all(isinstance(name, str) for name in classes)
-        and isinstance(palette, list)
-        and all(isinstance(colour, list) and len(colour) == 3 for colour in palette)
-        and all(isinstance(value, int) and 0 <= value < 256 for colour in palette for value in colour)
-        and isinstance(side, int)
-        and side > 0
-    )

@@ -394,11 +394,3 @@ def test_the_same_pictures_twice_are_told(data, tmp_path, monkeypatch, capsys):
         "b": "the same as the best",
         "c": "the best has one set: cannot be told from noise",
     }
-
-
-def test_the_help_explains_every_key(monkeypatch, capsys):
-    assert run(monkeypatch, "--help") == 0
-    text = capsys.readouterr().out
-    keys = set(compare.CompareConfig.__dataclass_fields__) - {"fid"} | {"fid.dims", "fid.weights"}
-    explained = {line.split()[0] for line in text.splitlines() if line.strip()}
-    assert keys <= explained

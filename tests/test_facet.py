@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from eval import compare
 from scripts import facet
 
 
@@ -82,3 +83,11 @@ def test_it_starts_without_the_libraries_of_its_commands():
     program = f"import sys, scripts.facet; print({heavy} & set(sys.modules) or 'none')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "none"
+
+
+def test_the_help_of_compare_explains_every_key(monkeypatch, capsys):
+    assert call(monkeypatch, "compare", "--help") == 0
+    text = capsys.readouterr().out
+    keys = set(compare.CompareConfig.__dataclass_fields__) - {"fid"} | {"fid.dims", "fid.weights"}
+    explained = {line.split()[0] for line in text.splitlines() if line.strip()}
+    assert keys <= explained

@@ -12,6 +12,7 @@ import numpy as np
 from core.cli.errors import UserError
 from core.cli.files import read_json
 from core.data.arrays import map_array, require_sha256
+from core.data.mask_classes import are_classes
 
 FORMAT = 1  # to be incremented when older readers would misread the folder
 SPLITS = ("train", "valid", "test")  # split.npy holds indices into this tuple
@@ -63,7 +64,8 @@ class PreparedData:
         split = _load(path, "split.npy", meta, 1) if "split.npy" in hashes else None
         if masks is not None and masks.shape != images.shape[:3]:
             raise UserError(f"{path}: masks {masks.shape} do not fit images {images.shape}: {AGAIN}")
-        if masks is not None and not _are_classes(meta["classes"], meta["palette"]):
+        named = masks is None or are_classes(meta["classes"], meta["palette"])
+        if not named or (masks is not None and len(meta["classes"]) != len(meta["palette"])):
             raise UserError(f"{path}/meta.json has classes or a palette that cannot be: {AGAIN}")
         return cls(path, images, masks, split, meta)
 
@@ -130,15 +132,6 @@ class PreparedData:
         if not len(chosen):
             raise UserError(f"{self.path} has no picture in split {split!r}")
         return chosen
-
-
-def _are_classes(names: Any, palette: Any) -> bool:
-    """Whether these are a name and an RGB colour for each class."""
-    lists = isinstance(names, list) and isinstance(palette, list) and len(names) == len(palette)
-    return lists and all(
-        isinstance(colour, list) and len(colour) == 3 and all(value in range(256) for value in colour)
-        for colour in palette
-    )
 
 
 def _load(path: Path, name: str, meta: dict[str, Any], dimensions: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from core.data.bounds import require_possible, too_large
+from core.data.bounds import open_picture, too_large
 
 DEEP = 65_535  # the largest value of 16 bits
 LARGEST = "largest"  # the key of a decoded picture's `info` for the largest of its values before they became 8 bits
@@ -26,8 +26,7 @@ def decode(handle: IO[bytes], value_range: int | None = None) -> Image.Image:
         ValueError: pixels whose range is unknown, or beyond `value_range`. For a damaged picture, whatever the decoder
             raises.
     """
-    with Image.open(handle) as picture:
-        require_possible(picture, handle)
+    with open_picture(handle) as picture:
         deep_colour = picture.mode.startswith("RGB") and any(";16" in str(tile[3]) for tile in picture.tile)
         picture.load()
         if picture.mode == "F":

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -104,6 +105,17 @@ def default_palette(count: int) -> list[list[int]]:
     if not 1 <= count <= MAX_CLASSES:
         raise ValueError(f"a palette of {count} colours: 1 to {MAX_CLASSES} are possible")
     return [list(map(int, colour)) for colour in _spread_colours()[:count]]
+
+
+def are_classes(names: Any, palette: Any) -> bool:
+    """Whether these are lists of names and of RGB colours (0..255), which a stranger's file need not hold."""
+    return (
+        isinstance(names, list)
+        and all(isinstance(name, str) for name in names)
+        and isinstance(palette, list)
+        and all(isinstance(colour, list) and len(colour) == 3 for colour in palette)
+        and all(isinstance(value, int) and 0 <= value < 256 for colour in palette for value in colour)
+    )
 
 
 def read_classes(text: str) -> ClassTable:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from core.cli.errors import UserError
+from core.data.bounds import open_picture
 from core.data.mask_classes import CELEBAMASK_HQ
 from core.prepare.image_source import ImageSource, load_image
 from core.prepare.pairs import CHUNK, PairOptions, choose_split, digest
@@ -95,7 +96,7 @@ def _load(store: Store, pictures: list[tuple[str, dict[int, str]]], index: int) 
     image, parts = pictures[index]
     masks = {}
     for part, name in sorted(parts.items()):
-        with Image.open(io.BytesIO(store.read(name))) as opened:
+        with open_picture(io.BytesIO(store.read(name))) as opened:
             masks[part] = opened.convert("L")
     return load_image(store, image), merge_parts(masks)
 

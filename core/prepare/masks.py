@@ -11,7 +11,7 @@ from PIL import Image
 
 from core.cli.console import progress_bar, warn
 from core.cli.errors import UserError
-from core.data.bounds import bounded_pictures, require_possible
+from core.data.bounds import bounded_pictures, open_picture
 from core.data.decode import reason_of
 from core.data.mask_classes import IGNORE, ClassTable
 from core.prepare.store import Store, one_line
@@ -49,7 +49,7 @@ class MaskCoding:
         Raises:
             ValueError: a value or colour that is no class. For a damaged file, whatever the decoder raises.
         """
-        with Image.open(io.BytesIO(content)) as picture:
+        with open_picture(io.BytesIO(content)) as picture:
             picture.load()
         if self.kind == "threshold":
             return Image.fromarray((_grey_levels(picture) >= self.threshold).astype(np.uint8))
@@ -179,9 +179,8 @@ def _facts(
         size = picture.size
         turned = _is_turned(picture)
         _refuse_several(picture, store.place(image))
-    with store.open(mask) as handle, Image.open(handle) as opened:
+    with store.open(mask) as handle, open_picture(handle) as opened:
         _refuse_several(opened, store.place(mask))
-        require_possible(opened, handle)
         opened.load()
     if opened.size != size:
         raise UserError(

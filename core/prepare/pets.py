@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from core.cli.errors import UserError
+from core.data.bounds import open_picture
 from core.data.decode import reason_of
 from core.prepare.image_source import ImageSource, load_image
 from core.prepare.pairs import CHUNK, PairOptions, choose_split, digest
@@ -70,7 +71,7 @@ def open_pets(store: Store, prefix: str, options: PairOptions) -> ImageSource:
 def _load(store: Store, pairs: list[tuple[str, str]], index: int) -> tuple[Image.Image, Image.Image]:
     image, trimap = pairs[index]
     picture = load_image(store, image)
-    with Image.open(io.BytesIO(store.read(trimap))) as opened:
+    with open_picture(io.BytesIO(store.read(trimap))) as opened:
         values = np.asarray(opened)
     if values.shape != (picture.height, picture.width) or not np.isin(values, TRIMAP_VALUES).all():
         raise ValueError(f"the trimap holds more than 1, 2 and 3, or is not {picture.width}x{picture.height}")
