@@ -172,6 +172,11 @@ def test_speed_is_that_of_the_interval_without_pauses(monkeypatch):
     assert speed.read(1200) == 10.0
 
 
+def test_an_optimizer_keeps_plain_values_which_every_torch_loads_back():
+    recipe = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.1, "betas": [0.5, 0.9]}
+    assert type(make_optimizer(recipe, nn.Linear(2, 2)).state_dict()["param_groups"][0]["betas"]) in (list, tuple)
+
+
 def test_weight_decay_is_for_weights_alone():
     """Without gradients AdamW multiplies by 1 - rate x decay, and nothing else."""
     network = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, 2))

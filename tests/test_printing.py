@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -105,6 +106,8 @@ def test_what_cannot_be_accessed_ends_in_one_line(monkeypatch, tmp_path, capsys,
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "stat", stat)
+    if hasattr(pathlib, "_normal_accessor"):  # Python 3.10 keeps the function
+        monkeypatch.setattr(pathlib._normal_accessor, "stat", stat)
     monkeypatch.setattr(sys, "argv", ["facet", name, *WORDS[name].format(place).split()])
     with pytest.raises(SystemExit) as stop:
         facet.main()

@@ -129,9 +129,11 @@ def test_every_ending_that_pillow_reads_and_a_count_of_the_others(
     folder = tmp_path / "in"
     folder.mkdir()
     grey = np.random.default_rng(0).integers(0, 256, (70, 90), np.uint8)
-    names = ["1.jfif", "2.jpe", "3.gif", "4.PNG", "5.tga", "6.qoi", "7.pbm", "8.dib"]
+    names = ["1.jfif", "2.jpe", "3.gif", "4.PNG", "5.tga", "7.pbm", "8.dib"]
+    names += ["6.qoi"] if "QOI" in Image.SAVE else []  # Pillow 10 reads it only
     for name, feature in (("9.jp2", "jpg_2000"), ("a.avif", "avif")):
         names += [name] if features.check(feature) else []
+    names.sort()
     for name in names:
         Image.fromarray(grey).convert("1" if name == "7.pbm" else "RGB").save(folder / name)
     others = {

@@ -132,9 +132,10 @@ def test_the_average_is_over_all_eight_views():
 
 
 @given(st.integers(1, 9), st.integers(0, 40), st.integers(0, 40))
-def test_mirroring_is_numpys(length, before, after):
+def test_mirroring_repeats_the_line_forth_and_back(length, before, after):
     line = np.arange(length)
-    expected = np.pad(line, (before, after), mode="edge" if length == 1 else "reflect")
+    period = np.concatenate([line, line[-2:0:-1]])
+    expected = np.take(period, np.arange(-before, length + after), mode="wrap")
     assert np.array_equal(mirror(np.arange(-before, length + after), length), expected)
 
 

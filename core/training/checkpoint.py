@@ -83,7 +83,9 @@ class Checkpoints:
                 warn(f"checkpoint {bad} is damaged ({reason}): it is set aside as {aside.name}, {path.name} is used")
             return state
         if files:
-            raise UserError(f"no checkpoint in {self.folder} is intact: delete the folder to start the run again")
+            raise UserError(
+                f"no checkpoint in {self.folder} is intact ({damaged[0][1]}): delete the folder to start the run again"
+            )
         return None
 
     def load(self, images_seen: int) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def make_optimizer(recipe: dict[str, Any], network: nn.Module) -> torch.optim.Op
     try:
         if recipe.get("fused", False) is None and next(network.parameters()).is_cuda:
             recipe = recipe | {"fused": True}  # left open: one kernel for all weights
-        make = instantiate(recipe)
+        make = instantiate(recipe, _convert_="all")  # plain lists, which every torch loads back from a checkpoint
         optimizer = make(network.parameters())
         if optimizer.defaults.get("weight_decay"):
             # Biases and the gains of norms are not pulled towards 0, where they would switch channels off.
