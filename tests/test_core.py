@@ -172,9 +172,17 @@ def test_speed_is_that_of_the_interval_without_pauses(monkeypatch):
     assert speed.read(1200) == 10.0
 
 
-def test_an_optimizer_keeps_plain_values_which_every_torch_loads_back():
-    recipe = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.1, "betas": [0.5, 0.9]}
-    assert type(make_optimizer(recipe, nn.Linear(2, 2)).state_dict()["param_groups"][0]["betas"]) in (list, tuple)
+class Told(torch.optim.SGD):
+    """Keeps a setting as it is given, as Adam does in older torch."""
+
+    def __init__(self, params, lr, betas):
+        super().__init__(params, lr)
+        self.betas = betas
+
+
+def test_an_optimizer_gets_plain_values_which_every_torch_loads_back_from_a_checkpoint():
+    recipe = {"_target_": "test_core.Told", "_partial_": True, "lr": 0.1, "betas": [0.5, 0.9]}
+    assert type(make_optimizer(recipe, nn.Linear(2, 2)).betas) is list
 
 
 def test_weight_decay_is_for_weights_alone():

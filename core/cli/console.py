@@ -30,6 +30,11 @@ class StatusProgress(progress.Progress):
 
     status = ""
 
+    def stop(self) -> None:
+        """End the bar, unless it is hidden: some versions of rich print an empty line even then."""
+        if not self.disable:
+            super().stop()
+
     def get_renderables(self) -> Iterable[RenderableType]:
         """The bar, then the status."""
         yield from super().get_renderables()
