@@ -10,21 +10,21 @@ import torch
 from core.cli.errors import UserError
 from core.data.images import MEMORY_FORMAT
 from core.nn.model_file import load_model
-from seg.unet import UNet
+from seg.network import SegmentationNetwork
 
 # What a segmenter's file says besides its weights: class names and RGB colours in index order, the side of the training
 # pictures in pixels, whether they were scaled to it, which side was fitted, and the images seen.
 INFO_KEYS = ("classes", "palette", "image_size", "resized", "fit", "images_seen")
 
 
-def load_unet(run_or_file: str | Path, device: torch.device) -> tuple[UNet, dict[str, Any]]:
+def load_unet(run_or_file: str | Path, device: torch.device) -> tuple[SegmentationNetwork, dict[str, Any]]:
     """A trained U-Net in eval mode on `device`, and the `info` it was saved with, which has `INFO_KEYS`.
 
     Raises:
         UserError: no model there, a damaged one, or one that is not a trained segmenter of RGB pictures.
     """
     model, info = load_model(run_or_file)
-    if not isinstance(model, UNet) or any(key not in info for key in INFO_KEYS):
+    if not isinstance(model, SegmentationNetwork) or any(key not in info for key in INFO_KEYS):
         raise UserError(f"{run_or_file} holds a {type(model).__name__} without classes, not a trained segmenter")
     if not len(info["classes"]) == len(info["palette"]) == model.classes:
         raise UserError(f"{run_or_file} names {len(info['classes'])} classes, its network has {model.classes}")

@@ -26,7 +26,7 @@ from core.submission.archive import listed, shown
 from core.training.machine import pick_device, set_up_cpu
 from seg.loading import load_unet
 from seg.tiling import segment
-from seg.unet import UNet
+from seg.network import SegmentationNetwork
 
 TILE = 512
 MASK, OVERLAY, PROBABILITIES = ".png", ".overlay.png", ".npz"
@@ -46,7 +46,7 @@ class Segmenter:
         reason: the scale and where it comes from, for people.
     """
 
-    model: UNet
+    model: SegmentationNetwork
     classes: list[str]
     palette: list[list[int]]
     size: int | None

@@ -16,7 +16,6 @@ from core.data.dataset import PreparedData
 from core.data.images import MEMORY_FORMAT, write_png
 from core.data.mask_classes import IGNORE
 from core.nn.ema import ExponentialAverage
-from core.nn.init import init_he
 from core.nn.model_file import FILE_NAME, build_model, save_model
 from core.training.best import Best
 from core.training.callbacks import Callback
@@ -30,7 +29,7 @@ from seg.losses import loss_terms, total_loss
 from seg.metrics import SegmentationMetrics
 from seg.scoring import comparison, data_identity, predictions, scored, write_scores
 from seg.settings import TrainConfig, class_weights, learning_rate_factor, training_window
-from seg.unet import UNet
+from seg.network import SegmentationNetwork
 
 LAST_NAME = "last.safetensors"
 PANELS = (
@@ -67,13 +66,13 @@ class Trainer(TrainingLoop):
             self.model.compile()
         self.wrapped = accelerator.prepare(self.model)
 
-    def _network(self) -> UNet:
+    def _network(self) -> SegmentationNetwork:
         model = build_model(self.recipe)
-        if not isinstance(model, UNet):
+        if not isinstance(model, SegmentationNetwork):
             raise UserError(f"model.network is a {type(model).__name__}, not a segmenter")
         if model.channels != 3:
             raise UserError(f"model.network.channels={model.channels}: pictures are RGB, so it must be 3")
-        init_he(model, self.config.seed)
+        model.initialise(self.config.seed)
         return model.to(self.accelerator.device).to(memory_format=MEMORY_FORMAT)
 
     def _examples(self) -> Examples:
