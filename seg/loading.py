@@ -9,6 +9,7 @@ import torch
 
 from core.cli.errors import UserError
 from core.data.images import MEMORY_FORMAT
+from core.nn.fuse import fold_batch_norm
 from core.nn.model_file import load_model
 from seg.network import SegmentationNetwork
 
@@ -18,7 +19,7 @@ INFO_KEYS = ("classes", "palette", "image_size", "resized", "fit", "images_seen"
 
 
 def load_unet(run_or_file: str | Path, device: torch.device) -> tuple[SegmentationNetwork, dict[str, Any]]:
-    """A trained U-Net in eval mode on `device`, and the `info` it was saved with, which has `INFO_KEYS`.
+    """A trained U-Net on `device` in eval mode, batch norm folded, and the `info` it was saved with (`INFO_KEYS`).
 
     Raises:
         UserError: no model there, a damaged one, or one that is not a trained segmenter of RGB pictures.
@@ -30,4 +31,4 @@ def load_unet(run_or_file: str | Path, device: torch.device) -> tuple[Segmentati
         raise UserError(f"{run_or_file} names {len(info['classes'])} classes, its network has {model.classes}")
     if model.channels != 3:
         raise UserError(f"{run_or_file} takes {model.channels} channels; pictures are read as RGB, so it must take 3")
-    return model.to(device).to(memory_format=MEMORY_FORMAT), info
+    return fold_batch_norm(model).to(device).to(memory_format=MEMORY_FORMAT), info

@@ -16,6 +16,7 @@ from core.data.dataset import PreparedData
 from core.data.images import MEMORY_FORMAT, write_png
 from core.data.mask_classes import IGNORE
 from core.nn.ema import ExponentialAverage
+from core.nn.fuse import fold_batch_norm
 from core.nn.model_file import FILE_NAME, build_model, save_model
 from core.training.best import Best
 from core.training.callbacks import Callback
@@ -144,8 +145,8 @@ class Trainer(TrainingLoop):
         for buffer in self.ema.model.buffers():
             broadcast(buffer)  # every rank has its own batch statistics: all are to score the model of process 0
         rows = self.data.indices(self.config.valid_split)
-        metrics = SegmentationMetrics(self.data.classes)
-        for predicted, true in predictions(self.ema.model, self.data, rows[rank::ranks]):
+        metrics, model = SegmentationMetrics(self.data.classes), fold_batch_norm(self.ema.model)
+        for predicted, true in predictions(model, self.data, rows[rank::ranks]):
             metrics.update(predicted, true)
         metrics = metrics.reduce(self.accelerator)
         results = scored(metrics, self.data, self.config.valid_split)
@@ -155,7 +156,7 @@ class Trainer(TrainingLoop):
             return
         short = {f"valid_{name}": scores[name] for name in ("miou", "mdice", "pixel_accuracy")}
         self.record(short, short)
-        write_png(self.run.samples / f"{self.images_seen:012d}.png", comparison(self.ema.model, self.data, rows))
+        write_png(self.run.samples / f"{self.images_seen:012d}.png", comparison(model, self.data, rows))
         if improved:
             self.export(FILE_NAME)
             identity = {"images_seen": self.images_seen, "split": self.config.valid_split, **data_identity(self.data)}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,37 @@ def model_file(run_or_file: str | Path) -> Path:
     return path
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The archive at `path`; a `UserError` if it is damaged or something else."""
+    try:
+        with safe_open(path, framework="pt") as archive:
+            yield archive
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"cannot read {path}: {error}; it was damaged or is not a model file") from error
+
+
+def _described(path: Path, archive: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    metadata = archive.metadata() or {}
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"{path} was not written by this program (no {FORMAT!r} in its metadata)")
+    try:
+        return json.loads(metadata["recipe"]), json.loads(metadata["info"])
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path}: its metadata are damaged ({error})") from error
+
+
+def read_recipe(run_or_file: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The recipe (see `build_model`) and the `info` in a file or run folder, without the weights.
+
+    Raises:
+        UserError: the file is missing, damaged or from another program.
+    """
+    path = model_file(run_or_file)
+    with _opened(path) as archive:
+        return _described(path, archive)
+
+
 def load_model(run_or_file: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """Load a model (in eval mode, on the CPU) and its `info` from a file or run folder.
 
@@ -79,18 +112,9 @@ def load_model(run_or_file: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         UserError: the file is missing, damaged or from another program, or its weights do not fit its recipe.
     """
     path = model_file(run_or_file)
-    try:
-        with safe_open(path, framework="pt") as archive:
-            metadata = archive.metadata() or {}
-            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"cannot read {path}: {error}; it was damaged or is not a model file") from error
-    if metadata.get("format") != FORMAT:
-        raise UserError(f"{path} was not written by this program (no {FORMAT!r} in its metadata)")
-    try:
-        recipe, info = json.loads(metadata["recipe"]), json.loads(metadata["info"])
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{path}: its metadata are damaged ({error})") from error
+    with _opened(path) as archive:
+        recipe, info = _described(path, archive)
+        tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 (not a dict)
     model = build_model(recipe)
     try:
         model.load_state_dict(tensors)
