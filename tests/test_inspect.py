@@ -174,6 +174,11 @@ def test_receptive_fields_are_what_gradients_reach(up, padding, block):
     assert layer.field == [max(reached)] * 2 and layer.stride == [1, 1]
 
 
+class Mean(nn.Module):
+    def forward(self, x):
+        return x.mean()
+
+
 class Gated(nn.Module):
     def __init__(self, gate):
         super().__init__()
@@ -188,6 +193,8 @@ class Gated(nn.Module):
     [
         (Gated(nn.Identity()), [3, 3], True),
         (Gated(nn.AdaptiveAvgPool2d(1)), None, True),
+        (Gated(Mean()), None, True),
+        (Gated(nn.Softmax(1)), [3, 3], True),
         (Gated(nn.Conv2d(4, 4, 5, padding=2)), [5, 5], True),
         (nn.Sequential(nn.PixelShuffle(2), nn.Conv2d(1, 1, 3)), None, False),
         (nn.Sequential(nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 2)), None, True),

@@ -204,7 +204,8 @@ def sight_after(name: str, named: Named, sights: list[Sight], out: Tensor) -> Si
     if name in PRODUCTS or "dot_product_attention" in name:
         return "all"
     if name in SUMS and source.dim() > 2:
-        dims = named["dim"] if isinstance(named["dim"], (list, tuple)) else [named["dim"]]
+        dim = named.get("dim")  # None or absent for all
+        dims = dim if isinstance(dim, (list, tuple)) else [dim]
         channels = {1, -1, 3} if source.dim() == 4 else {-1, source.dim() - 1}
         return field if len(dims) == 1 and dims[0] in channels else "all"
     if name in READS and source.dim() == 4 and tuple(source.shape[2:]) == field.shape:
