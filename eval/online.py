@@ -22,6 +22,7 @@ from core.cli.console import say
 from core.cli.errors import UserError
 from core.cli.files import digest_of
 from core.data.dataset import PreparedData
+from core.nn.fuse import fold_batch_norm
 from core.training.best import BestWeights
 from core.training.callbacks import Callback
 from core.training.loop import TrainingLoop
@@ -173,6 +174,7 @@ class Scorer:
         seeds = share(self.n, self.batch_size, self.accelerator.process_index, self.accelerator.num_processes)
         batches = [seeds[start : start + self.batch_size] for start in range(0, len(seeds), self.batch_size)]
         latent_dim = int(model.latent_dim)  # type: ignore[arg-type]
+        model = fold_batch_norm(model)  # as `facet sample` does, bit for bit
         found = [self.features(render(model, sample_latents(batch, latent_dim))) for batch in batches]
         drawn = self._gather(np.concatenate([np.zeros((0, self.features.dims), np.float32), *found]))
         return None if self.real is None else frechet_distance(Statistics.of(drawn), self.real)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from core.cli.console import progress_bar
 from core.cli.errors import CommandParser, UserError, reports_errors
 from core.data.images import MEMORY_FORMAT, make_grid, png_bytes, to_uint8, write_png
+from core.nn.fuse import fold_batch_norm
 from core.nn.model_file import load_model
 from core.training.machine import full_precision, pick_device, set_up_cpu
 from gen.latents import sample_latents
@@ -28,11 +29,14 @@ INTERPOLATION_ROWS, INTERPOLATION_STEPS = 8, 10
 
 
 def load_generator(run_or_file: str | Path, device: str) -> tuple[nn.Module, dict[str, Any]]:
-    """The generator of a run folder or model file on `device`, and its `info`, see `core.nn.model_file.load_model`."""
+    """The generator of a run folder or model file on `device`, with batch norm folded, and its `info`.
+
+    See `core.nn.model_file.load_model` and `core.nn.fuse.fold_batch_norm`.
+    """
     model, info = load_model(run_or_file)
     if not isinstance(model, Generator):
         raise UserError(f"{run_or_file} holds a {type(model).__name__}, not a generator")
-    return model.to(pick_device(device)).to(memory_format=MEMORY_FORMAT), info
+    return fold_batch_norm(model).to(pick_device(device)).to(memory_format=MEMORY_FORMAT), info
 
 
 @torch.inference_mode()

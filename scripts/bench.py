@@ -33,15 +33,15 @@ from scripts.bench_measure import Result
 from scripts.bench_parts import Bench, Settings
 
 TRAINING = ("gan-step", "gan-epoch", "unet-step", "data", "scaling")  # on any number of processes
-ALONE = ("sample", "features", "frechet", "prepare", "ranks")
+ALONE = ("sample", "fold", "features", "frechet", "prepare", "ranks")
 PARTS: dict[str, Callable[[Bench], Result]] = {n: getattr(parts, n.replace("-", "_")) for n in TRAINING + ALONE}
-DEFAULT = [part for part in PARTS if part not in ("scaling", "ranks")]
+DEFAULT = [part for part in PARTS if part not in ("scaling", "fold", "ranks")]
 PAPER: dict[str, Any] = {"unet_widths": (64, 128, 256, 512, 1024), "unet_size": 256}
 # A smaller product does not fill a large GPU; fewer images would measure how long pytorch-fid's workers take to start.
 GPU = {"matrix": 8192, "features": 1000}
 
 EXAMPLES = f"""
-parts (default: all but scaling and ranks, in two to three minutes on two cores):
+parts (default: all but scaling, fold and ranks, in two to three minutes on two cores):
 {chr(10).join(f"  {name:<11} {part.__doc__}" for name, part in PARTS.items())}
 
 examples:

@@ -25,8 +25,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from core.cli.config import compose, quoted, typed
 from core.cli.files import sha256_of, write_json
 from core.data.dataset import FORMAT, PreparedData
-from core.data.images import write_png
+from core.data.images import MEMORY_FORMAT, write_png
 from core.drawn.face import draw_face
+from core.nn.fuse import fold_batch_norm
 from core.nn.init import init_he
 from core.nn.model_file import FILE_NAME, build_model, save_model
 from core.prepare import pipeline
@@ -40,7 +41,7 @@ from eval.features.cache import Extractor
 from eval.features.extractors import InceptionFeatures
 from eval.features.image_sets import list_images
 from eval.metrics.frechet import Statistics, frechet_distance
-from gen.sample import generate_batches, write_samples
+from gen.sample import BATCH_SIZE, generate_batches, write_samples
 from gen.settings import TrainConfig
 from gen.trainer import Trainer
 from scripts import bench_reference as reference
@@ -228,6 +229,25 @@ def sample(bench: Bench) -> Result:
     saving = partial(reference.save_samples, plain, fewer, folder / "reference", device)
     note, theirs = f"{count:,} PNG files, loading the model included", Side("reference", saving, fewer, plain=True)
     return bench.compare("sample", "images/s", note, ours, theirs)
+
+
+def fold(bench: Bench) -> Result:
+    """Networks with batch norm folded, against the same without."""
+    settings, device, sides = bench.settings, bench.accelerator.device, []
+    z, pictures = torch.randn(BATCH_SIZE, 100), torch.randn(settings.unet_batch, 3, *[settings.unet_size] * 2)
+    recipe = {"image_size": settings.size, "width": settings.width}
+    unet = {"widths": list(settings.unet_widths), "norm": "batch"}
+    for name, inputs, target in (("", z, "gen.dcgan.Generator"), (" U-Net", pictures, "seg.unet.UNet")):
+        plain = build_model({"_target_": target, **(unet if name else recipe)}).eval()
+        inputs = inputs.to(device).contiguous(memory_format=MEMORY_FORMAT) if name else inputs.to(device)
+        for side, network in (("ours", fold_batch_norm(plain)), ("reference", plain)):
+            placed = network.to(device).to(memory_format=MEMORY_FORMAT)
+            sides.append(Side(side + name, torch.inference_mode()(partial(placed, inputs)), len(inputs)))
+    rates = interleave(settings.seconds, *sides)
+    ratio = spread(neighbour_ratios(rates["ours U-Net"], rates["reference U-Net"]))
+    figures = "{median:.2f} x ({low:.2f} - {high:.2f})".format(**ratio)
+    note = f"DCGAN generator, {len(z)} at a time; U-Net at {settings.unet_size} pixels: {figures}"
+    return Result.of("fold", "images/s", rates, note, unet=ratio)
 
 
 def features(bench: Bench) -> Result:

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "seg-train": ("seg.train", [], "train a U-Net on pictures with masks"),
     "seg-evaluate": ("seg.evaluate", [], "score a trained U-Net"),
     "predict": ("seg.predict", [], "segment pictures with a trained U-Net"),
+    "inspect": ("scripts.inspect_network", [], "parameters, multiplications and memory of a network"),
     "demo": ("scripts.demo", [], "run the whole pipeline on drawn faces"),
     "bench": ("scripts.bench", [], "measure speed against plain implementations"),
 }

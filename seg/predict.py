@@ -24,8 +24,8 @@ from core.prepare.store import is_image, natural, open_store
 from core.submission.archive import listed, shown
 from core.training.machine import pick_device, set_up_cpu
 from seg.loading import load_unet
+from seg.network import SegmentationNetwork
 from seg.tiling import segment
-from seg.unet import UNet
 
 TILE = 512
 MASK, OVERLAY, PROBABILITIES = ".png", ".overlay.png", ".npz"
@@ -49,7 +49,7 @@ class Segmenter:
         value_range: the value of 16-bit pictures that becomes 255; None for 65,535.
     """
 
-    model: UNet
+    model: SegmentationNetwork
     classes: list[str]
     palette: list[list[int]]
     size: int | None

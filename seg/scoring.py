@@ -16,13 +16,13 @@ from core.data.dataset import PreparedData
 from core.data.images import make_grid, to_float
 from core.training.machine import full_precision
 from seg.metrics import SegmentationMetrics, plot_confusion
+from seg.network import SegmentationNetwork
 from seg.tiling import mirror
-from seg.unet import UNet
 
 PIXELS_AT_ONCE = 1 << 19  # 32 pictures of 128x128 in a forward pass, 2 of 512x512
 
 
-def whole_logits(model: UNet, images: Tensor) -> Tensor:
+def whole_logits(model: SegmentationNetwork, images: Tensor) -> Tensor:
     """Logits (N, classes, H, W) at the size of `images` (N, C, H, W); a `valid` network sees their borders mirrored."""
     if model.padding == "same":
         return model(images)
@@ -34,7 +34,7 @@ def whole_logits(model: UNet, images: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def predictions(model: UNet, data: PreparedData, rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+def predictions(model: SegmentationNetwork, data: PreparedData, rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
     """Predicted and true masks, int64 (N, H, W), of the given rows of `data` in batches."""
     assert data.masks is not None
     device = next(model.parameters()).device
@@ -47,7 +47,7 @@ def predictions(model: UNet, data: PreparedData, rows: np.ndarray) -> Iterator[t
         yield predicted, torch.from_numpy(data.masks[chosen]).to(device).long()
 
 
-def comparison(model: UNet, data: PreparedData, rows: np.ndarray) -> np.ndarray:
+def comparison(model: SegmentationNetwork, data: PreparedData, rows: np.ndarray) -> np.ndarray:
     """Picture, true mask and predicted mask side by side for the first few rows, uint8 (H, W, 3); ignored is white."""
     assert data.masks is not None
     rows = rows[: 8 if data.image_size <= 128 else 3]

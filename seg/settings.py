@@ -17,7 +17,7 @@ from core.data.mask_classes import IGNORE
 from core.training.loop import LoopConfig, check_common, check_least
 from seg.augment import Augmentation
 from seg.losses import TERMS, median_frequency_weights
-from seg.unet import UNet
+from seg.network import SegmentationNetwork
 
 SCHEDULES = ("cosine", "poly", "constant")
 
@@ -144,7 +144,7 @@ def learning_rate_factor(config: TrainConfig, images_seen: int) -> float:
     return rise * shapes[config.schedule]
 
 
-def training_window(model: UNet, crop: int | None, image_size: int) -> tuple[int, int]:
+def training_window(model: SegmentationNetwork, crop: int | None, image_size: int) -> tuple[int, int]:
     """Side of the scored window of training pictures, and the pixels of surroundings that the network needs.
 
     Without `crop` it is the whole picture, or for a `valid` network the largest output it can have within it. Raises

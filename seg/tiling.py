@@ -10,11 +10,13 @@ from torch import Tensor
 
 from core.data.images import to_float
 from core.training.machine import full_precision
-from seg.unet import UNet
+from seg.network import SegmentationNetwork
 
 
 @torch.inference_mode()
-def segment(model: UNet, pixels: np.ndarray, tile: int, average: bool, mirrored: Sequence[int]) -> Tensor:
+def segment(
+    model: SegmentationNetwork, pixels: np.ndarray, tile: int, average: bool, mirrored: Sequence[int]
+) -> Tensor:
     """Class probabilities of one picture, from a model in eval mode on any device.
 
     A padded network sees a picture that fits into one tile as a whole, as in training, with what its convolutions pad.
@@ -44,7 +46,7 @@ def segment(model: UNet, pixels: np.ndarray, tile: int, average: bool, mirrored:
     return total / 8
 
 
-def _probabilities(model: UNet, pixels: np.ndarray, tile: int) -> Tensor:
+def _probabilities(model: SegmentationNetwork, pixels: np.ndarray, tile: int) -> Tensor:
     """Probabilities (classes, H, W) of the picture as it stands."""
     height, width = pixels.shape[:2]
     side = _round_up(tile, model.multiple)
@@ -63,7 +65,7 @@ def _probabilities(model: UNet, pixels: np.ndarray, tile: int) -> Tensor:
     return result
 
 
-def _windows(model: UNet, length: int, side: int) -> tuple[range, list[np.ndarray]]:
+def _windows(model: SegmentationNetwork, length: int, side: int) -> tuple[range, list[np.ndarray]]:
     """Along one axis: where the outputs of the tiles begin, and the pixels that each shows the network.
 
     Outputs begin at multiples of `model.multiple` and windows a constant number of pixels earlier, so that pooling
@@ -90,7 +92,7 @@ def mirror(positions: np.ndarray, length: int) -> np.ndarray:
     return np.minimum(folded, 2 * (length - 1) - folded)
 
 
-def _forward(model: UNet, pixels: np.ndarray) -> Tensor:
+def _forward(model: SegmentationNetwork, pixels: np.ndarray) -> Tensor:
     """Probabilities (classes, H', W') on the CPU of uint8 pixels (H, W, 3)."""
     device = next(model.parameters()).device
     # Full float32 even where a GPU would use TF32, so that a picture gives the same mask on every machine.

@@ -18,7 +18,7 @@ from core.data.dataset import PreparedData
 from core.data.images import MEMORY_FORMAT, write_png
 from core.data.mask_classes import IGNORE
 from core.nn.ema import ExponentialAverage
-from core.nn.init import init_he
+from core.nn.fuse import fold_batch_norm
 from core.nn.model_file import FILE_NAME, build_model, save_model
 from core.training.best import Best, lost_steps, set_aside, stored_info
 from core.training.callbacks import Callback
@@ -30,9 +30,9 @@ from seg.borders import border_map
 from seg.data import Examples, training_batches
 from seg.losses import loss_terms, total_loss
 from seg.metrics import SegmentationMetrics
+from seg.network import SegmentationNetwork
 from seg.scoring import comparison, data_identity, predictions, scored, write_scores
 from seg.settings import TrainConfig, class_weights, learning_rate_factor, training_window
-from seg.unet import UNet
 
 LAST_NAME = "last.safetensors"
 PANELS = (
@@ -53,13 +53,16 @@ class Trainer(TrainingLoop):
         self.config, self.data = config, data
         self.recipe = config.model["network"] | {"classes": len(data.classes)}
         self.model = self._network()
+        # Of the weights as they were read, before training changes them.
+        encoder = getattr(self.model, "encoder", None)
+        self.pretrained = {} if encoder is None else {"encoder_sha256": encoder.weights_sha256}
         self.ema = ExponentialAverage(self.model, config.ema_half_life)
         self.optimizer = make_optimizer(config.optim, self.model)
-        self.base_rate = float(self.optimizer.param_groups[0]["lr"])
+        self.base_rate = float(self.optimizer.defaults["lr"])
         weights = class_weights(config, data)
         self.class_weights = None if weights is None else weights.to(accelerator.device)
         self.best = Best(higher_is_better=True)
-        self._waiting: tuple[UNet, dict[str, Any], dict[str, Any], SegmentationMetrics] | None = None
+        self._waiting: tuple[SegmentationNetwork, dict[str, Any], dict[str, Any], SegmentationMetrics] | None = None
         self.load()
         if self.ranks.of_first(self.ranks.together(self._lost)):
             self.best = Best(higher_is_better=True)
@@ -72,13 +75,13 @@ class Trainer(TrainingLoop):
             self.model.compile()
         self.wrapped = accelerator.prepare(self.model)
 
-    def _network(self) -> UNet:
+    def _network(self) -> SegmentationNetwork:
         model = build_model(self.recipe)
-        if not isinstance(model, UNet):
+        if not isinstance(model, SegmentationNetwork):
             raise UserError(f"model.network is a {type(model).__name__}, not a segmenter")
         if model.channels != 3:
             raise UserError(f"model.network.channels={model.channels}: pictures are RGB, so it must be 3")
-        init_he(model, self.config.seed)
+        model.initialise(self.config.seed)
         return model.to(self.accelerator.device).to(memory_format=MEMORY_FORMAT)
 
     def _examples(self) -> Examples:
@@ -111,6 +114,7 @@ class Trainer(TrainingLoop):
             **facts,
             "seed": self.config.seed,
             "weights": "ema",
+            **self.pretrained,
             **data_identity(self.data),
         }
 
@@ -135,7 +139,7 @@ class Trainer(TrainingLoop):
         config, ranks, batch = self.config, self.accelerator.num_processes, next(self.batches)
         rate = self.base_rate * learning_rate_factor(config, self.images_seen)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_factor", 1.0)
         if self.model.dropout.p:  # as a function of the place in the run, so that resuming needs no random state
             words = [config.seed, 2, self.images_seen, self.accelerator.process_index]
             torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
@@ -174,8 +178,8 @@ class Trainer(TrainingLoop):
         for buffer in self.ema.model.buffers():
             broadcast(buffer)  # every rank has its own batch statistics: all are to score the model of process 0
         rows = self.data.indices(self.config.valid_split)
-        metrics = SegmentationMetrics(self.data.classes)
-        for predicted, true in predictions(self.ema.model, self.data, rows[rank::ranks]):
+        metrics, model = SegmentationMetrics(self.data.classes), fold_batch_norm(self.ema.model)
+        for predicted, true in predictions(model, self.data, rows[rank::ranks]):
             metrics.update(predicted, true)
         metrics = metrics.reduce(self.accelerator)
         results = scored(metrics, self.data, self.config.valid_split)
@@ -185,7 +189,7 @@ class Trainer(TrainingLoop):
             return
         short = {f"valid_{name}": scores[name] for name in ("miou", "mdice", "pixel_accuracy")}
         self.record(short, short)
-        write_png(self.run.samples / f"{self.images_seen:012d}.png", comparison(self.ema.model, self.data, rows))
+        write_png(self.run.samples / f"{self.images_seen:012d}.png", comparison(model, self.data, rows))
         if improved:
             self._waiting = copy.deepcopy(self.ema.model), self.model_info(), results, metrics
 

@@ -9,7 +9,6 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from core.cli.errors import UserError
 from core.nn.blocks import (
@@ -25,13 +24,14 @@ from core.nn.blocks import (
     require_positive,
     transposed_output_size,
 )
+from seg.network import SegmentationNetwork, padded
 
 BLOCKS = {"plain": DoubleConv, "residual": ResBlock}
 # Coarse pixels that an interpolation reads beyond the one with the last output pixel.
 _COARSE_REACH = {"bilinear": 1, "bicubic": 2}
 
 
-class UNet(nn.Module):
+class UNet(SegmentationNetwork):
     """Images (N, channels, H, W) in [-1, 1] -> logits (N, classes, H', W').
 
     Each level has two 3x3 convolutions; 2x2 max-pooling leads down, a doubling leads up, where the map of the same
@@ -88,9 +88,7 @@ class UNet(nn.Module):
         if self.padding == "valid":
             self.output_size(height), self.output_size(width)
         else:
-            # At least two coarse pixels, since instance normalisation cannot take a single one.
-            right = -width % self.multiple + (self.multiple if max(height, width) <= self.multiple else 0)
-            x = F.pad(x, (0, right, 0, -height % self.multiple), mode="replicate")
+            x = padded(x, self.multiple)
         skips: list[Tensor] = []
         for level, block in enumerate(self.down):
             x = block(self.pool(x) if level else x)

@@ -98,6 +98,30 @@ def content_sha256(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def read_recipe(run_or_file: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The recipe (see `build_model`) and the `info` in a file or run folder; the weights are not read.
+
+    Raises:
+        UserError: the file is missing, damaged or from another program.
+    """
+    path = model_file(run_or_file)
+    with _opened(path) as archive:
+        return _described(path, archive.metadata() or {})
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The archive at `path`; whatever is raised within becomes a `UserError` that the file is damaged."""
+    try:
+        with safe_open(path, framework="pt") as archive:
+            yield archive
+    except UserError:
+        raise
+    # SafetensorError, OSError, and what torch raises for types and shapes that it cannot have.
+    except Exception as error:
+        raise UserError(f"cannot read {path}: {_line(error)}; it was damaged or is not a model file") from error
+
+
 def load_model(run_or_file: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """Load a model (in eval mode, on the CPU) and its `info` from a file or run folder.
 
@@ -111,13 +135,9 @@ def load_model(run_or_file: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         UserError: the file is missing, damaged or from another program, or its weights do not fit its recipe.
     """
     path = model_file(run_or_file)
-    try:
-        with safe_open(path, framework="pt") as archive:
-            metadata = archive.metadata() or {}
-            mapped = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 (not a dict)
-    # SafetensorError, OSError, and what torch raises for types and shapes that it cannot have.
-    except Exception as error:
-        raise UserError(f"cannot read {path}: {_line(error)}; it was damaged or is not a model file") from error
+    with _opened(path) as archive:
+        metadata = archive.metadata() or {}
+        mapped = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 (not a dict)
     recipe, info = _described(path, metadata)
     model = _without_memory(path, recipe, len(mapped))
     _require_fit(path, model.state_dict(), mapped)

@@ -85,18 +85,18 @@ def check_least(section: object, least: int, *keys: str, prefix: str = "") -> No
 def make_optimizer(recipe: dict[str, Any], network: nn.Module) -> torch.optim.Optimizer:
     """The optimiser that conf/optim describes, for the parameters of `network`; UserError for settings it refuses.
 
-    Weight decay, if any, is for weights alone: vectors such as biases are a parameter group without it.
+    Weight decay, if any, is for weights alone: vectors such as biases are a parameter group without it. Parameters of
+    modules with an attribute `lr_factor` are groups of their own: the factor stays with them, times the rate.
     """
     try:
         if recipe.get("fused", False) is None and next(network.parameters()).is_cuda:
             recipe = recipe | {"fused": True}  # left open: one kernel for all weights
         make = instantiate(recipe, _convert_="all")  # plain lists, which every torch loads back from a checkpoint
-        optimizer = make(network.parameters())
-        if optimizer.defaults.get("weight_decay"):
-            # Biases and the gains of norms are not pulled towards 0, where they would switch channels off.
-            weights = [value for value in network.parameters() if value.ndim > 1]
-            others = [value for value in network.parameters() if value.ndim <= 1]
-            optimizer = make([{"params": weights}, {"params": others, "weight_decay": 0.0}])
+        parameters = [value for value in network.parameters() if value.requires_grad]
+        optimizer = make(parameters)
+        groups = _groups(network, parameters, optimizer.defaults)
+        if len(groups) > 1:
+            optimizer = make(groups)
     except (HydraException, TypeError, ValueError, RuntimeError, IndexError) as error:
         raise UserError(f"optim: {' '.join(str(error).split())}") from error
     assert isinstance(optimizer, torch.optim.Optimizer)
@@ -106,6 +106,27 @@ def make_optimizer(recipe: dict[str, Any], network: nn.Module) -> torch.optim.Op
     if not isinstance(settings.get("fused"), (bool, NoneType)):
         raise UserError(f"optim.fused={settings['fused']} must be true, false or null")
     return optimizer
+
+
+def _groups(network: nn.Module, parameters: list[nn.Parameter], defaults: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parameter groups that differ in learning rate or weight decay."""
+    factors = {
+        value: float(getattr(module, "lr_factor", 1.0))
+        for module in network.modules()
+        if hasattr(module, "lr_factor")
+        for value in module.parameters()
+    }
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    for value in parameters:
+        factor, decays = factors.get(value, 1.0), bool(defaults.get("weight_decay")) and value.ndim > 1
+        group = groups.setdefault((factor, decays), {"params": []})
+        group["params"].append(value)
+        if factor != 1:
+            group |= {"lr": defaults["lr"] * factor, "lr_factor": factor}
+        if defaults.get("weight_decay") and not decays:
+            # Biases and the gains of norms are not pulled towards 0, where they would switch channels off.
+            group["weight_decay"] = 0.0
+    return list(groups.values())
 
 
 class TrainingLoop(ABC):
