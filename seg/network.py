@@ -34,6 +34,8 @@ class EncoderConfig:
         if not self.lr_factor > 0:
             raise UserError(f"encoder.lr_factor={self.lr_factor} must be above 0; freeze=true keeps the weights")
         encoder = Backbone(self.name, self.weights, self.freeze, channels, strides)
+        if any(module._non_persistent_buffers_set for module in encoder.modules()):
+            raise UserError(f"encoder.name={self.name}: it has constants that a model file does not hold; take another")
         encoder.lr_factor = self.lr_factor
         return encoder
 

@@ -47,7 +47,7 @@ class _Pretrained(nn.Module):
         for label, values in (("mean", mean), ("sd", sd)):
             # Images of other than three channels have no colours: they get the mean of the three values.
             fitted = torch.tensor(values) if channels == 3 else torch.full((channels,), sum(values) / 3)
-            self.register_buffer(label, fitted.reshape(1, channels, 1, 1), persistent=False)
+            self.register_buffer(label, fitted.reshape(1, channels, 1, 1))
         self.requires_grad_(not frozen)
         self.train()
 
