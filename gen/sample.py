@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from core.cli.console import progress_bar
 from core.cli.errors import CommandParser, UserError, reports_errors
 from core.data.images import MEMORY_FORMAT, make_grid, png_bytes, to_uint8, write_png
+from core.data.movie import MOST_FPS, require_movie, write_movie
 from core.nn.fuse import fold_batch_norm
 from core.nn.model_file import load_model
 from core.training.machine import full_precision, pick_device, set_up_cpu
@@ -138,15 +139,21 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         description="Draw samples from a trained generator and write them as PNG files.",
         epilog="examples:\n"
         "  facet sample runs/first --n 1000 --out samples\n"
-        "  facet sample model.safetensors --n 64 --out faces --grid --interpolate --truncation 1.5\n",
+        "  facet sample model.safetensors --n 64 --out faces --grid --interpolate --truncation 1.5\n"
+        "  facet sample runs/first --walk faces.mp4 --seconds 20    or .gif or .webp, which need no PyAV\n",
     )
     parser.add_argument("source", type=Path, help="run folder or .safetensors file")
     parser.add_argument("--n", type=int, default=1000, help="number of samples (default 1000)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for image_0000.png, image_0001.png, ...")
+    parser.add_argument("--out", type=Path, help="folder for image_0000.png, image_0001.png, ...")
     parser.add_argument("--seed", type=int, default=0, help="image i is made from seed SEED + i (default 0)")
     parser.add_argument("--truncation", type=float, help="redraw latent components beyond +-T; not for scoring")
     parser.add_argument("--grid", action="store_true", help="also write <out>.grid.png with the first 64")
     parser.add_argument("--interpolate", action="store_true", help="also write <out>.interpolation.png")
+    parser.add_argument(
+        "--walk", type=Path, metavar="FILE", help=".mp4, .gif or .webp of faces that change into others, in a loop"
+    )
+    parser.add_argument("--seconds", type=float, default=12, help="of the walk (default 12)")
+    parser.add_argument("--fps", type=int, default=25, help=f"pictures a second, at most {MOST_FPS} (default 25)")
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help=f"default {BATCH_SIZE}")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
     parser.add_argument("--overwrite", action="store_true", help="replace samples already in the folder")
@@ -158,16 +165,41 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         raise UserError("--seed must not be negative")
     if options.truncation is not None and not 0.1 <= options.truncation < math.inf:
         raise UserError("--truncation must be at least 0.1: below that hardly any latent is left")
+    check_outputs(options)
     return options
 
 
-@reports_errors
-def main() -> None:
-    """Command line entry."""
-    options = parse()
+def check_outputs(options: argparse.Namespace) -> None:
+    """Refuse, with a UserError, a command line without a result, and a walk that cannot be written."""
+    if options.out is None and options.walk is None:
+        raise UserError("give --out FOLDER for samples, --walk FILE for a movie, or both")
+    if options.out is None and (options.grid or options.interpolate):
+        raise UserError("--grid and --interpolate are written beside the samples: give --out FOLDER, too")
+    if options.walk is not None:
+        require_movie(options.walk, "--walk")
+    if not 1 <= options.fps <= MOST_FPS:
+        raise UserError(f"--fps must be 1 to {MOST_FPS}")
+    if not 1 <= options.seconds <= 600:
+        raise UserError("--seconds must be 1 to 600")
+
+
+def write_walk(options: argparse.Namespace) -> None:
+    """Write the movie that the command line asks for."""
+    from gen.walk import walk  # which imports this module
+
+    count = round(options.seconds * options.fps)
+    pictures = walk(options.source, options.seed, count, options.seconds, options.truncation, options.device)
+    with progress_bar() as bar:
+        write_movie(
+            options.walk, bar.track(pictures, count, description=f"walking to {options.walk.name}"), options.fps
+        )
+    print(f"walk of {count} pictures, {options.seconds:g} s: {options.walk}")
+
+
+def write_folder(options: argparse.Namespace) -> None:
+    """Write the samples, and the grids that the command line asks for."""
     out: Path = options.out.resolve()  # `.` and links have no name of their own to put a temporary one beside
     check_target(out, options.overwrite)
-    set_up_cpu()
     seeds = range(options.seed, options.seed + options.n)
     batches = generate_batches(options.source, seeds, options.truncation, options.batch_size, options.device)
     first = write_samples(batches, options.n, out)
@@ -179,6 +211,17 @@ def main() -> None:
         grid = interpolation_grid(options.source, options.seed, options.truncation, options.device)
         write_png(path := out.with_name(f"{out.name}.interpolation.png"), grid)
         print(f"interpolation: {path}")
+
+
+@reports_errors
+def main() -> None:
+    """Command line entry."""
+    options = parse()
+    set_up_cpu()
+    if options.out is not None:
+        write_folder(options)
+    if options.walk is not None:
+        write_walk(options)
 
 
 if __name__ == "__main__":

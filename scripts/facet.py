@@ -13,7 +13,8 @@ from core.cli.errors import UserError, reports_errors
 COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "prepare": ("scripts.prepare", [], "turn a zip, a folder or drawn faces into a data set"),
     "train": ("gen.train", [], "train a GAN; the same command continues a run"),
-    "sample": ("gen.sample", [], "write samples of a trained generator as PNG files"),
+    "sample": ("gen.sample", [], "write samples of a trained generator, or a movie of them"),
+    "timelapse": ("scripts.timelapse", [], "the grids of a run, from noise to faces, as a movie"),
     "score": ("eval.fid", [], "FID of samples, a run or an archive"),
     "report": ("eval.report", [], "scores, honesty checks and pictures on one page"),
     "compare": ("eval.compare", [], "rank runs and say which differences are noise"),
@@ -22,6 +23,7 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "seg-train": ("seg.train", [], "train a U-Net on pictures with masks"),
     "seg-evaluate": ("seg.evaluate", [], "score a trained U-Net"),
     "predict": ("seg.predict", [], "segment pictures with a trained U-Net"),
+    "export": ("scripts.export", [], "write a model as ONNX, to run without PyTorch"),
     "inspect": ("scripts.inspect_network", [], "parameters, multiplications and memory of a network"),
     "demo": ("scripts.demo", [], "run the whole pipeline on drawn faces"),
     "bench": ("scripts.bench", [], "measure speed against plain implementations"),

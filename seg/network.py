@@ -76,7 +76,11 @@ def padded(x: Tensor, multiple: int) -> Tensor:
     There are at least two coarse pixels afterwards, since instance normalisation cannot take a single one.
     """
     height, width = x.shape[2:]
-    right = -width % multiple + (multiple if max(height, width) <= multiple else 0)
+    rows, columns = (height + multiple - 1) // multiple, (width + multiple - 1) // multiple
+    # 1 where there would be a single pixel, else 0; without `if` and without a constant before //, so that an export
+    # by tracing holds for all sizes
+    single = rows // (rows * rows * columns)
+    right = -width % multiple + multiple * single
     return F.pad(x, (0, right, 0, -height % multiple), mode="replicate")
 
 

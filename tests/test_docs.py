@@ -37,7 +37,7 @@ PAGES = {
 RUN, NOT_RUN = "sh", {"text", "json", "python", "yaml"}  # what a fenced block may say of itself
 
 # Words that make a command tiny. They follow its own, and the last word of a kind counts.
-SHORT = ["total_images=8", "log_every=8", "save_every=0", "eval.every=0", "grid_every=0"]
+SHORT = ["total_images=8", "log_every=8", "save_every=0", "eval.every=0", "grid_every=4"]
 TINY: dict[str, list[str]] = {
     "scripts.prepare": ["--workers", "1", "--size", "32"],
     "gen.train": [*SHORT, "batch_size=4", "model.width=8", "model.image_size=32"],
@@ -51,6 +51,7 @@ TINY: dict[str, list[str]] = {
 TINY_IF_GIVEN = {
     "--valid": "1",
     "--count": "20",
+    "--seconds": "1",
     "crop": "16",
     "reference_count": "8",
     "large": "[8]",

@@ -26,7 +26,7 @@ def call(monkeypatch, *words):
 def test_help_lists_the_pipeline_in_order(monkeypatch, capsys, words):
     assert call(monkeypatch, *words) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) <= 16 and max(map(len, lines)) <= 80
+    assert len(lines) <= 24 and max(map(len, lines)) <= 80
     assert [line.split()[0] for line in lines[2:]] == list(facet.COMMANDS)
 
 

@@ -174,7 +174,8 @@ def test_the_lowest_lane_constrains_every_dependency_to_its_lower_bound(tmp_path
     assert (tmp_path / "env").read_text("utf-8") == f"PIP_CONSTRAINT={constraints}\n"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     listed = sum(project["optional-dependencies"].values(), project["dependencies"])
-    expected = {re.match(r"[\w-]+>=[\d.]+", each)[0].replace(">=", "==") for each in listed}
+    others = [each for each in listed if not each.startswith("facet-faces[")]
+    expected = {re.match(r"[\w-]+>=[\d.]+", each)[0].replace(">=", "==") for each in others}
     assert set(constraints.read_text("utf-8").split()) == expected
 
 
