@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import io
 import shlex
 import sys
 from pathlib import Path
 
-from core.cli.console import progress_bar
+import numpy as np
+from PIL import Image
+
+from core.cli.console import progress_bar, say, warn
 from core.cli.errors import CommandParser, UserError, reports_errors
 from core.cli.files import sha256_of
 from core.cli.text import listed, shown
@@ -24,7 +28,9 @@ examples:
 A submission is <student number>.tar.gz with a folder <student number>/ of exactly 1,000 different 64x64 8-bit RGB PNGs.
 A student number is 5 to 12 digits, with at most one letter before. The same input gives the same bytes. Files that
 operating systems leave behind (.DS_Store, Thumbs.db, desktop.ini, __MACOSX, ._*) are not packed; in an archive they are
-a problem. Exit code 0: packed, or nothing wrong; 1: problems, all listed, and nothing written.
+a problem. What a collapsed generator draws (one colour, noise, one face over and over) is refused, too, and shown in
+NUMBER.refused.png beside the archive. The last score and the warnings of a run are told. Exit code 0: packed, or
+nothing wrong; 1: problems, all listed, and nothing packed.
 """
 
 
@@ -35,7 +41,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--student-number", metavar="NUMBER", help="names the archive and the folder in it")
     parser.add_argument("--out", type=Path, help="folder for the archive (default: the current one)")
     parser.add_argument("--seed", type=int, help=f"run, model: image seeds SEED..SEED+{EXPECTED_COUNT - 1} (default 0)")
-    parser.add_argument("--force", action="store_true", help="replace a different archive of the same name")
+    parser.add_argument("--force", action="store_true", help="pack what looks collapsed; replace another archive")
     parser.add_argument("--check", type=Path, metavar="ARCHIVE", help="only check an archive")
     options = parser.parse_args(arguments)
     packing = [options.source, options.student_number, options.out, options.seed]
@@ -83,14 +89,64 @@ def stop_on(problems: list[str], what: Path) -> None:
         raise UserError(f"{len(problems)} problem{'s' * (len(problems) > 1)} in {what}")
 
 
+def stop_on_collapse(entries: list[tuple[str, bytes]], picture: Path, force: bool) -> None:
+    """Refuse images of a collapsed generator, and write `picture` of them; with `force`, only warn.
+
+    Raises:
+        UserError: they have one colour, are noise or all alike, or more than a few are the same; names `picture`.
+    """
+    # Imported here because they load torch, which checking an archive does not need
+    from core.data.images import write_png
+    from eval.checks.collapse import collapse
+    from eval.checks.copies import duplicates
+    from eval.checks.verdicts import thumbnails
+
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(content)).convert("RGB")) for _, content in entries])
+    checks = [collapse(pixels), duplicates(pixels, thumbnails(pixels))]
+    bad = [check for check in checks if check.verdict == "bad"]
+    for check in checks:
+        if check.verdict == "doubt" or (force and check in bad):
+            warn(check.headline)
+    if bad and not force:
+        assert bad[0].pictures is not None
+        write_png(picture, bad[0].pictures)
+        raise UserError(f"{bad[0].headline} Look at {picture}. {bad[0].details} To pack them nevertheless: --force")
+
+
+def tell_of_run(model: Path) -> None:
+    """Say the scores and warnings of the run that a model file belongs to, if it belongs to one."""
+    from core.training.best import best_so_far
+    from core.training.rundir import RunFolder
+    from eval.results import find_results
+
+    run = RunFolder(model.parent)
+    if not run.config.is_file():
+        return
+    try:
+        results = find_results(str(run.path))
+    except UserError as error:  # a damaged result is no reason not to pack
+        results = {}
+        warn(str(error))
+    scores = [f"{metric} {entry.result['mean']:.4g} ({entry.file})" for metric, entry in results.items()]
+    best = best_so_far(run)
+    say(f"last score: {', '.join(scores)}" if scores else f"{run.path} has no result of facet score")
+    if best:
+        say(best)
+    for row in run.read_stats():
+        if "warning" in row:
+            warn(f"training said at {row['images']:,} images: {row['warning']}")
+
+
 def pack(source: Path, student_number: str, out: Path, seed: int | None, force: bool) -> Path:
     """Check the images of a folder or model and write the archive."""
     rules.require_student_number(student_number)
     if not source.exists():
         raise UserError(f"{source} does not exist: give a folder of {EXPECTED_COUNT:,} PNGs, a run or a model file")
     problems: list[str] = []
-    if source.suffix == ".safetensors" or (source / "model.safetensors").is_file():
+    model = source / "model.safetensors" if (source / "model.safetensors").is_file() else source
+    if model.suffix == ".safetensors":
         entries = sampled(source, seed or 0)
+        tell_of_run(model)
     elif source.is_file():
         hint = f"to check an archive: --check {shlex.quote(str(source))}"
         raise UserError(f"{source} is neither a folder nor a .safetensors model ({hint})")
@@ -99,6 +155,7 @@ def pack(source: Path, student_number: str, out: Path, seed: int | None, force: 
     else:
         entries, problems = gathered(source)
     stop_on(problems + rules.check_images(entries), source)
+    stop_on_collapse(entries, out / f"{student_number}.refused.png", force)
     return rules.write_archive(entries, student_number, out, force=force)
 
 
