@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from core.cli.callable_module import make_callable
 from core.cli.config import config_command
 from core.cli.console import say, warn
 from core.cli.errors import UserError
 from core.cli.files import write_json
 from core.training.machine import set_up_cpu
+from eval.features.settings import FID_DIMS, InceptionSection
 from eval.results import real_images
 from eval.score import FidConfig, can_be_written, check, result_path, score_source
 
@@ -49,6 +55,40 @@ def _number(value: float) -> str:
     return f"{value:.3f}" if abs(value) >= 1 else f"{value:.3g}"
 
 
+def fid_of(
+    samples: np.ndarray | str | Path,
+    real: np.ndarray | str | Path,
+    n: int = 1000,
+    weights: str | Path | None = None,
+    dims: int = FID_DIMS,
+    device: str = "auto",
+) -> float:
+    """The Frechet Inception distance of samples from real images; only with `dims` of 2048 may it be called FID.
+
+    Args:
+        samples: uint8 (N, H, W, 3), a folder or .npy file of pictures, an archive, a run folder or a model file.
+        real: uint8 (M, H, W, 3), a folder or .npy file of pictures, a prepared data set, or a file of statistics.
+        n: samples to draw, where `samples` is a run or a model.
+        weights, dims: of the Inception network, see `eval.features.settings.InceptionSection`.
+
+    Raises:
+        UserError: samples, real images or weights cannot be used.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        paths = []
+        for name, images in (("samples", samples), ("real", real)):
+            path = Path(folder) / f"{name}.npy" if isinstance(images, np.ndarray) else Path(images)
+            if isinstance(images, np.ndarray):
+                np.save(path, images)
+            paths.append(str(path))
+        section = InceptionSection(None if weights is None else str(weights), dims)
+        result = score_source(FidConfig(paths[0], paths[1], fid=section, n=n, sets=1, device=device))
+    assert result is not None  # one process
+    for warning in result["warnings"]:
+        warn(warning)
+    return float(result["mean"])
+
+
 @config_command("fid", FidConfig)
 def main(config: FidConfig) -> None:
     """Score, print, and write the result as JSON."""
@@ -66,6 +106,9 @@ def main(config: FidConfig) -> None:
     print(describe(result))
     write_json(path, result)
     say(f"result in {path}")
+
+
+make_callable(__name__, "eval.fid:fid_of")  # from eval import fid
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from core.cli.callable_module import make_callable
 from core.cli.console import progress_bar, say, warn
 from core.cli.errors import CommandParser, UserError, reports_errors
 from core.cli.files import atomic_path
@@ -355,6 +356,9 @@ def main() -> None:
         print(f"{done} masks in {options.out}: {shares(pixels_of, segmenter.classes)}")
     if failures:
         raise UserError(f"{len(failures)} of {len(jobs)} pictures could not be read: {listed(failures)}")
+
+
+make_callable(__name__, "seg.masks:masks_of")  # from seg import predict
 
 
 if __name__ == "__main__":

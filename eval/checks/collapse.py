@@ -47,7 +47,7 @@ def _findings(deviation: float, correlation: float, spread: float) -> Iterator[F
     if deviation < LEAST_DEVIATION:
         yield Finding(
             "bad",
-            f"The samples are nearly one colour: the standard deviation of their pixels is {deviation:.0f} (faces: 74).",
+            f"The samples are nearly one colour: their standard deviation is {deviation:.0f} grey levels (faces: 74).",
             "The generator has hardly been trained, or has collapsed: train longer, or with another recipe.",
         )
     elif correlation < LEAST_CORRELATION:
