@@ -85,11 +85,10 @@ def test_every_preset_gives_the_same_in_onnxruntime(tmp_path, preset):
         assert "(batch, 3, height - 40, width - 40)" in facts["output"]
 
 
-@pytest.mark.parametrize(
-    "more", ["up=bicubic", "up=bilinear", "up=nearest", "norm=instance", "norm=layer", "norm=group"]
-)
-def test_other_kinds_of_u_nets_are_exported_too(tmp_path, more):
-    file = stored(tmp_path / "u.safetensors", "unet_small", f"model.network.{more}", "model.network.block=residual")
+@pytest.mark.parametrize(("up", "norm"), [("bicubic", "instance"), ("bilinear", "layer"), ("nearest", "group")])
+def test_other_kinds_of_u_nets_are_exported_too(tmp_path, up, norm):
+    kind = [f"model.network.up={up}", f"model.network.norm={norm}", "model.network.block=residual"]
+    file = stored(tmp_path / "u.safetensors", "unet_small", *kind)
     export.export(file, tmp_path / "u.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "u.onnx", providers=["CPUExecutionProvider"])
     model, _ = load_model(file)
