@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,8 @@ from core.cli.errors import UserError
 from core.nn.backbone import Backbone
 from core.nn.blocks import ConvBlock, Norm, Upsampling, doubling_block, norm_layer, require_positive
 from core.nn.init import init_he
+from seg.levels import Block, level_of
 from seg.network import EncoderConfig, SegmentationNetwork, padded
-from seg.unet import BLOCKS
 
 ALL_STRIDES = (2, 4, 8, 16, 32)
 
@@ -50,7 +50,7 @@ class EncoderUNet(SegmentationNetwork):
         widths: Sequence[int] = (128, 64, 48, 32, 16),
         up: Upsampling = "nearest",
         norm: Norm = "batch",
-        block: Literal["plain", "residual"] = "plain",
+        block: Block = "plain",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -65,11 +65,11 @@ class EncoderUNet(SegmentationNetwork):
             )
         skips = dict(zip(self.encoder.strides, self.encoder.widths, strict=True))
         self.up, self.merge = nn.ModuleList(), nn.ModuleList()
-        before = self.encoder.widths[-1]
+        make, layer, before = level_of(block), norm_layer(norm), self.encoder.widths[-1]
         for level, width in enumerate(widths, 1):
             require_positive(widths=width)
             self.up.append(doubling_block(up, before, width))
-            self.merge.append(BLOCKS[block](width + skips.get(self.multiple >> level, 0), width, 1, norm_layer(norm)))
+            self.merge.append(make(width + skips.get(self.multiple >> level, 0), width, 1, layer))
             before = width
         self.dropout = nn.Dropout(dropout)
         self.head = ConvBlock(before, classes, kernel=1, norm=None, activation=None)
