@@ -46,6 +46,7 @@ class UNet(SegmentationNetwork):
     Attributes:
         margin: pixels on each side of an output block of `multiple` aligned pixels that can change it.
         multiple: side of the coarsest pooling grid in pixels, 2 to the number of doublings.
+        reach: pixels that a level without padding loses on each side.
 
     Raises:
         UserError: an argument out of range, or an input of impossible size in `forward`.

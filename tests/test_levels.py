@@ -1,6 +1,10 @@
 """Blocks of published networks: the same as torchvision's and timm's on the same weights, and U-Nets made of them."""
 
+import itertools
+import json
+import sys
 from functools import partial
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -17,6 +21,7 @@ from torchvision.models import densenet, mobilenetv2, resnet
 from torchvision.models.googlenet import BasicConv2d
 from torchvision.models.googlenet import Inception as TheirInception
 
+import core.training.curves
 from core.cli.errors import UserError
 from core.nn.blocks import (
     Bottleneck,
@@ -34,8 +39,11 @@ from core.nn.fuse import fold_batch_norm
 from core.nn.init import init_he
 from core.nn.inspect import inspect_network
 from core.nn.model_file import build_model, load_model, save_model
+from scripts import compare_blocks
+from seg.encoder import EncoderUNet
 from seg.levels import LEVELS, Block
 from seg.tiling import segment
+from seg.trainer import Trainer
 from seg.unet import UNet
 
 BATCH = nn.BatchNorm2d
@@ -192,7 +200,8 @@ def test_any_width_works_or_is_refused(block):
             assert logits.shape == (1, 2, 8, 8)
 
 
-def test_standardised_weights_train_in_a_run(discs, tmp_path):
+def test_standardised_weights_train_in_a_run(discs, tmp_path, monkeypatch):
+    monkeypatch.setattr(core.training.curves, "make_figure", lambda rows, panels: None)
     folder = run(discs, tmp_path, "total_images=8", "model.network.block=standardised", "model.network.norm=group")
     weights = load_model(folder.path / "last.safetensors")[0].state_dict()
     assert sum("parametrizations" in name for name in weights) == 6
@@ -201,3 +210,60 @@ def test_standardised_weights_train_in_a_run(discs, tmp_path):
 def test_dense_levels_keep_half_of_their_channels_for_new_maps():
     level = DenseLevel(7, 50)
     assert level[0][0].out_channels == 26 and level(torch.zeros(1, 7, 4, 4)).shape == (1, 50, 4, 4)
+
+
+def test_the_decoder_of_a_pretrained_network_takes_them_as_well():
+    encoder = {"name": "tf_efficientnet_lite0", "weights": "none"}
+    model = EncoderUNet(classes=3, encoder=encoder, widths=[8] * 5, block="dense").eval()
+    assert model(torch.zeros(1, 3, 40, 33)).shape == (1, 3, 40, 33)
+    assert all(isinstance(level, DenseLevel) for level in model.merge)
+    with pytest.raises(UserError, match="block='sparse' is unknown"):
+        EncoderUNet(encoder=encoder, block="sparse")
+
+
+# -- the comparison
+
+
+@pytest.fixture
+def ticking(monkeypatch):
+    """Each look at the clock is a CPU second."""
+    seconds = itertools.count()
+    monkeypatch.setattr(compare_blocks, "time", SimpleNamespace(process_time=lambda: next(seconds)))
+    monkeypatch.setattr(compare_blocks.torch, "set_num_threads", lambda count: None)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+
+def test_every_block_trains_for_the_same_time(ticking, monkeypatch, capsys, tmp_path):
+    rates = []
+    step = Trainer.step
+
+    def noted(self):
+        rates.append(self.images_seen / self.config.total_images)
+        step(self)
+
+    assert {block for block, _ in compare_blocks.ROWS} == set(LEVELS)
+    chosen = [("plain", "batch"), ("dense", "batch"), ("standardised", "group")]
+    monkeypatch.setattr(compare_blocks, "ROWS", chosen)
+    monkeypatch.setattr(Trainer, "step", noted)
+    tiny = ["--seconds", "3", "--size", "32", "--count", "10", "--widths", "[5,8]", "--json", str(tmp_path / "b.json")]
+    monkeypatch.setattr(sys, "argv", ["compare_blocks", *tiny])
+    compare_blocks.main()
+    table, report = capsys.readouterr().out, json.loads((tmp_path / "b.json").read_text())
+    rows = report["blocks"]
+    assert [(row["block"], row["norm"]) for row in rows] == chosen and report["run"]["command"] in table
+    assert [row["images_seen"] for row in rows] == [12] * 3
+    assert rates == pytest.approx([0, 1 / 3, 2 / 3] * 3)
+    assert all(row["ms_per_step"] == 1000 and 0 <= row["miou"] < 1 for row in rows)
+    assert all(f" {row['block']} " in table and f"{row['multiplications']:,}" in table for row in rows)
+    fine, coarse = 32**2, 16**2  # by hand: 3x3 convolutions, the doubling, the head of 8 classes
+    levels = 9 * (3 * 5 + 5 * 5 + 10 * 5 + 5 * 5) * fine + 9 * (5 * 8 + 8 * 8) * coarse
+    assert rows[0]["multiplications"] == levels + 4 * 8 * 5 * coarse + 5 * 8 * fine
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [(["--seconds", "0"], "--seconds must be above 0"), (["--count", "9"], "--count must be at least 10")],
+)
+def test_a_comparison_of_nothing_is_refused(words, line):
+    with pytest.raises(UserError, match=line):
+        compare_blocks.parse(words)

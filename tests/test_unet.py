@@ -92,7 +92,10 @@ def test_padded_networks_keep_any_size(height, width, block, norm, up):
 
 @pytest.mark.parametrize(
     "norm, block, up",
-    [*product(get_args(Norm), BLOCKS[:2], get_args(Upsampling)), *product(get_args(Norm), BLOCKS[2:], ["transposed"])],
+    [
+        *product(get_args(Norm), BLOCKS[:2], get_args(Upsampling)),
+        *product(["none", "batch", "group"], BLOCKS[2:], ["transposed"]),
+    ],
 )
 def test_every_option_learns(norm, block, up):
     """Each combination fits one random picture better after a few steps, and every parameter gets a gradient."""

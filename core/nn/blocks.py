@@ -315,22 +315,16 @@ class Inception(nn.Module):
         super().__init__()
         if out_channels < 4:
             raise UserError(f"an inception module cannot make {out_channels} channels: use widths of at least 4")
-        quarter, eighth = out_channels // 4, max(1, out_channels // 8)
-        three, before_three, before_five = (
-            out_channels - quarter - 2 * eighth,
-            3 * out_channels // 8,
-            out_channels // 16,
-        )
+        one, five = out_channels // 4, max(1, out_channels // 8)
+        three = out_channels - one - 2 * five  # the pooling has as many as the 5x5 convolution
+        before_three, before_five = 3 * out_channels // 8, max(1, out_channels // 16)
         point = partial(ConvBlock, in_channels, kernel=1, norm=norm)
         self.branches = nn.ModuleList(
             [
-                point(quarter),
+                point(one),
                 nn.Sequential(point(before_three), ConvBlock(before_three, three, padding=padding, norm=norm)),
-                nn.Sequential(
-                    point(max(1, before_five)),
-                    ConvBlock(max(1, before_five), eighth, kernel=5, padding=2 * padding, norm=norm),
-                ),
-                nn.Sequential(nn.MaxPool2d(3, stride=1, padding=padding), point(eighth)),
+                nn.Sequential(point(before_five), ConvBlock(before_five, five, 5, padding=2 * padding, norm=norm)),
+                nn.Sequential(nn.MaxPool2d(3, stride=1, padding=padding), point(five)),
             ]
         )
 
