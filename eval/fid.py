@@ -35,7 +35,8 @@ def describe(result: dict[str, Any]) -> str:
         sides = f"{floor['count']:,} reals against {floor['against']:,} others"
         rows.append(("floor", f"{_with_sd(floor['mean'], floor['sd'])}   {sides}"))
         rows.append(("excess", _number(result["excess"])))
-    lines = [f"{name:<10} {text}" for name, text in rows]
+    width = max(10, len(metric))
+    lines = [f"{name:<{width}} {text}" for name, text in rows]
     return "\n".join([*lines, BIAS if metric == "FID" else f"{scale_of(metric)} {OTHER_SCALE}"])
 
 

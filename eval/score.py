@@ -242,9 +242,9 @@ def _sample_features(samples: Samples, result: Path, ranks: Ranks) -> Iterator[P
 def versions() -> dict[str, str]:
     """Versions of the software that computed a result."""
     found = {"python": platform.python_version(), "facet-faces": __version__}
-    for package in ("torch", "torchvision", "pytorch-fid", "numpy", "pillow"):
+    for package in ("torch", "torchvision", "pytorch-fid", "timm", "numpy", "pillow"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "unknown"  # installed without metadata
+            found[package] = "unknown"  # not installed, or without metadata
     return found

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from conftest import ROOT
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 from safetensors.torch import save_file
@@ -79,7 +80,9 @@ def test_efficientnet_features_are_those_of_the_published_model(efficientnet: Ba
 
 def test_efficientnet_is_named_and_trusted(efficientnet: BackboneFeatures) -> None:
     assert (efficientnet.name, efficientnet.metric, efficientnet.dims) == ("efficientnet", "fd_efficientnet", 1280)
-    assert efficientnet.trustworthy and f"{extractors.EFFICIENTNET_SIDE}x" in efficientnet.transform
+    size = f"{extractors.EFFICIENTNET_SIDE}x{extractors.EFFICIENTNET_SIDE}"
+    assert efficientnet.trustworthy and size in efficientnet.transform
+    assert f"resized to {size} pixels" in (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
     assert efficientnet.weights_sha256 == PooledBackbone().weights_sha256
 
 

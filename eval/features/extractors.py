@@ -125,15 +125,14 @@ class BackboneFeatures(Features):
     def __init__(self, name: str, device: torch.device, weights: Path | None = None) -> None:
         self.name, self.metric = name.removeprefix(TIMM), metric_name(name)
         self.device, self.weights = device, weights
-        if name == "efficientnet":
-            if weights is not None:
-                raise UserError(f"fid.weights={weights}: features=efficientnet has its own weights, leave this out")
-            network = PooledBackbone()
-            self.side, self.kernel = EFFICIENTNET_SIDE, "bilinear"
-        else:
-            network = PooledBackbone(self.name, "hub" if weights is None else str(weights))
-            self.side = int(network.config["input_size"][1])
-            self.kernel = "bilinear" if network.config["interpolation"] == "bilinear" else "bicubic"
+        own = name == "efficientnet"
+        if own and weights is not None:
+            way = "leave this out, or give features=inception"
+            raise UserError(f"fid.weights={weights}: features=efficientnet has its own weights, {way}")
+        with torch.random.fork_rng(devices=[]):  # timm draws weights before it loads them
+            network = PooledBackbone() if own else PooledBackbone(self.name, str(weights or "hub"))
+        self.side = EFFICIENTNET_SIDE if own else int(network.config["input_size"][1])
+        self.kernel = "bilinear" if own or network.config["interpolation"] == "bilinear" else "bicubic"
         self.dims = network.dims
         assert network.weights_sha256 is not None
         self.weights_sha256 = network.weights_sha256
@@ -142,7 +141,7 @@ class BackboneFeatures(Features):
             f"uint8 pixels, {self.kernel} to {self.side}x{self.side} (align_corners=False, antialias), clamped to "
             f"0-255, / 255, - {mean}, / {sd}, pooled"
         )
-        if name == "efficientnet":
+        if own:
             fold_neighbours(network)  # after the hash; 1.3 times faster
         self.network = network.to(device).to(memory_format=torch.channels_last)
 
