@@ -152,8 +152,13 @@ class PooledBackbone(_Pretrained):
         return network, network.pretrained_cfg["mean"], network.pretrained_cfg["std"]
 
     @property
+    def side(self) -> int:
+        """Height and width in pixels that the network was trained with."""
+        return int(self.network.pretrained_cfg["input_size"][1])
+
+    @property
     def config(self) -> dict[str, Any]:
-        """What timm says of the weights: `input_size`, `mean`, `std`, `interpolation` and others."""
+        """What timm says of the weights: `mean`, `std`, `interpolation` and others."""
         return dict(self.network.pretrained_cfg)
 
     def forward(self, images: Tensor) -> Tensor:

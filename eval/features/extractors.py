@@ -131,7 +131,7 @@ class BackboneFeatures(Features):
             raise UserError(f"fid.weights={weights}: features=efficientnet has its own weights, {way}")
         with torch.random.fork_rng(devices=[]):  # timm draws weights before it loads them
             network = PooledBackbone() if own else PooledBackbone(self.name, str(weights or "hub"))
-        self.side = EFFICIENTNET_SIDE if own else int(network.config["input_size"][1])
+        self.side = EFFICIENTNET_SIDE if own else network.side
         self.kernel = "bilinear" if own or network.config["interpolation"] == "bilinear" else "bicubic"
         self.dims = network.dims
         assert network.weights_sha256 is not None
