@@ -8,7 +8,7 @@ import hashlib
 import importlib.util
 import pickle
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -156,6 +156,11 @@ class PooledBackbone(_Pretrained):
         """Height and width in pixels that the network was trained with."""
         return int(self.network.pretrained_cfg["input_size"][1])
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """What timm says of the weights: `mean`, `std`, `interpolation` and others."""
+        return dict(self.network.pretrained_cfg)
+
     def forward(self, images: Tensor) -> Tensor:
         """Pooled features (N, dims)."""
         pooled: Tensor = self.network(self.normalised(images))
@@ -184,7 +189,7 @@ def timm_network(name: str, weights: str, channels: int = 3, **options: Any) -> 
         if weights == "none" or _on_meta():
             return timm.create_model(name, pretrained=False, in_chans=channels, **options)
     try:
-        return timm.create_model(name, pretrained=True, in_chans=channels, **options)
+        return _with_hub(lambda: timm.create_model(name, pretrained=True, in_chans=channels, **options))
     except Exception as error:  # of three download libraries, and timm's own
         raise UserError(
             f"weights=hub: those of {name} cannot be had ({_one_line(error)}): fetch them elsewhere and give "
@@ -211,6 +216,11 @@ def _fitting(name: str, weights: str, wanted: dict[str, Tensor]) -> dict[str, Te
     if extra := sorted(state.keys() - wanted.keys()):
         raise UserError(f"{weights} does not hold weights of {name}, which has no {extra[0]}")
     return state
+
+
+def is_installed() -> bool:
+    """Whether the default network can be had: timm and the package with its weights."""
+    return all(importlib.util.find_spec(name) is not None for name in ("timm", PACKAGE))
 
 
 def package_file() -> Path:
@@ -276,6 +286,22 @@ def _torchvision_maps(
         probe = create_feature_extractor(models.get_model(short, weights=None, **options).eval(), list(nodes))
         widths = tuple(int(found.shape[1]) for found in probe(torch.zeros(1, 3, 64, 64)).values())
     return extractor, tuple(nodes.values()), widths
+
+
+def _with_hub(build: Callable[[], Any]) -> Any:
+    """What `build` makes of files of the Hugging Face hub: those of an earlier download, else new ones."""
+    import huggingface_hub as hub
+
+    offline, hub.constants.HF_HUB_OFFLINE = hub.constants.HF_HUB_OFFLINE, True
+    try:
+        return build()
+    except hub.utils.LocalEntryNotFoundError:
+        pass
+    finally:
+        hub.constants.HF_HUB_OFFLINE = offline
+    # Asked once, since a download would try for a minute.
+    hub.utils.get_session().head(hub.constants.ENDPOINT, timeout=10)
+    return build()
 
 
 def _timm() -> ModuleType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any, TypeVar
 
 import torch
@@ -51,3 +52,17 @@ def fold_batch_norm(network: Network) -> Network:
         block[0] = fuse_conv_bn_eval(conv, block[1], transpose=block.transposed)
         del block[1]
     return network
+
+
+@torch.no_grad()
+def fold_neighbours(network: nn.Module) -> None:
+    """Fold, in place, each batch norm into the convolution right before it among the children of a module.
+
+    For networks in eval mode that run these children one after another, as timm's EfficientNets do; the activation that
+    is part of timm's batch norms stays.
+    """
+    for parent in network.modules():
+        for (before, conv), (after, norm) in itertools.pairwise(list(parent.named_children())):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, before, fuse_conv_bn_eval(conv, norm))
+                setattr(parent, after, getattr(norm, "act", nn.Identity()))
