@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from core.cli.errors import UserError
 from core.nn.backbone import Backbone
 from core.nn.blocks import ConvBlock, Norm, Upsampling, doubling_block, norm_layer, require_positive
 from core.nn.init import init_he
-from seg.network import EncoderConfig, SegmentationNetwork, padded
+from seg.network import EncoderConfig, SegmentationNetwork, encoder_maps
 from seg.unet import BLOCKS
 
 ALL_STRIDES = (2, 4, 8, 16, 32)
@@ -27,7 +28,8 @@ class EncoderUNet(SegmentationNetwork):
 
     Args:
         encoder: the fields of `seg.network.EncoderConfig`.
-        widths: channels of the decoder's levels, coarse to fine, one for each doubling.
+        widths: channels of the decoder's levels, coarse to fine, one for each doubling. Doublings without a level are
+            bilinear interpolation of the logits, which at the size of the pictures saves most of the decoder's time.
         up, norm, block: of the decoder, as for `seg.unet.UNet`.
         dropout: probability before the last layer.
 
@@ -47,8 +49,8 @@ class EncoderUNet(SegmentationNetwork):
         channels: int = 3,
         classes: int = 2,
         encoder: Mapping[str, Any] = MappingProxyType({}),
-        widths: Sequence[int] = (128, 64, 48, 32, 16),
-        up: Upsampling = "nearest",
+        widths: Sequence[int] = (128, 64, 48, 32),
+        up: Upsampling = "transposed",
         norm: Norm = "batch",
         block: Literal["plain", "residual"] = "plain",
         dropout: float = 0.0,
@@ -59,9 +61,9 @@ class EncoderUNet(SegmentationNetwork):
         self.encoder = EncoderConfig(**encoder).build(channels, ALL_STRIDES)
         self.multiple = self.encoder.strides[-1]
         levels = self.multiple.bit_length() - 1
-        if len(widths) != levels:
+        if not 1 <= len(widths) <= levels:
             raise UserError(
-                f"widths={list(widths)} must hold {levels} numbers: {self.encoder.name} halves pictures that often"
+                f"widths={list(widths)} must hold 1 to {levels} numbers: {self.encoder.name} halves pictures that often"
             )
         skips = dict(zip(self.encoder.strides, self.encoder.widths, strict=True))
         self.up, self.merge = nn.ModuleList(), nn.ModuleList()
@@ -82,11 +84,12 @@ class EncoderUNet(SegmentationNetwork):
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the images."""
         height, width = x.shape[2:]
-        maps = dict(zip(self.encoder.strides, self.encoder(padded(x, self.multiple)), strict=True))
-        stride = self.multiple
+        maps, stride = encoder_maps(self.encoder, x), self.multiple
         x = maps[stride]
         for up, merge in zip(self.up, self.merge, strict=True):
             x, stride = up(x), stride // 2
             x = merge(torch.cat([maps[stride], x], dim=1) if stride in maps else x)
         logits: Tensor = self.head(self.dropout(x))
+        if stride > 1:
+            logits = F.interpolate(logits, scale_factor=stride, mode="bilinear", align_corners=False)
         return logits[:, :, :height, :width]

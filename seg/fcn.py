@@ -14,7 +14,7 @@ from core.cli.errors import UserError
 from core.nn.backbone import Backbone
 from core.nn.blocks import require_positive
 from core.nn.init import init_he
-from seg.network import EncoderConfig, SegmentationNetwork, bilinear_kernel, padded
+from seg.network import EncoderConfig, SegmentationNetwork, bilinear_kernel, encoder_maps
 
 
 class FCN(SegmentationNetwork):
@@ -74,9 +74,9 @@ class FCN(SegmentationNetwork):
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the images."""
         height, width = x.shape[2:]
-        maps = self.encoder(padded(x, self.multiple))
+        maps = encoder_maps(self.encoder, x)
         total: Tensor | None = None
-        for score, up, found in zip(reversed(self.scores), reversed(self.up), reversed(maps), strict=True):
+        for score, up, found in zip(*map(reversed, (self.scores, self.up, list(maps.values()))), strict=True):
             total = up(score(found) if total is None else score(found) + total)
         assert total is not None
         return total[:, :, :height, :width]
