@@ -34,14 +34,14 @@ class EncoderUNet(SegmentationNetwork):
         dropout: probability before the last layer.
 
     Attributes:
-        margin: as far as pixels were found to matter; the receptive field of most encoders is larger
-            (docs/segmentation.md).
+        margin: as far as pixels were found to matter (docs/segmentation.md); most encoders see farther, and those with
+            squeeze and excitation the whole picture.
 
     Raises:
         UserError: an argument out of range, or an encoder that cannot be had.
     """
 
-    margin = 128
+    margin = 256
     encoder: Backbone
 
     def __init__(

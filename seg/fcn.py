@@ -33,7 +33,7 @@ class FCN(SegmentationNetwork):
     """
 
     encoder: Backbone
-    margin = 128  # as in `seg.encoder.EncoderUNet`
+    margin = 256  # as in `seg.encoder.EncoderUNet`
 
     def __init__(
         self,
@@ -74,9 +74,9 @@ class FCN(SegmentationNetwork):
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the images."""
         height, width = x.shape[2:]
-        maps = encoder_maps(self.encoder, x)
+        maps = list(encoder_maps(self.encoder, x).values())
         total: Tensor | None = None
-        for score, up, found in zip(*map(reversed, (self.scores, self.up, list(maps.values()))), strict=True):
+        for score, up, found in zip(reversed(self.scores), reversed(self.up), reversed(maps), strict=True):
             total = up(score(found) if total is None else score(found) + total)
         assert total is not None
         return total[:, :, :height, :width]

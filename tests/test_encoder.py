@@ -1,31 +1,32 @@
 """U-Nets and FCNs on pretrained networks: sizes, closed forms, what is trained and how fast, files, tiles."""
 
+import sys
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mask_data import SMALL, run, words
+from mask_data import run, words
 from test_seg_train import assert_equal, no_plots, outcome, stop_after  # noqa: F401 (a fixture)
 from torch.nn import functional as F
 
-from core.cli.config import compose, typed
+from core.cli.config import compose
 from core.cli.errors import Interrupted, UserError
+from core.cli.files import read_json
 from core.data.images import to_float
 from core.nn import backbone
 from core.nn.backbone import DEFAULT, Backbone
-from core.nn.fuse import fold_batch_norm
-from core.nn.model_file import load_model, read_recipe
+from core.nn.model_file import build_model, load_model, read_recipe
 from core.training.checkpoint import Checkpoints
 from core.training.loop import make_optimizer
+from scripts import bench_encoder
 from seg.encoder import EncoderUNet
 from seg.fcn import FCN
 from seg.loading import load_unet
-from seg.settings import TrainConfig
 from seg.tiling import segment
-from seg.train import run_training
 from seg.unet import UNet
 
 RANDOM = {"weights": "none"}
@@ -156,7 +157,7 @@ def test_a_plain_network_has_the_groups_that_it_always_had():
 
 
 ENCODER = ["model=unet_encoder", "model.network.widths=[8,8]", "optim=adamw", "model.network.encoder.lr_factor=0.25"]
-SHORT = ["total_images=20", "warmup=8", "batch_size=4", "log_every=4", "valid_every=8", "schedule=poly"]
+SHORT = ["total_images=16", "warmup=8", "batch_size=4", "log_every=4", "valid_every=8", "schedule=poly"]
 TINY = ["model.network.encoder.name=lcnet_035", "model.network.encoder.weights=none"]
 
 
@@ -174,8 +175,8 @@ def test_rates_keep_their_factor_and_resumed_runs_end_bit_identical(discs, tmp_p
     monkeypatch.setattr(torch.optim.AdamW, "step", noting)
     straight = outcome(train(discs, tmp_path / "straight", *TINY))
     base = compose("seg", words(discs, tmp_path, *ENCODER)).optim.lr
-    rises = [0.5, 1, 1, 1, 1]
-    rates = [base * rise * (1 - images / 20) ** 0.9 for rise, images in zip(rises, range(0, 20, 4), strict=True)]
+    rises = [0.5, 1, 1, 1]
+    rates = [base * rise * (1 - images / 16) ** 0.9 for rise, images in zip(rises, range(0, 16, 4), strict=True)]
     for found, rate in zip(seen, rates, strict=True):
         assert dict(found) == {1.0: pytest.approx(rate), 0.25: pytest.approx(rate / 4)}
     stop_after(monkeypatch, 2)
@@ -203,8 +204,103 @@ def test_files_tell_of_the_weights_and_are_read_without_them(discs, tmp_path, mo
         torch.testing.assert_close(load_unet(folder.path, torch.device("cpu"))[0](x), model(x), rtol=1e-4, atol=1e-4)
 
 
-def picture(height, width):
-    """A smooth picture: in noise, what is far away matters as much as what is near."""
-    coarse = np.random.default_rng(0).integers(0, 256, (3, height // 16, width // 16), np.uint8)
-    smooth = F.interpolate(torch.from_numpy(coarse)[None].float(), (height, width), mode="bicubic")[0]
+def smooth_picture(height, width):
+    """In noise, what is far away would matter as much as what is near."""
+    coarse = torch.rand(1, 3, height // 16, width // 16, generator=torch.Generator().manual_seed(0)) * 255
+    smooth = F.interpolate(coarse, (height, width), mode="bicubic")[0]
     return smooth.clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_tiles_give_what_the_whole_picture_gives_as_far_as_pixels_matter(kind):
+    few = {"widths": [8, 8]} if kind == "unet_encoder" else {"finest": 32}
+    model = KINDS[kind](3, 3, **few).eval()
+    model.initialise(0)
+    border, pixels = 384, smooth_picture(64, 96)
+    around = to_float(torch.from_numpy(np.pad(pixels, [(border, border), (border, border), (0, 0)], "reflect"))[None])
+    with torch.inference_mode():
+        whole = model(around).softmax(1)[0, :, border:-border, border:-border]
+    tiled = segment(model, pixels, 64, False, [0, 1, 2])
+    assert whole.std() > 0.02
+    assert (tiled - whole).abs().max() < 0.02
+    model.margin = 32
+    assert (segment(model, pixels, 64, False, [0, 1, 2]) - whole).abs().max() > 0.02  # as the pixels left out do matter
+    fits = segment(model, pixels, 96, False, [0, 1, 2])
+    with torch.inference_mode():
+        assert torch.equal(fits, model(to_float(torch.from_numpy(pixels)[None])).softmax(1)[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "line"),
+    [
+        ("unet_encoder", {"encoder": RANDOM | {"lr_factor": 0}}, "encoder.lr_factor=0 must be above 0; freeze=true"),
+        ("unet_encoder", {"widths": [8] * 6}, "must hold 1 to 5 numbers: tf_efficientnet_lite0 halves pictures that"),
+        ("unet_encoder", {"widths": []}, "must hold 1 to 5 numbers"),
+        ("unet_encoder", {"widths": [8, 0]}, "widths=0 must be a whole number of at least 1"),
+        ("unet_encoder", {"classes": 0}, "classes=0 must be a whole number"),
+        ("unet_encoder", {"up": "cubic"}, "up='cubic' is unknown"),
+        ("fcn", {"finest": 4}, "finest=4 must be 8, 16 or 32"),
+        ("fcn", {"encoder": {"nam": "x"}}, "unexpected keyword argument 'nam'"),
+        ("fcn", {"encoder": {"name": "resnet19"}}, "unknown network 'resnet19': did you mean resnet18"),
+    ],
+)
+def test_arguments_out_of_range_are_named(kind, arguments, line):
+    recipe = {"_target_": f"{KINDS[kind].__module__}.{KINDS[kind].__name__}", "encoder": RANDOM} | arguments
+    with torch.device("meta"), pytest.raises(UserError) as error:
+        build_model(recipe)
+    assert line in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.fixture
+def compare(discs, monkeypatch):
+    """Runs the comparison with `smp` in place of segmentation_models_pytorch."""
+
+    def command(smp, *more):
+        monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", smp)
+        monkeypatch.setattr("sys.argv", ["bench_encoder", str(discs), "--seconds=0.01", *more])
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # restored afterwards
+        monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+        bench_encoder.main()
+
+    return command
+
+
+def test_the_comparison_says_what_it_lacks(compare, capsys):
+    with pytest.raises(SystemExit) as error:
+        compare(None, "batch_size=2", *TINY)
+    assert error.value.code == 1
+    assert "pip install --no-deps segmentation_models_pytorch==0.6.0" in capsys.readouterr().err
+
+
+def test_both_sides_of_the_comparison_train_alike(compare, monkeypatch, tmp_path):
+    """With a network in place of theirs that has the same encoder."""
+
+    class Theirs(torch.nn.Module):
+        def __init__(self, name, encoder_weights, classes):
+            super().__init__()
+            assert (name, encoder_weights) == (f"tu-{DEFAULT}", None)
+            self.encoder, self.head = torch.nn.Module(), torch.nn.Conv2d(3, classes, 1)
+            self.encoder.model = Backbone(weights="none").network
+
+        def initialize(self):
+            torch.nn.init.zeros_(self.head.weight)
+
+        def forward(self, x):
+            assert x.shape[2] % 32 == x.shape[3] % 32 == 0
+            return self.head(x)
+
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", smp := SimpleNamespace(Unet=Theirs))
+    model = bench_encoder.Reference(4)
+    model.initialise(0)
+    assert model(pictures(1, 3, 40, 33)).shape == (1, 4, 40, 33)
+    assert backbone.state_sha256(model.network.encoder.model.state_dict()) == Backbone().weights_sha256
+    paths = ["--out", str(tmp_path / "o"), "--json", str(tmp_path / "j")]
+    compare(smp, "--images=8", *paths, "batch_size=4", "model.network.widths=[8]", *TINY)
+    found = read_json(tmp_path / "j")
+    ours = EncoderUNet(3, 4, RANDOM | {"name": "lcnet_035"}, widths=[8])
+    assert found["ours: parameters"]["count"] == sum(value.numel() for value in ours.parameters())
+    for what, precision in product(("training step", "prediction"), ("fp32", "bf16")):
+        assert found[f"{what}, {precision}, images/s"]["smp"]["median"] > 0
+    for side in ("ours", "smp"):
+        assert found[f"{side}: trained"]["miou"] == read_json(tmp_path / "o" / side / "valid.json")["dataset"]["miou"]
+        assert read_recipe(tmp_path / "o" / side)[1]["images_seen"] == 8
