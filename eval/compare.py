@@ -29,7 +29,7 @@ from eval.distances import plan_floor, spread
 from eval.features.extractors import Features, make_features
 from eval.features.image_sets import open_samples
 from eval.features.reference import Reference
-from eval.features.settings import InceptionSection, metric_name, require_features
+from eval.features.settings import FID_DIMS, TIMM, InceptionSection, metric_name, require_features
 from eval.features.statistics_file import KnownStatistics
 from eval.metrics.significance import Difference, differences_from_best
 from eval.page.text import number, with_spread
@@ -181,8 +181,10 @@ def stored(config: CompareConfig) -> list[Entry]:
 
 def _setting(metric: str) -> str:
     """The setting that chooses a metric."""
-    dims = metric.removeprefix("FID").removeprefix("-") or "2048"
-    return "features=random" if metric == "fd_random" else f"fid.dims={dims}"
+    if metric.startswith("FID"):
+        return f"fid.dims={metric.removeprefix('FID').removeprefix('-') or FID_DIMS}"
+    features = metric.removeprefix("fd_")
+    return f"features={features if features in ('random', 'efficientnet') else f'{TIMM}{features}'}"
 
 
 def _fid_command(label: str, metric: str, example: dict[str, Any] | None) -> list[str]:

@@ -14,7 +14,7 @@ from core.cli.console import say, warn
 from core.cli.errors import UserError
 from core.cli.files import write_json
 from core.training.machine import set_up_cpu
-from eval.features.settings import FID_DIMS, InceptionSection
+from eval.features.settings import FID_DIMS, InceptionSection, scale_of
 from eval.results import real_images
 from eval.score import FidConfig, can_be_written, check, result_path, score_source
 
@@ -22,9 +22,7 @@ BIAS = (
     "Few images bias the score upward: at 1,000, a perfect sampler has FID of about 13-15 against all of CelebA and "
     "18-21 against 1,000 reals. Compare equal numbers only."
 )
-OTHER_SCALE = (
-    "{0} is on another scale than FID, and few images bias it upward: compare it with {0} at equal numbers only."
-)
+OTHER_SCALE = "Few images bias it upward: compare equal numbers only."
 
 
 def describe(result: dict[str, Any]) -> str:
@@ -42,8 +40,9 @@ def describe(result: dict[str, Any]) -> str:
         sides = f"{floor['count']:,} reals against {floor['against']:,} others"
         rows.append(("floor", f"{_with_sd(floor['mean'], floor['sd'])}   {sides}"))
         rows.append(("excess", _number(result["excess"])))
-    lines = [f"{name:<10} {text}" for name, text in rows]
-    return "\n".join([*lines, BIAS if metric == "FID" else OTHER_SCALE.format(metric)])
+    width = max(10, len(metric))
+    lines = [f"{name:<{width}} {text}" for name, text in rows]
+    return "\n".join([*lines, BIAS if metric == "FID" else f"{scale_of(metric)} {OTHER_SCALE}"])
 
 
 def _with_sd(mean: float, sd: float | None) -> str:

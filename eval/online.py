@@ -27,7 +27,7 @@ from core.training.best import BestWeights
 from core.training.callbacks import Callback
 from core.training.loop import TrainingLoop
 from core.training.meter import is_due
-from eval.features.extractors import Features, make_features
+from eval.features.extractors import Features, make_features, without_download
 from eval.features.reference import open_reference, reference_sums
 from eval.features.settings import InceptionSection
 from eval.metrics.frechet import Statistics, frechet_distance
@@ -46,8 +46,8 @@ class OnlineScore(Callback):
     Args:
         every: images between scores.
         n, batch_size: samples a score, and samples at a time on each process.
-        features: `random` or `inception`.
-        fid: `weights` and `dims` of the Inception network.
+        features: `auto` (`efficientnet`, or `random` where it is not installed) or those of `eval.fid`.
+        fid: `weights` and `dims` of the network, as in `eval.fid`.
     """
 
     def __init__(self, every: int, n: int, features: str, fid: dict[str, Any], batch_size: int) -> None:
@@ -60,23 +60,25 @@ class OnlineScore(Callback):
     def start(self, loop: TrainingLoop) -> None:
         """Make the features and the statistics of the real images, and look for the best weights so far."""
         trainer = _trainer(loop)
+        main = trainer.accelerator.is_main_process
+        name = without_download(quiet=not main) if self.features == "auto" else self.features
 
         def make() -> Features:
             try:
-                return make_features(self.features, self.fid, str(trainer.accelerator.device))
+                return make_features(name, self.fid, str(trainer.accelerator.device))
             except UserError as error:
                 raise UserError(f"eval: {error}") from error
 
         folder, split = trainer.run.path / "features", trainer.config.split
         self.scorer = Scorer(make, self.n, self.batch_size, trainer.data, split, trainer.accelerator, folder)
-        if not trainer.accelerator.is_main_process:
+        if not main:
             return
         if self.scorer.features.trustworthy:
             self.best = BestWeights(trainer.run.path, self.scorer.terms, trainer.images_seen)
         else:
             say(
                 f"note: {self.scorer.features.metric} is recorded but chooses no best weights, since it is too coarse "
-                "for that: eval.features=inception does"
+                "for that: eval.features=efficientnet or inception does"
             )
 
     def after_step(self, loop: TrainingLoop, before: int, last: bool) -> None:

@@ -26,7 +26,7 @@ from eval.checks.evidence import Evidence
 from eval.checks.pixels import pixel_statistics
 from eval.checks.verdicts import Check, mode_collapse, sample_size
 from eval.features.cache import Extractor, features_key, remembered
-from eval.features.extractors import InceptionFeatures, make_features
+from eval.features.extractors import make_features
 from eval.features.image_sets import is_run, open_samples
 from eval.features.settings import InceptionSection, require_features
 from eval.measures import MEASURES, prdc_and_floor
@@ -237,7 +237,7 @@ def limits(evidence: Evidence, scores: list[dict[str, Any]]) -> list[str]:
 def provenance(config: ReportConfig, evidence: Evidence, software: dict[str, str]) -> dict[str, Any]:
     """Everything needed to reproduce the report."""
     features = evidence.extractor.features
-    weights = {"weights": str(features.weights)} if isinstance(features, InceptionFeatures) else {}
+    weights = {} if features.weights is None else {"weights": str(features.weights)}
     return {
         "features": features_key(features) | weights,
         "samples": evidence.samples.facts,

@@ -31,7 +31,7 @@ ALIKE = {
     "distance": ("distance",),
 }
 PACKAGES = ("torch", "torchvision", "pytorch-fid", "numpy", "pillow")  # their versions may move a score a little
-NAMES = ("fid-", "fd_random")  # prefixes of result files
+NAMES = ("fid-", "fd_")  # prefixes of result files
 SHORT = 24  # characters shown of a long value
 
 

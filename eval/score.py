@@ -1,7 +1,7 @@
 """The score of one source against real images: what `eval.fid` computes, and `eval.compare` where a result is missing.
 
-The network and its input are those of pytorch-fid; the distance is computed here in float64. Only the distance on
-2048-dimensional Inception features is called FID. Every other choice is reported under another name.
+The network and its input are those of pytorch-fid by default; the distance is computed here in float64. Only the
+distance on 2048-dimensional Inception features is called FID. Every other choice is reported under another name.
 """
 
 from __future__ import annotations
@@ -24,16 +24,10 @@ from core.training.distributed import Ranks
 from core.training.rundir import flatten
 from eval.distances import Score, plan_floor, score_against, spread
 from eval.features.cache import Extractor
-from eval.features.extractors import (
-    PUBLISHED_SHA256_PREFIX,
-    RANDOM_DIMS,
-    Features,
-    InceptionFeatures,
-    make_features,
-)
+from eval.features.extractors import PUBLISHED_SHA256_PREFIX, Features, dims_of, make_features
 from eval.features.image_sets import Samples, is_run, open_samples
 from eval.features.reference import RealFeatures, Reference, open_reference
-from eval.features.settings import FID_DIMS, InceptionSection, require_features
+from eval.features.settings import FID_DIMS, InceptionSection, metric_name, require_features
 from eval.features.statistics_file import SUFFIX, KnownStatistics, open_statistics
 from eval.metrics.frechet import frechet_distance
 
@@ -118,7 +112,7 @@ def score_source(config: FidConfig) -> dict[str, Any] | None:
         "excess": found.excess,
     }
     terms = score_terms(samples, reference, features)
-    weights = {"path": str(features.weights)} if isinstance(features, InceptionFeatures) else {}
+    weights = {} if features.weights is None else {"path": str(features.weights)}
     terms["weights"] = weights | terms["weights"]
     made = {"device": str(features.device), "versions": software, "warnings": warnings}
     return {"metric": terms.pop("metric")} | figures | terms | made
@@ -139,7 +133,7 @@ def open_real(config: FidConfig) -> Reference | KnownStatistics:
             f"{path} holds statistics and no images, from which no floor or excess can be computed and none be chosen: "
             f"leave out {', '.join(unmet)}, or give a prepared data set"
         )
-    return open_statistics(path, RANDOM_DIMS if config.features == "random" else config.fid.dims or FID_DIMS)
+    return open_statistics(path, dims_of(config.features, config.fid.dims))
 
 
 def _distances(
@@ -200,7 +194,8 @@ def result_path(config: FidConfig) -> Path:
 
     Nothing is written into a folder of images, because it may be packed or scored again as it is.
     """
-    metric = "fd_random" if config.features == "random" else f"fid-{config.fid.dims or FID_DIMS}"
+    inception = config.features == "inception"
+    metric = f"fid-{config.fid.dims or FID_DIMS}" if inception else metric_name(config.features)
     source = Path(config.source)
     if config.out is not None:
         return Path(config.out)
@@ -247,9 +242,9 @@ def _sample_features(samples: Samples, result: Path, ranks: Ranks) -> Iterator[P
 def versions() -> dict[str, str]:
     """Versions of the software that computed a result."""
     found = {"python": platform.python_version(), "facet-faces": __version__}
-    for package in ("torch", "torchvision", "pytorch-fid", "numpy", "pillow"):
+    for package in ("torch", "torchvision", "pytorch-fid", "timm", "numpy", "pillow"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "unknown"  # installed without metadata
+            found[package] = "unknown"  # not installed, or without metadata
     return found

@@ -50,7 +50,7 @@ class DiffaugSection:
 
 @dataclass
 class FidSection:
-    """The Inception network of scores."""
+    """The network of scores."""
 
     weights: str | None
     dims: int

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from core.cli.errors import UserError
 from core.nn.backbone import Backbone
 from core.nn.blocks import ConvBlock, Norm, Upsampling, doubling_block, norm_layer, require_positive
 from core.nn.init import init_he
-from seg.network import EncoderConfig, SegmentationNetwork, padded
-from seg.unet import BLOCKS
+from seg.levels import Block, level_of
+from seg.network import EncoderConfig, SegmentationNetwork, encoder_maps
 
 ALL_STRIDES = (2, 4, 8, 16, 32)
 
@@ -27,19 +28,20 @@ class EncoderUNet(SegmentationNetwork):
 
     Args:
         encoder: the fields of `seg.network.EncoderConfig`.
-        widths: channels of the decoder's levels, coarse to fine, one for each doubling.
+        widths: channels of the decoder's levels, coarse to fine, one for each doubling. Doublings without a level are
+            bilinear interpolation of the logits, which at the size of the pictures saves most of the decoder's time.
         up, norm, block: of the decoder, as for `seg.unet.UNet`.
         dropout: probability before the last layer.
 
     Attributes:
-        margin: as far as pixels were found to matter; the receptive field of most encoders is larger
-            (docs/segmentation.md).
+        margin: as far as pixels were found to matter (docs/segmentation.md); most encoders see farther, and those with
+            squeeze and excitation the whole picture.
 
     Raises:
         UserError: an argument out of range, or an encoder that cannot be had.
     """
 
-    margin = 128
+    margin = 256
     encoder: Backbone
 
     def __init__(
@@ -47,10 +49,10 @@ class EncoderUNet(SegmentationNetwork):
         channels: int = 3,
         classes: int = 2,
         encoder: Mapping[str, Any] = MappingProxyType({}),
-        widths: Sequence[int] = (128, 64, 48, 32, 16),
-        up: Upsampling = "nearest",
+        widths: Sequence[int] = (128, 64, 48, 32),
+        up: Upsampling = "transposed",
         norm: Norm = "batch",
-        block: Literal["plain", "residual"] = "plain",
+        block: Block = "plain",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -59,17 +61,17 @@ class EncoderUNet(SegmentationNetwork):
         self.encoder = EncoderConfig(**encoder).build(channels, ALL_STRIDES)
         self.multiple = self.encoder.strides[-1]
         levels = self.multiple.bit_length() - 1
-        if len(widths) != levels:
+        if not 1 <= len(widths) <= levels:
             raise UserError(
-                f"widths={list(widths)} must hold {levels} numbers: {self.encoder.name} halves pictures that often"
+                f"widths={list(widths)} must hold 1 to {levels} numbers: {self.encoder.name} halves pictures that often"
             )
         skips = dict(zip(self.encoder.strides, self.encoder.widths, strict=True))
         self.up, self.merge = nn.ModuleList(), nn.ModuleList()
-        before = self.encoder.widths[-1]
+        make, layer, before = level_of(block), norm_layer(norm), self.encoder.widths[-1]
         for level, width in enumerate(widths, 1):
             require_positive(widths=width)
             self.up.append(doubling_block(up, before, width))
-            self.merge.append(BLOCKS[block](width + skips.get(self.multiple >> level, 0), width, 1, norm_layer(norm)))
+            self.merge.append(make(width + skips.get(self.multiple >> level, 0), width, 1, layer))
             before = width
         self.dropout = nn.Dropout(dropout)
         self.head = ConvBlock(before, classes, kernel=1, norm=None, activation=None)
@@ -82,11 +84,12 @@ class EncoderUNet(SegmentationNetwork):
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the images."""
         height, width = x.shape[2:]
-        maps = dict(zip(self.encoder.strides, self.encoder(padded(x, self.multiple)), strict=True))
-        stride = self.multiple
+        maps, stride = encoder_maps(self.encoder, x), self.multiple
         x = maps[stride]
         for up, merge in zip(self.up, self.merge, strict=True):
             x, stride = up(x), stride // 2
             x = merge(torch.cat([maps[stride], x], dim=1) if stride in maps else x)
         logits: Tensor = self.head(self.dropout(x))
+        if stride > 1:
+            logits = F.interpolate(logits, scale_factor=stride, mode="bilinear", align_corners=False)
         return logits[:, :, :height, :width]

@@ -14,7 +14,7 @@ from core.cli.errors import UserError
 from core.nn.backbone import Backbone
 from core.nn.blocks import require_positive
 from core.nn.init import init_he
-from seg.network import EncoderConfig, SegmentationNetwork, bilinear_kernel, padded
+from seg.network import EncoderConfig, SegmentationNetwork, bilinear_kernel, encoder_maps
 
 
 class FCN(SegmentationNetwork):
@@ -33,7 +33,7 @@ class FCN(SegmentationNetwork):
     """
 
     encoder: Backbone
-    margin = 128  # as in `seg.encoder.EncoderUNet`
+    margin = 256  # as in `seg.encoder.EncoderUNet`
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class FCN(SegmentationNetwork):
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the images."""
         height, width = x.shape[2:]
-        maps = self.encoder(padded(x, self.multiple))
+        maps = list(encoder_maps(self.encoder, x).values())
         total: Tensor | None = None
         for score, up, found in zip(reversed(self.scores), reversed(self.up), reversed(maps), strict=True):
             total = up(score(found) if total is None else score(found) + total)

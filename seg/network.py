@@ -84,6 +84,19 @@ def padded(x: Tensor, multiple: int) -> Tensor:
     return F.pad(x, (0, right, 0, -height % multiple), mode="replicate")
 
 
+def encoder_maps(encoder: Backbone, images: Tensor) -> dict[int, Tensor]:
+    """The maps of an encoder by stride, each with all of the stride's pixels, of images `padded` to its coarsest grid.
+
+    Networks that convolve without padding have somewhat smaller maps, which are stretched.
+    """
+    images, maps = padded(images, encoder.strides[-1]), {}
+    for stride, found in zip(encoder.strides, encoder(images), strict=True):
+        size = [side // stride for side in images.shape[2:]]
+        fits = list(found.shape[2:]) == size
+        maps[stride] = found if fits else F.interpolate(found, size, mode="bilinear", align_corners=False)
+    return maps
+
+
 def bilinear_kernel(factor: int) -> Tensor:
     """The kernel (2 factor, 2 factor) of a transposed convolution of stride `factor` that interpolates bilinearly."""
     position = torch.arange(2 * factor, dtype=torch.float32)

@@ -23,7 +23,8 @@ def segment(
     Larger pictures, and all pictures for an unpadded network, are mirrored beyond their borders and processed tile by
     tile (overlap-tile strategy, Ronneberger et al. 2015, figure 2): each output pixel comes from one tile, which shows
     the network everything that can change it. Tiles lie on the grid of the network's pooling, so their size does not
-    change the result, except with instance, group and layer normalisation, where a pixel depends on its whole input.
+    change the result, except with instance, group and layer normalisation and squeeze-and-excitation, where a pixel
+    depends on its whole input.
 
     Args:
         pixels: uint8 (H, W, 3), both sides at least 1.

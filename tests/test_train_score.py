@@ -19,13 +19,16 @@ import eval.fid
 import eval.online
 from core.cli.errors import Interrupted, UserError
 from core.cli.files import read_json, sha256_of, write_json
+from core.nn.backbone import INSTALL, PooledBackbone
 from core.nn.model_file import load_model
 from core.training.best import best_so_far
 from core.training.checkpoint import Checkpoints
 from core.training.loop import TrainingLoop
 from core.training.machine import pick_device
 from core.training.rundir import RunFolder
-from eval.features.extractors import InceptionFeatures, RandomFeatures
+from eval.features import extractors
+from eval.features.extractors import BackboneFeatures, InceptionFeatures, RandomFeatures
+from eval.metrics.frechet import Statistics, frechet_distance
 from eval.online import share
 from gen import train
 from gen.sample import generate
@@ -196,11 +199,37 @@ def test_worse_weights_do_not_replace_the_best(quick, data, tmp_path, monkeypatc
 
 
 def test_features_that_misrank_models_are_recorded_and_choose_nothing(quick, data, tmp_path, monkeypatch, capsys):
-    assert InceptionFeatures.trustworthy and not RandomFeatures.trustworthy
+    assert not RandomFeatures.trustworthy
+    assert InceptionFeatures.trustworthy and BackboneFeatures.trustworthy
     monkeypatch.setattr(Quarters, "trustworthy", False)
     folder = run(data, tmp_path, **WHOLE | EVERY)
     assert list(scores(folder)) == [24, 48, 72, 88] and not list(folder.path.glob("best*"))
-    assert capsys.readouterr().err.count("eval.features=inception does") == 1
+    assert capsys.readouterr().err.count("eval.features=efficientnet or inception does") == 1
+
+
+def test_the_best_is_chosen_without_a_download_or_setting(data, tmp_path, monkeypatch):
+    """By the features that are the default."""
+    monkeypatch.setattr("gen.settings.LEAST_SAMPLES", 2)
+    monkeypatch.setattr(extractors, "EFFICIENTNET_SIDE", 32)  # faster
+    folder = run(data, tmp_path, **EVERY | {"total_images": 48})
+    found = scores(folder)
+    _, info, facts = best_of(folder)
+    assert facts["metric"] == "fd_efficientnet" and facts["score"] == min(found.values())
+    assert facts["features"]["weights_sha256"] == PooledBackbone().weights_sha256
+    features = BackboneFeatures("efficientnet", pick_device("cpu"))
+    pixels = generate(folder.path / "best.safetensors", range(N)), np.load(data / "images.npy")[:16]
+    expected = frechet_distance(*(Statistics.of(features(images)) for images in pixels))
+    assert found[info["images_seen"]] == pytest.approx(expected, rel=1e-3)
+
+
+def test_without_the_extra_a_run_says_that_it_scores_coarsely(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("gen.settings.LEAST_SAMPLES", 2)
+    monkeypatch.setattr(extractors, "is_installed", lambda: False)
+    folder = run(data, tmp_path, **EVERY | {"total_images": 24})
+    assert next(row["metric"] for row in folder.read_stats() if "score" in row) == "fd_random"
+    lines = capsys.readouterr().err
+    assert lines.count(f"scores are fd_random, which ranks models coarsely; for fd_efficientnet {INSTALL}") == 1
+    assert not list(folder.path.glob("best*"))
 
 
 class Killed(BaseException):
@@ -338,7 +367,14 @@ def test_shares_are_whole_batches_that_make_up_all_samples(n, batch_size, ranks)
 @pytest.mark.slow
 def test_two_processes_find_the_score_of_the_weights_they_save(data, tmp_path):
     """Unequal shares; with batch norm the processes differ in their running statistics, and those of 0 are saved."""
-    settings = {"total_images": 24, "split": "train", "eval.every": 24, "eval.n": 2000, "eval.batch_size": 90}
+    settings = {
+        "total_images": 24,
+        "split": "train",
+        "eval.features": "random",
+        "eval.every": 24,
+        "eval.n": 2000,
+        "eval.batch_size": 90,
+    }
     done = launch(2, data, tmp_path, **settings)
     assert done.returncode == 0, done.stderr
     folder = RunFolder(tmp_path / "t")

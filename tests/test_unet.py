@@ -8,14 +8,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.utils import parametrize
 
 from core.cli.errors import UserError
 from core.nn.blocks import Norm, Upsampling
 from core.nn.init import init_he
 from seg import unet
+from seg.levels import Block
 from seg.unet import UNet
 
 TINY = (2, 3, 4)
+BLOCKS = get_args(Block)
 
 
 def parameters(model):
@@ -55,9 +58,9 @@ def test_the_usual_variant_with_batch_norm():
     assert parameters(on_meta(channels=3, classes=1, norm="batch")) == 31_037_633
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
-def test_valid_sizes_are_those_that_a_forward_pass_gives(depth):
-    model = UNet(1, 2, (2,) * (depth + 1), padding="valid")
+@pytest.mark.parametrize("depth, block", [(1, "plain"), (2, "plain"), (3, "plain"), *product([2], BLOCKS[1:])])
+def test_valid_sizes_are_those_that_a_forward_pass_gives(depth, block):
+    model = UNet(1, 2, (2 if block == "plain" else 5,) * (depth + 1), padding="valid", block=block)
     possible = []
     for size in range(1, 2 * model.margin + 5 * 2**depth):
         if size == model.input_size(max(1, size - 2 * model.margin)):
@@ -78,20 +81,26 @@ def test_valid_sizes_are_those_that_a_forward_pass_gives(depth):
 @given(
     height=st.integers(1, 40),
     width=st.integers(1, 40),
-    residual=st.booleans(),
+    block=st.sampled_from(BLOCKS),
     norm=st.sampled_from(get_args(Norm)),
     up=st.sampled_from(get_args(Upsampling)),
 )
-def test_padded_networks_keep_any_size(height, width, residual, norm, up):
-    model = UNet(3, 5, TINY, up=up, norm=norm, block="residual" if residual else "plain").eval()
+def test_padded_networks_keep_any_size(height, width, block, norm, up):
+    model = UNet(3, 5, (5, 6, 7), up=up, norm=norm, block=block).eval()
     assert model(torch.zeros(1, 3, height, width)).shape == (1, 5, height, width)
 
 
-@pytest.mark.parametrize("norm, block, up", list(product(get_args(Norm), ["plain", "residual"], get_args(Upsampling))))
+@pytest.mark.parametrize(
+    "norm, block, up",
+    [
+        *product(get_args(Norm), BLOCKS[:2], get_args(Upsampling)),
+        *product(["none", "batch", "group"], BLOCKS[2:], ["transposed"]),
+    ],
+)
 def test_every_option_learns(norm, block, up):
     """Each combination fits one random picture better after a few steps, and every parameter gets a gradient."""
     torch.manual_seed(0)
-    model = UNet(1, 3, (4, 8, 8), norm=norm, block=block, up=up)
+    model = UNet(1, 3, (5, 8, 8), norm=norm, block=block, up=up)
     init_he(model, seed=0)
     x, y = torch.randn(2, 1, 8, 8), torch.randint(0, 3, (2, 8, 8))
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
@@ -106,14 +115,25 @@ def test_every_option_learns(norm, block, up):
     assert losses[-1] < 0.9 * losses[0]
 
 
-@pytest.mark.parametrize("depth, up", list(product([1, 2, 3], get_args(Upsampling))))
-def test_the_margin_is_how_far_an_output_block_sees(depth, up):
+@pytest.mark.parametrize(
+    "depth, up, block",
+    [
+        *product([1, 2, 3], get_args(Upsampling), ["plain"]),
+        *product([2], ["transposed", "bilinear"], [block for block in BLOCKS[1:] if block != "se"]),
+    ],
+)
+def test_the_margin_is_how_far_an_output_block_sees(depth, up, block):
     """Gradients of one aligned output block reach exactly `margin` pixels beyond it, and no farther."""
     torch.manual_seed(1)
-    model = UNet(1, 1, (4,) * (depth + 1), up=up).eval().double()
+    model = UNet(1, 1, (4 if block == "plain" else 8,) * (depth + 1), up=up, block=block).eval().double()
+    for module in list(model.modules()):  # standardised weights have both signs
+        if parametrize.is_parametrized(module):
+            parametrize.remove_parametrizations(module, "weight")
     torch.nn.init.uniform_(model.head[0].weight)
     for parameter in model.parameters():
         parameter.data.abs_()  # nothing cancels and no ReLU is silent
+        if block == "inverted":
+            parameter.data.mul_(0.3)  # nor saturated
     side = model.multiple * 2 * (-(-model.margin // model.multiple) + 2)
     start = side // 2 // model.multiple * model.multiple
     seen = torch.zeros(side, side, dtype=torch.bool)
@@ -146,7 +166,7 @@ def test_dropout_acts_in_the_two_coarsest_levels_while_training_only():
         ({"padding": "full"}, "same or valid"),
         ({"padding": "valid", "up": "bilinear"}, "needs up=transposed"),
         ({"up": "cubic"}, "transposed, nearest, bilinear, bicubic"),
-        ({"block": "dense"}, "plain or residual"),
+        ({"block": "sparse"}, "plain, residual, bottleneck"),
         ({"norm": "batchnorm"}, "batch, instance"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"classes": 0}, "classes=0"),

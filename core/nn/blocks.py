@@ -1,13 +1,16 @@
-"""Convolution blocks that the generators, discriminators and the U-Net share, and their size arithmetic."""
+"""Convolution blocks that the generators, discriminators and the U-Net share."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from core.cli.errors import UserError
 from core.nn.grouped_conv import GroupedConv2d
@@ -18,54 +21,10 @@ NormLayer = Callable[[int], nn.Module]  # channels -> layer, such as nn.BatchNor
 Activation = Callable[[], nn.Module]  # nothing -> layer, such as nn.ReLU
 
 
-def conv_output_size(size: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> int:
-    """Output size in pixels of a convolution: (N + 2P - D(F-1) - 1)/S + 1, rounded down.
-
-    Raises:
-        UserError: the kernel is larger than the padded input, or a parameter is out of range.
-    """
-    _check_geometry(size, kernel, stride, padding, dilation)
-    reach = dilation * (kernel - 1) + 1
-    if size + 2 * padding < reach:
-        raise UserError(
-            f"a convolution with kernel {kernel}, dilation {dilation} spans {reach} pixels, but its input has only "
-            f"{size} + 2*{padding} padding: use a larger image, more padding or fewer layers"
-        )
-    return (size + 2 * padding - reach) // stride + 1
-
-
-def transposed_output_size(
-    size: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1, output_padding: int = 0
-) -> int:
-    """Output size in pixels of a transposed convolution: (N-1)S - 2P + D(F-1) + output_padding + 1.
-
-    Raises:
-        UserError: nothing would be left, or a parameter is out of range.
-    """
-    _check_geometry(size, kernel, stride, padding, dilation)
-    if not 0 <= output_padding < max(stride, dilation):
-        raise UserError(f"output_padding={output_padding} must be at least 0 and below stride or dilation")
-    result = (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + output_padding + 1
-    if result < 1:
-        raise UserError(
-            f"a transposed convolution with kernel {kernel}, stride {stride}, padding {padding} leaves {result} "
-            f"pixels of {size}: use less padding or a larger kernel"
-        )
-    return result
-
-
-def _check_geometry(size: int, kernel: int, stride: int, padding: int, dilation: int) -> None:
-    for name, value in (("size", size), ("kernel", kernel), ("stride", stride), ("dilation", dilation)):
-        if value < 1:
-            raise UserError(f"{name}={value} must be at least 1")
-    if padding < 0:
-        raise UserError(f"padding={padding} must be at least 0")
-
-
 class ConvBlock(nn.Sequential):
     """Convolution, then normalisation, then activation: (N, in, H, W) -> (N, out, H', W').
 
-    H' is `conv_output_size(H, ...)`.
+    H' is `core.nn.sizes.conv_output_size(H, ...)`.
 
     Args:
         bias: by default only without `norm`, which would remove it (Ioffe & Szegedy 2015, section 3.2).
@@ -97,7 +56,7 @@ class ConvBlock(nn.Sequential):
 class UpBlock(ConvBlock):
     """A `ConvBlock` with a transposed convolution, which by default doubles height and width.
 
-    H' is `transposed_output_size(H, ...)`.
+    H' is `core.nn.sizes.transposed_output_size(H, ...)`.
     """
 
     transposed = True
@@ -157,19 +116,54 @@ class DoubleConv(nn.Sequential):
         )
 
 
-class ResBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut around them, activated after the sum (He et al. 2016, figure 2).
+class StandardisedConv(DoubleConv):
+    """A `DoubleConv` with `StandardisedWeight`s, which Qiao et al. 2019 combine with group norm."""
 
-    Shapes as for `DoubleConv`. Where the channels change, the shortcut is a 1x1 convolution (option B of the paper);
-    without padding, its result is cropped to the centre.
+    def __init__(self, in_channels: int, out_channels: int, padding: int = 1, norm: NormLayer | None = None) -> None:
+        super().__init__(in_channels, out_channels, padding, norm)
+        for layer in list(self.modules()):
+            if isinstance(layer, nn.Conv2d):
+                parametrize.register_parametrization(layer, "weight", StandardisedWeight())
+
+
+class StandardisedWeight(nn.Module):
+    """Weight standardisation (Qiao et al. 2019, section "Weight Standardization"): W -> g (W - mean) / sd, same shape.
+
+    Mean and standard deviation are over the N weights of each output channel. The paper has g = 1, but a norm after the
+    convolution makes g irrelevant. Here g = sqrt(2 / (1 - 1/pi) / N), so that maps keep their variance through
+    convolution and ReLU without a norm, too (Brock et al. 2021, section "Scaled Weight Standardization").
+    """
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The standardised weight."""
+        gain = math.sqrt(2 / (1 - 1 / math.pi) / weight[0].numel())
+        return gain * F.layer_norm(weight, weight.shape[1:], eps=1e-6)
+
+
+class DepthwiseSeparable(nn.Sequential):
+    """A 3x3 `ConvBlock` of each channel by itself, then a 1x1 `ConvBlock` (Howard et al. 2017, section 3.1).
+
+    (N, in, H, W) -> (N, out, H', W'), with 1/out + 1/9 of the multiplications of a 3x3 convolution. `padding` as for
+    `ConvBlock`.
     """
 
     def __init__(self, in_channels: int, out_channels: int, padding: int = 1, norm: NormLayer | None = None) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            ConvBlock(in_channels, out_channels, padding=padding, norm=norm),
-            ConvBlock(out_channels, out_channels, padding=padding, norm=norm, activation=None),
+        super().__init__(
+            ConvBlock(in_channels, in_channels, padding=padding, groups=in_channels, norm=norm),
+            ConvBlock(in_channels, out_channels, kernel=1, norm=norm),
         )
+
+
+class Residual(nn.Module):
+    """y = relu(F(x) + S(x)) for a body F and a shortcut S (He et al. 2016, equations 1 and 2).
+
+    Where the channels change, S is a 1x1 convolution (option B of the paper). Where F shrinks the map, the result of S
+    is cropped to the centre.
+    """
+
+    def __init__(self, body: nn.Module, in_channels: int, out_channels: int, norm: NormLayer | None) -> None:
+        super().__init__()
+        self.body = body
         self.shortcut: nn.Module = nn.Identity()
         if in_channels != out_channels:
             self.shortcut = ConvBlock(in_channels, out_channels, kernel=1, norm=norm, activation=None)
@@ -179,6 +173,170 @@ class ResBlock(nn.Module):
         """The activated sum of the body and the shortcut."""
         long = self.body(x)
         return self.activation(long + center_crop(self.shortcut(x), long.shape[2], long.shape[3]))
+
+
+class ResBlock(Residual):
+    """A `Residual` of two 3x3 convolutions (He et al. 2016, figure 2); shapes as for `DoubleConv`."""
+
+    body: nn.Sequential
+
+    def __init__(self, in_channels: int, out_channels: int, padding: int = 1, norm: NormLayer | None = None) -> None:
+        body = nn.Sequential(
+            ConvBlock(in_channels, out_channels, padding=padding, norm=norm),
+            ConvBlock(out_channels, out_channels, padding=padding, norm=norm, activation=None),
+        )
+        super().__init__(body, in_channels, out_channels, norm)
+
+
+class SqueezeExcitation(nn.Module):
+    """Channels weighted by what the whole map shows: y = x * sigmoid(W2 relu(W1 z)), z the mean over H and W.
+
+    (N, C, H, W) -> the same; W1 has C / `reduction` rows (Hu et al. 2018, equations 2 to 4).
+    """
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.gate = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            ConvBlock(channels, hidden, kernel=1, norm=None),
+            ConvBlock(hidden, channels, kernel=1, norm=None, activation=nn.Sigmoid),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The weighted map."""
+        return x * self.gate(x)
+
+
+class SEResBlock(ResBlock):
+    """A `ResBlock` with `SqueezeExcitation` before the sum (Hu et al. 2018, figure 3)."""
+
+    def __init__(self, in_channels: int, out_channels: int, padding: int = 1, norm: NormLayer | None = None) -> None:
+        super().__init__(in_channels, out_channels, padding, norm)
+        self.body.append(SqueezeExcitation(out_channels))
+
+
+class Bottleneck(Residual):
+    """A `Residual` of 1x1, 3x3 and 1x1 convolutions; the first two have out / 4 channels (He et al. 2016, figure 5).
+
+    (N, in, H, W) -> (N, out, H', W'); `padding` as for `ConvBlock`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, padding: int = 1, norm: NormLayer | None = None) -> None:
+        narrow = max(1, out_channels // 4)
+        body = nn.Sequential(
+            ConvBlock(in_channels, narrow, kernel=1, norm=norm),
+            ConvBlock(narrow, narrow, padding=padding, norm=norm),
+            ConvBlock(narrow, out_channels, kernel=1, norm=norm, activation=None),
+        )
+        super().__init__(body, in_channels, out_channels, norm)
+
+
+class InvertedResidual(nn.Module):
+    """y = F(x), plus x if in = out: F widens, convolves each channel by itself, and narrows without an activation.
+
+    (N, in, H, W) -> (N, out, H', W'); the wide maps have 6 in channels (Sandler et al. 2018, section 3.3 and table 1).
+    `padding` as for `ConvBlock`; without it, x is cropped to the centre.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, padding: int = 1, norm: NormLayer | None = None) -> None:
+        super().__init__()
+        wide = 6 * in_channels
+        self.body = nn.Sequential(
+            ConvBlock(in_channels, wide, kernel=1, norm=norm, activation=nn.ReLU6),
+            ConvBlock(wide, wide, padding=padding, groups=wide, norm=norm, activation=nn.ReLU6),
+            ConvBlock(wide, out_channels, kernel=1, norm=norm, activation=None),
+        )
+        self.shortcut = in_channels == out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The body, and the shortcut if there is one."""
+        y: Tensor = self.body(x)
+        return y + center_crop(x, y.shape[2], y.shape[3]) if self.shortcut else y
+
+
+class DenseBlock(nn.Module):
+    """Layers that see all maps before them: x_l = H_l([x_0, ..., x_(l-1)]); the result is [x_0, ..., x_layers].
+
+    (N, in, H, W) -> (N, in + layers * growth, H', W'). H is norm, ReLU, a 1x1 convolution to 4 growth channels, norm,
+    ReLU, a 3x3 convolution (Huang et al. 2017, equation 2 and "bottleneck layers"). `padding` as for `ConvBlock`.
+    """
+
+    def __init__(
+        self, in_channels: int, growth: int, layers: int = 4, padding: int = 1, norm: NormLayer | None = None
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                *([norm(channels)] if norm else []),
+                nn.ReLU(),
+                ConvBlock(channels, 4 * growth, kernel=1, norm=norm),
+                ConvBlock(4 * growth, growth, padding=padding, bias=norm is None, norm=None, activation=None),
+            )
+            for channels in range(in_channels, in_channels + layers * growth, growth)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """All maps, one after another."""
+        for layer in self.layers:
+            x = _joined([x, layer(x)])
+        return x
+
+
+class DenseLevel(nn.Sequential):
+    """A `DenseBlock` of four layers that makes half of the channels; a 1x1 `ConvBlock` before it makes the others.
+
+    (N, in, H, W) -> (N, out, H', W'), as in the smallest network of Jegou et al. 2017 (FC-DenseNet56).
+
+    Raises:
+        UserError: too few channels for one a layer.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, padding: int = 1, norm: NormLayer | None = None) -> None:
+        growth = max(1, out_channels // 8)
+        if out_channels <= 4:
+            raise UserError(f"a dense block cannot make {out_channels} channels: use widths of at least 5")
+        first = out_channels - 4 * growth
+        block = DenseBlock(first, growth, padding=padding, norm=norm)
+        super().__init__(ConvBlock(in_channels, first, kernel=1, norm=norm), block)
+
+
+class Inception(nn.Module):
+    """1x1, 3x3 and 5x5 convolutions and a 3x3 max-pooling beside each other, their maps concatenated.
+
+    (N, in, H, W) -> (N, out, H', W'), in the proportions of module 3a (Szegedy et al. 2015, figure 2b and table 1):
+    192 -> 256 channels is that module. `padding` 1 keeps the size; 0 removes two pixels from every side.
+
+    Raises:
+        UserError: too few channels for one a branch.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, padding: int = 1, norm: NormLayer | None = None) -> None:
+        super().__init__()
+        if out_channels < 4:
+            raise UserError(f"an inception module cannot make {out_channels} channels: use widths of at least 4")
+        one, five = out_channels // 4, max(1, out_channels // 8)
+        three = out_channels - one - 2 * five  # the pooling has as many as the 5x5 convolution
+        before_three, before_five = 3 * out_channels // 8, max(1, out_channels // 16)
+        point = partial(ConvBlock, in_channels, kernel=1, norm=norm)
+        self.branches = nn.ModuleList(
+            [
+                point(one),
+                nn.Sequential(point(before_three), ConvBlock(before_three, three, padding=padding, norm=norm)),
+                nn.Sequential(point(before_five), ConvBlock(before_five, five, 5, padding=2 * padding, norm=norm)),
+                nn.Sequential(nn.MaxPool2d(3, stride=1, padding=padding), point(five)),
+            ]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The maps of the branches, one after another."""
+        return _joined([branch(x) for branch in self.branches])
+
+
+def _joined(maps: Sequence[Tensor]) -> Tensor:
+    """Maps (N, C_i, H_i, W_i), cropped to the smallest and concatenated along the channels."""
+    height, width = (min(x.shape[axis] for x in maps) for axis in (2, 3))
+    return torch.cat([center_crop(x, height, width) for x in maps], dim=1)
 
 
 def center_crop(x: Tensor, height: int, width: int) -> Tensor:

@@ -17,10 +17,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from core.nn.fuse import drop_parametrizations
 
 FLOAT_BYTES = 4  # of a value in fp32
 Named = dict[str, Any]  # the arguments of an operation by their names
@@ -336,9 +337,7 @@ def inspect_network(network: nn.Module, inputs: Tensor) -> Inspection:
     have one for what they do themselves.
     """
     network = copy.deepcopy(network).eval()
-    for module in list(network.modules()):  # spectral norm, say: it changes values alone
-        for name in list(getattr(module, "parametrizations", {})):
-            parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+    drop_parametrizations(network, computed=False)  # values do not matter here
     tracer = _Tracer(network)
     if inputs.dim() == 4:
         pixel = Axis((0,), (0,), 1)

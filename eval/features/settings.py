@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from core.cli.errors import UserError
 
 FID_DIMS = 2048  # the pooled last block, the only one whose distance may be called FID
+TIMM = "timm:"  # before the name of any network of timm
 DIMS = (64, 192, 768, FID_DIMS)  # blocks of pytorch-fid's network
 
 
 @dataclass
 class InceptionSection:
-    """The Inception network.
+    """The network of the features.
 
     Attributes:
-        weights: weights file; None: the torch hub cache, else pytorch-fid's download into it.
-        dims: the block, named by its number of dimensions; None: 2048, or in eval.compare what the results have.
+        weights: weights file of Inception or of `timm:NAME`; None: of Inception the torch hub cache, else pytorch-fid's
+            download into it; of `timm:NAME` timm's download.
+        dims: the block of Inception, named by its number of dimensions; None: 2048, or in eval.compare what the results
+            have.
     """
 
     weights: str | None = None
@@ -24,10 +28,21 @@ class InceptionSection:
 
 
 def metric_name(features: str, dims: int | None = None) -> str:
-    """The only name under which a distance on these features may be reported."""
-    if features == "random":
-        return "fd_random"
+    """The only name under which a distance on these features may be reported; with `.json` a file name."""
+    if features != "inception":
+        return f"fd_{features.removeprefix(TIMM)}"
     return "FID" if dims in (None, FID_DIMS) else f"FID-{dims}"
+
+
+def scale_of(metric: str) -> str:
+    """What kind of distance a metric is, in a sentence or two."""
+    if metric == "fd_random":
+        return "fd_random is a coarse substitute on a random network: it ranks similar models, and is no FID."
+    alone = f"compare it with {metric} alone."
+    if metric.startswith("FID"):
+        return f"{metric} is on another scale than FID: {alone}"
+    network = "EfficientNet-Lite0, trained on ImageNet" if metric == "fd_efficientnet" else metric.removeprefix("fd_")
+    return f"{metric} is the distance of FID, but between features of another network ({network}): no FID, {alone}"
 
 
 def require_features(features: str, dims: int | None) -> None:
@@ -36,7 +51,7 @@ def require_features(features: str, dims: int | None) -> None:
     Raises:
         UserError: there is no such extractor or block.
     """
-    if features not in ("inception", "random"):
-        raise UserError(f"features={features}: use inception, or random for the fd_random substitute")
+    if features not in ("inception", "efficientnet", "random") and not re.fullmatch(rf"{TIMM}[\w.-]+", features):
+        raise UserError(f"features={features}: use inception, efficientnet, timm:NAME or, as a last resort, random")
     if features == "inception" and dims not in (None, *DIMS):
         raise UserError(f"fid.dims={dims}: pytorch-fid's network gives {', '.join(map(str, DIMS))}")

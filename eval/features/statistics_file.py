@@ -55,7 +55,8 @@ def open_statistics(path: Path, dims: int) -> KnownStatistics:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path} holds no statistics, or is damaged ({reason}): save it again") from error
     if mean.shape != (dims,) and covariance.shape == 2 * mean.shape and mean.ndim == 1:
-        raise UserError(f"{path} has {len(mean):,} dimensions, the features have {dims:,}: give the fid.dims it is of")
+        way = "give the features and fid.dims it is of"
+        raise UserError(f"{path} has {len(mean):,} dimensions, the features have {dims:,}: {way}")
     if mean.shape != (dims,) or covariance.shape != (dims, dims):
         raise UserError(f"{path}: mu {mean.shape} and sigma {covariance.shape} are no mean and covariance")
     symmetric = np.allclose(covariance, covariance.T, rtol=1e-5, atol=1e-5 * np.abs(covariance).max())

@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from eval.features.settings import scale_of
 from eval.measures import MEASURES
 from eval.page.plots import bar_chart, curve_chart
 from eval.page.text import COURSE_TARGET, has_target, number, on_one_line, title_of, verdict, with_spread
@@ -20,10 +21,7 @@ from eval.page.text import COURSE_TARGET, has_target, number, on_one_line, title
 HERE = Path(__file__).parent
 KINDS = {"folder": "a folder of images", "archive": "a packed archive", "model": "a trained model"}
 SEVERITY = ("bad", "doubt", "ok", "skipped")
-SCALES = {
-    "FID": "Few images bias FID upward: compare scores at the same number and against the same reference only.",
-    "fd_random": "fd_random is a coarse substitute on a random network: it ranks similar models, and is no FID.",
-}
+FID_SCALE = "Few images bias FID upward: compare scores at the same number and against the same reference only."
 
 
 def render_page(report: dict[str, Any], pictures: dict[str, bytes]) -> str:
@@ -52,7 +50,7 @@ def render_page(report: dict[str, Any], pictures: dict[str, bytes]) -> str:
         subject=subject,
         kind=KINDS.get(subject["kind"], subject["kind"]),
         metric=metric,
-        scale=SCALES.get(metric, f"{metric} is on another scale than FID: compare it with {metric} alone."),
+        scale=FID_SCALE if metric == "FID" else scale_of(metric),
         scores=scores,
         bars=bar_chart(scores, target) if scores else None,
         tone=tone,
