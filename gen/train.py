@@ -30,7 +30,7 @@ def make_callbacks(config: TrainConfig) -> list[Callback]:
             scores = [get_class(name)(**section)]
         except (ImportError, ValueError, TypeError) as error:
             raise UserError(f"eval._target_={name} names no callback that scores: leave it at its default") from error
-    return [SampleGrid(), *scores, Curves(panels(config.loss))]
+    return [SampleGrid(config.grid_every), *scores, Curves(panels(config.loss))]
 
 
 def run_training(config: TrainConfig) -> RunFolder:
@@ -55,6 +55,8 @@ def main(config: TrainConfig) -> None:
         print(f"trained: {run.path / FILE_NAME}; next: {command}")
         if best := best_so_far(run):
             print(best)
+        if picture := run.last_picture():
+            print(f"samples: {picture}")
 
 
 if __name__ == "__main__":
