@@ -9,6 +9,7 @@ from hydra.utils import get_class
 
 from core.cli.config import as_dict, config_command
 from core.cli.errors import UserError
+from core.cli.text import from_here
 from core.data.dataset import PreparedData
 from core.nn.model_file import FILE_NAME
 from core.training.best import best_so_far
@@ -56,7 +57,7 @@ def main(config: TrainConfig) -> None:
         if best := best_so_far(run):
             print(best)
         if picture := run.last_picture():
-            print(f"samples: {picture}")
+            print(from_here(f"samples: {picture}"))
 
 
 if __name__ == "__main__":

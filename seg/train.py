@@ -7,6 +7,7 @@ import shlex
 
 from core.cli.config import config_command
 from core.cli.files import read_json
+from core.cli.text import from_here
 from core.data.dataset import PreparedData
 from core.nn.model_file import FILE_NAME
 from core.training.callbacks import Callback, Curves
@@ -46,7 +47,7 @@ def main(config: TrainConfig) -> None:
         print(f"trained: {run.path / FILE_NAME} (best, {score}) and {LAST_NAME}")
         print(f"next: facet predict {shlex.quote(str(run.path))} PICTURES --out masks")
         if picture := run.last_picture():
-            print(f"picture, true and own mask: {picture}")
+            print(from_here(f"picture, true and own mask: {picture}"))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from rich.table import Column
 from rich.text import Text
 
 from core.cli.streams import wipe_loading
+from core.cli.text import from_here
 
 # Standard output is for results alone, so that `command > file` stores nothing else.
 console = Console(stderr=True)
@@ -90,9 +91,9 @@ def progress_bar(unit: str = "images", *, quiet: bool = False) -> StatusProgress
 
 
 def say(text: str, style: str | None = None) -> None:
-    """Print a message as it is: unwrapped, so that paths can be copied, and without markup, for file names with [."""
+    """Print a message unwrapped, so that paths can be copied, and without markup, for file names with [."""
     wipe_loading()
-    console.print(text, style=style, soft_wrap=True, highlight=False, markup=False)
+    console.print(from_here(text), style=style, soft_wrap=True, highlight=False, markup=False)
 
 
 def warn(text: str) -> None:
