@@ -29,7 +29,7 @@ COMMON = {
 SYNTAX = (
     "Settings are written key=value, on the command line; a word without = is the value of the first key. Names, paths "
     "and other texts are taken as they are; only quotes around a whole text are dropped, as Hydra does, ~ begins a "
-    "home folder, and null is none where there may be none. --cfg job prints the result, --hydra-help lists more flags. "
+    "home folder, and null is none where there may be none. --cfg job prints the result, --hydra-help has more flags. "
     "--multirun tries several values (key=a,b): there Hydra's grammar holds for texts, too, and all but plain words "
     "need quotes (name=\"'1e5','2e5'\")."
 )
