@@ -118,7 +118,7 @@ def test_decompression_bomb_is_skipped(tmp_path: Path, monkeypatch: pytest.Monke
     ).data
     assert [entry["name"] for entry in data.meta["skipped"]] == ["refused.png", "warned.png"]
     assert all("megapixels" in entry["reason"] for entry in data.meta["skipped"])
-    assert Image.MAX_IMAGE_PIXELS == 1_000
+    assert Image.MAX_IMAGE_PIXELS == 4_000
 
 
 def test_large_scans_are_read_up_to_half_of_the_memory() -> None:
