@@ -7,7 +7,6 @@ Only results that were made alike are compared, and a difference counts only if 
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from core.cli.config import config_command, is_path, quoted
+from core.cli.config import config_command
 from core.cli.console import say, warn
 from core.cli.errors import UserError
 from core.cli.files import writable, write_json
@@ -362,16 +361,8 @@ def as_json(rows: list[Row], entries: list[Entry], warnings: list[str]) -> dict[
     return {"format": 1, "alike": alike, "test": TEST, "spread": COVERS, "ranking": ranking, "warnings": warnings}
 
 
-def sources_first(words: list[str]) -> list[str]:
-    """The command line with leading paths written as `sources=[...]`."""
-    count = 0
-    while count < len(words) and words[count][:1] != "-" and is_path(words[count]):
-        count += 1
-    return [f"sources=[{','.join(map(quoted, words[:count]))}]", *words[count:]] if count else words
-
-
 @config_command("compare", CompareConfig)
-def command(config: CompareConfig) -> None:
+def main(config: CompareConfig) -> None:
     """Score what is missing, rank, print, and write the ranking where asked."""
     check(config)
     ranks = Ranks.join()
@@ -387,12 +378,6 @@ def command(config: CompareConfig) -> None:
     if config.out is not None:
         write_json(config.out, as_json(rows, entries, warnings))
         say(f"ranking in {config.out}")
-
-
-def main() -> None:
-    """Entry point; the sources may stand first without their key."""
-    sys.argv[1:] = sources_first(sys.argv[1:])
-    command()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ pictures.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from core.cli.config import config_command, is_path, quoted
+from core.cli.config import config_command
 from core.cli.console import progress_bar, say
 from core.cli.errors import UserError
 from core.cli.files import atomic_path, digest_of, writable, write_json
@@ -263,15 +262,8 @@ def target(config: ReportConfig) -> Path:
     return folder
 
 
-def source_first(words: list[str]) -> list[str]:
-    """The command line with a leading path written as `source=path`."""
-    if words and not words[0].startswith("-") and is_path(words[0]):
-        return [f"source={quoted(words[0])}", *words[1:]]
-    return words
-
-
 @config_command("report", ReportConfig)
-def command(config: ReportConfig) -> None:
+def main(config: ReportConfig) -> None:
     """Write the report."""
     check(config)
     folder = target(config)
@@ -289,12 +281,6 @@ def command(config: ReportConfig) -> None:
     for entry in report["checks"]:
         print(f"{entry['verdict']:<8}{entry['headline']}")
     say(f"report: {folder / 'report.html'}")
-
-
-def main() -> None:
-    """Entry point; the source may stand first without its key."""
-    sys.argv[1:] = source_first(sys.argv[1:])
-    command()
 
 
 if __name__ == "__main__":

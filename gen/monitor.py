@@ -11,9 +11,11 @@ from core.training.checkpoint import Stateful
 PATIENCE = 20_000  # images for which a sign must last: early in a run D is often perfect for a while
 CHANCE_LOSS = 2 * math.log(2)  # loss of a discriminator that answers 0.5 to everything
 
+# Recipes that keep D and G in balance; docs/recipes.md says what was measured of them.
+RECIPES = "experiment=cpu, or experiment=small_data on a GPU, under another name="
 ADVICE = {
-    "d_wins": "D is right about nearly every image, which leaves G little to learn from: lower its learning rate",
-    "d_chance": "D does no better than guessing: if the samples are poor, neither learns from the other any more",
+    "d_wins": f"D is right about nearly every image, which leaves G little to learn from: try {RECIPES}",
+    "d_chance": f"D does no better than guessing: if the samples are poor, neither learns any more, try {RECIPES}",
 }
 
 
@@ -57,4 +59,5 @@ def identical_samples(pixels: np.ndarray) -> str | None:
     spread = float(pixels.astype(np.float32).std(axis=0).mean())
     if spread >= 2.0:
         return None
-    return f"all samples look the same (they differ by {spread:.1f} grey levels): G has collapsed to one picture"
+    alike = f"all samples look the same (they differ by {spread:.1f} grey levels)"
+    return f"{alike}: G has collapsed to one picture, try {RECIPES}"

@@ -9,6 +9,7 @@ from hydra.utils import get_class
 
 from core.cli.config import as_dict, config_command
 from core.cli.errors import UserError
+from core.cli.text import from_here
 from core.data.dataset import PreparedData
 from core.nn.model_file import FILE_NAME
 from core.training.best import best_so_far
@@ -30,7 +31,7 @@ def make_callbacks(config: TrainConfig) -> list[Callback]:
             scores = [get_class(name)(**section)]
         except (ImportError, ValueError, TypeError) as error:
             raise UserError(f"eval._target_={name} names no callback that scores: leave it at its default") from error
-    return [SampleGrid(), *scores, Curves(panels(config.loss))]
+    return [SampleGrid(config.grid_every), *scores, Curves(panels(config.loss))]
 
 
 def run_training(config: TrainConfig) -> RunFolder:
@@ -55,6 +56,8 @@ def main(config: TrainConfig) -> None:
         print(f"trained: {run.path / FILE_NAME}; next: {command}")
         if best := best_so_far(run):
             print(best)
+        if picture := run.last_picture():
+            print(from_here(f"samples: {picture}"))
 
 
 if __name__ == "__main__":

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from core.data.dataset import PreparedData
-from core.data.images import MEMORY_FORMAT, make_grid, to_uint8, write_png
+from core.data.images import MEMORY_FORMAT, make_grid, to_uint8
 from core.data.loader import ImageBank, to_device
 from core.nn.ema import ExponentialAverage
 from core.nn.model_file import FILE_NAME, build_model, save_model
-from core.training.callbacks import Callback
+from core.training.callbacks import Callback, Pictures
 from core.training.curves import Panel
 from core.training.loop import TrainingLoop, make_optimizer
-from core.training.meter import is_due
 from core.training.rundir import RunFolder
 from gen.augment import STREAMS, AdaptiveProbability, augmentation_draws
 from gen.latents import sample_latents, training_latents
@@ -143,8 +143,11 @@ class Trainer(TrainingLoop):
         return [Batch(real, z[k], part(augment, k), part(draws, k)) for k, real in enumerate(reals)]
 
     def status(self, means: dict[str, float]) -> str:
-        """Losses and D's answers."""
-        return "D {d_loss:.3f} G {g_loss:.3f} D(real) {d_real:.2f} D(fake) {d_fake:.2f}".format(**means)
+        """Losses, the share of decisions that D gets right, and its answers where they are probabilities."""
+        text = "loss of D {d_loss:.3f}, of G {g_loss:.3f}; D is right in {d_accuracy:.0%}"
+        if gan_loss(self.config.loss).probabilistic:
+            text = "loss of D {d_loss:.2f}, of G {g_loss:.2f}; D(real) {d_real:.2f}, D(fake) {d_fake:.2f}"
+        return text.format(**means)
 
     def warnings(self, means: dict[str, float]) -> list[str]:
         """Signs of collapse."""
@@ -157,17 +160,15 @@ class Trainer(TrainingLoop):
         return f"{self.config.model['name']}: {sizes}, {len(self.bank):,} images"
 
 
-class SampleGrid(Callback):
-    """Writes a grid of samples of fixed latents, from the averaged weights, every `grid_every` images."""
+class SampleGrid(Pictures):
+    """Grids of samples of fixed latents, from the averaged weights; warns if all samples are alike."""
 
     @torch.inference_mode()
-    def after_step(self, loop: TrainingLoop, before: int, last: bool) -> None:
-        """Write it where it is due, and warn if all samples are alike."""
+    def draw(self, loop: TrainingLoop) -> np.ndarray:
+        """The grid."""
         assert isinstance(loop, Trainer)
-        if not loop.accelerator.is_main_process or not is_due(before, loop.images_seen, loop.config.grid_every):
-            return
         z = sample_latents(range(GRID_SAMPLES), loop.latent_dim)
         pixels = to_uint8(loop.ema.model(z.to(loop.accelerator.device))).cpu().numpy()
-        write_png(loop.run.samples / f"{loop.images_seen:012d}.png", make_grid(pixels))
         if loop.images_seen >= PATIENCE and (warning := identical_samples(pixels)):
             loop.warn(warning)
+        return make_grid(pixels)

@@ -8,6 +8,7 @@ import sys
 
 from core import __version__
 from core.cli.errors import UserError, reports_errors
+from core.cli.streams import say_loading
 
 # Name: module with a `main`, words put before those of the user, purpose. A module is imported when its command runs.
 COMMANDS: dict[str, tuple[str, list[str], str]] = {
@@ -29,6 +30,8 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "bench": ("scripts.bench", [], "measure speed against plain implementations"),
 }
 
+ASKING = {"-h", "--help", "--help-all", "--version"}
+
 
 @reports_errors
 def main() -> None:
@@ -42,8 +45,11 @@ def main() -> None:
         print("facet", __version__)
     elif name in COMMANDS:
         module, first, _ = COMMANDS[name]
-        first = [] if {"-h", "--help"} & set(rest) else first  # `--check --help` would lack the archive
+        first = (
+            [] if {"-h", "--help", "--help-all", "--version"} & set(rest) else first
+        )  # `--check --help` would lack the archive
         sys.argv = [f"facet {name}", *first, *rest]
+        say_loading()
         importlib.import_module(module).main()
     else:
         near = difflib.get_close_matches(name, COMMANDS, n=1)

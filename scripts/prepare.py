@@ -12,7 +12,7 @@ import numpy as np
 
 from core.cli.console import warn
 from core.cli.errors import CommandParser, UserError, reports_errors
-from core.data.dataset import SPLITS, PreparedData
+from core.data.dataset import PREVIEW, SPLITS, PreparedData
 from core.data.decode import DEEP
 from core.data.mask_classes import read_classes
 from core.prepare.geometry import FITS
@@ -25,6 +25,20 @@ from core.prepare.sources import download_celeba, drawn_source, open_image_sourc
 DRAWN_COUNT = 10_000
 
 EXAMPLES = """
+examples:
+  facet prepare archive.zip --out data/celeba
+  facet prepare drawn --count 10000 --seed 0 --out data/drawn
+  facet prepare celeba --download --root data/raw --out data/celeba
+  facet prepare photos/ --out data/photos --size 128 --limit 500
+  facet prepare isbi2012.zip --out data/isbi --size 512 --classes membrane,cell --valid 5
+  facet prepare cells/ --out data/cells --size 256 --fit pad --classes cells.csv
+  facet prepare carvana.zip --out data/cars --size 256 --threshold 128
+  facet prepare scans12bit/ --out data/scans --range 4095
+  facet prepare CelebAMask-HQ.zip --out data/faceparse --size 128
+  facet prepare pet --download --root data/raw --out data/pets --size 128
+"""
+
+DETAILS = """
 sources:
   archive.zip             CelebA from Kaggle (jessicali9530/celeba-dataset), not unpacked
   img_align_celeba.zip    the original CelebA zip; put list_eval_partition.txt next to it for the official split
@@ -43,18 +57,6 @@ sources with masks, folder or zip:
                           picture, in folders as above or (but for _L) in the same one
   CelebAMask-HQ.zip       as downloaded; the files of each picture's parts are merged
   oxford-iiit-pet         Oxford-IIIT Pet, unpacked; pet --download fetches it through torchvision
-
-examples:
-  facet prepare archive.zip --out data/celeba
-  facet prepare drawn --count 10000 --seed 0 --out data/drawn
-  facet prepare celeba --download --root data/raw --out data/celeba
-  facet prepare photos/ --out data/photos --size 128 --limit 500
-  facet prepare isbi2012.zip --out data/isbi --size 512 --classes membrane,cell --valid 5
-  facet prepare cells/ --out data/cells --size 256 --fit pad --classes cells.csv
-  facet prepare carvana.zip --out data/cars --size 256 --threshold 128
-  facet prepare scans12bit/ --out data/scans --range 4095
-  facet prepare CelebAMask-HQ.zip --out data/faceparse --size 128
-  facet prepare pet --download --root data/raw --out data/pets --size 128
 
 Each picture goes through exactly torchvision's Resize(SIZE) and CenterCrop(SIZE), as in the course; with --fit pad the
 longer side becomes SIZE and the rest is black, and ignored in masks. EXIF rotation is not applied and transparency is
@@ -79,7 +81,7 @@ JPEGImages, give a folder of the pairs alone: SegmentationClass, and JPEGImages 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line (default: sys.argv)."""
-    parser = CommandParser(prog="facet prepare", description=__doc__, epilog=EXAMPLES)
+    parser = CommandParser(prog="facet prepare", description=__doc__, epilog=EXAMPLES, details=DETAILS)
     parser.add_argument("source", help="a zip, a folder, a .npy file, `drawn`, or `celeba` or `pet` with --download")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, e.g. data/celeba")
     parser.add_argument("--size", type=_size, default=64, help="side in pixels, a multiple of 8 (default 64)")
@@ -170,6 +172,7 @@ def summary(result: Prepared) -> str:
         + (f" ({result.resumed:,} were done before)" if result.resumed else "")
         if result.seconds
         else "already prepared; nothing to do",
+        *([f"preview: {data.path / PREVIEW}"] if (data.path / PREVIEW).exists() else []),
     ]
     return "\n".join(lines)
 

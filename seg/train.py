@@ -7,14 +7,20 @@ import shlex
 
 from core.cli.config import config_command
 from core.cli.files import read_json
+from core.cli.text import from_here
 from core.data.dataset import PreparedData
 from core.nn.model_file import FILE_NAME
-from core.training.callbacks import Curves
+from core.training.callbacks import Callback, Curves
 from core.training.distributed import process_count
 from core.training.loop import CHANGEABLE, run_loop
 from core.training.rundir import RunFolder
 from seg.settings import TrainConfig, validate
-from seg.trainer import LAST_NAME, PANELS, Trainer, Validation
+from seg.trainer import LAST_NAME, PANELS, Comparisons, Trainer, Validation
+
+
+def make_callbacks(config: TrainConfig) -> list[Callback]:
+    """Evaluations, pictures of the same validation images, curves."""
+    return [Validation(), Comparisons(config.valid_every), Curves(PANELS)]
 
 
 def run_training(config: TrainConfig) -> RunFolder:
@@ -25,7 +31,7 @@ def run_training(config: TrainConfig) -> RunFolder:
     fixed = () if config.schedule == "constant" else ("total_images",)
     return run_loop(
         config,
-        lambda accelerator, run: Trainer(config, accelerator, data, run, Validation(), Curves(PANELS)),
+        lambda accelerator, run: Trainer(config, accelerator, data, run, *make_callbacks(config)),
         {"data_sha256": data.meta["sha256"], "classes": data.classes},
         [key for key in (*CHANGEABLE, "patience", "workers") if key not in fixed],
     )
@@ -40,6 +46,8 @@ def main(config: TrainConfig) -> None:
         score = f"{config.valid_split} mIoU {best['dataset']['miou']:.3f} at {best['images_seen']:,} images"
         print(f"trained: {run.path / FILE_NAME} (best, {score}) and {LAST_NAME}")
         print(f"next: facet predict {shlex.quote(str(run.path))} PICTURES --out masks")
+        if picture := run.last_picture():
+            print(from_here(f"picture, true and own mask: {picture}"))
 
 
 if __name__ == "__main__":

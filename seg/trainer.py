@@ -15,13 +15,13 @@ from torch import nn
 
 from core.cli.errors import UserError
 from core.data.dataset import PreparedData
-from core.data.images import MEMORY_FORMAT, write_png
+from core.data.images import MEMORY_FORMAT
 from core.data.mask_classes import IGNORE
 from core.nn.ema import ExponentialAverage
 from core.nn.fuse import fold_batch_norm
 from core.nn.model_file import FILE_NAME, build_model, save_model
 from core.training.best import Best, lost_steps, set_aside, stored_info
-from core.training.callbacks import Callback
+from core.training.callbacks import Callback, Pictures
 from core.training.curves import Panel
 from core.training.loop import TrainingLoop, make_optimizer
 from core.training.meter import is_due
@@ -189,7 +189,6 @@ class Trainer(TrainingLoop):
             return
         short = {f"valid_{name}": scores[name] for name in ("miou", "mdice", "pixel_accuracy")}
         self.record(short, short)
-        write_png(self.run.samples / f"{self.images_seen:012d}.png", comparison(model, self.data, rows))
         if improved:
             self._waiting = copy.deepcopy(self.ema.model), self.model_info(), results, metrics
 
@@ -213,6 +212,15 @@ class Trainer(TrainingLoop):
             f"{self.config.model['name']}: {parameters:,} parameters, {len(self.data.classes)} classes, "
             f"{len(self.examples.order):,} images in windows of {side}x{side}, {valid:,} to validate"
         )
+
+
+class Comparisons(Pictures):
+    """Pictures of the validation split with true masks and those that the averaged weights predict."""
+
+    def draw(self, loop: TrainingLoop) -> np.ndarray:
+        """The first few."""
+        assert isinstance(loop, Trainer)
+        return comparison(fold_batch_norm(loop.ema.model), loop.data, loop.data.indices(loop.config.valid_split))
 
 
 class Validation(Callback):

@@ -78,6 +78,16 @@ def test_commands_run_through_it(monkeypatch, capsys, words, code, text):
     assert text in captured.out + captured.err
 
 
+@pytest.mark.parametrize("name", facet.COMMANDS)
+def test_help_is_short_and_every_command_has_the_long_one_and_the_version(monkeypatch, capsys, name):
+    monkeypatch.setenv("COLUMNS", "80")
+    lengths = []
+    for word in ("--help", "--help-all", "--version"):
+        assert call(monkeypatch, name, word) == 0
+        lengths.append(len((out := capsys.readouterr().out).splitlines()))
+    assert lengths[0] <= 50 and lengths[0] <= lengths[1] and out == "facet 0.1.0\n"
+
+
 def test_it_starts_without_the_libraries_of_its_commands():
     heavy = {"torch", "numpy", "hydra", "rich"}
     program = f"import sys, scripts.facet; print({heavy} & set(sys.modules) or 'none')"
@@ -86,7 +96,7 @@ def test_it_starts_without_the_libraries_of_its_commands():
 
 
 def test_the_help_of_compare_explains_every_key(monkeypatch, capsys):
-    assert call(monkeypatch, "compare", "--help") == 0
+    assert call(monkeypatch, "compare", "--help-all") == 0
     text = capsys.readouterr().out
     keys = set(compare.CompareConfig.__dataclass_fields__) - {"fid"} | {"fid.dims", "fid.weights"}
     explained = {line.split()[0] for line in text.splitlines() if line.strip()}

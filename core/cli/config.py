@@ -8,12 +8,13 @@ while in Hydra's grammar `name=1e5` is a number and `data=faces (1)` a mistake.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import functools
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
@@ -23,8 +24,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from core.cli.errors import UserError, reports_errors
-from core.cli.help import CONF, help_text
+from core import __version__
+from core.cli.errors import CommandParser, UserError, reports_errors
+from core.cli.help import COMMANDS, CONF, POSITIONAL, choices, groups, help_text, short_help
 from core.cli.text import shown
 
 Schema = TypeVar("Schema")
@@ -43,12 +45,22 @@ RENAMED = {
     "model=modern": "model=r3gan",
 }
 REMOVED = {"ema_bn_images": "samples always use the averaged batch statistics"}
+# Keys that people expect, and what stands in their place.
+INSTEAD = {
+    "device": "training takes the GPU if there is one, and ACCELERATE_USE_CPU=true keeps it on the CPU",
+    "epochs": "total_images is the number of images to train on, so an epoch is the number of images in the data set",
+}
+# Hydra's flags that take the word after them.
+VALUED = {"-c", "--cfg", "-p", "--package", "-i", "--info", "-cp", "--config-path", "-cn", "--config-name"}
+FOREIGN = {"-cd", "--config-dir", "-cp", "--config-path"}  # these, too; choices may then lie outside conf/
+VALUED |= {*FOREIGN, "--experimental-rerun"}
 
 
 def config_command(config_name: str, schema: type[Schema]) -> Callable[[Callable[[Schema], None]], Callable[[], None]]:
     """Turn `task(config: schema)` into a command that reads conf/<config_name>.yaml and `key=value` words.
 
-    `--help` explains the keys; Hydra's other flags (`--cfg job`, `--multirun`, ...) work as Hydra documents them.
+    A word that is no key=value is the value of `core.cli.help.POSITIONAL`, wherever it stands. `--help` explains the
+    keys; Hydra's other flags (`--cfg job`, `--multirun`, ...) work as Hydra documents them.
     """
 
     def decorate(task: Callable[[Schema], None]) -> Callable[[], None]:
@@ -57,36 +69,151 @@ def config_command(config_name: str, schema: type[Schema]) -> Callable[[Callable
             task(typed(config, schema))
 
         def main() -> None:
-            words = sys.argv[1:]
-            if not {"-m", "--multirun"} & set(words):  # a sweep (key=a,b) needs the grammar
-                words = sys.argv[1:] = literal(words, schema)
-            if {"-h", "--help"} & set(words):
-                print(help_text(config_name, words))
-                sys.exit(0)
-            if not any(word.startswith("-") for word in words):
+            flags, words = separated(sys.argv[1:])
+            if {"-h", "--help", "--help-all"} & set(flags):
+                print(help_text(config_name, words) if "--help-all" in flags else short_help(config_name))
+                return
+            if "--version" in flags:
+                print("facet", __version__)
+                return
+            words = keyed(words, POSITIONAL[config_name], schema)
+            sweeps = {"-m", "--multirun"} & set(flags)  # key=a,b, which needs the grammar
+            if not sweeps:
+                words = literal(words, schema)
+            if not flags:
                 run(compose(config_name, words))
                 return
-            # Python 3.14 checks that help texts are strings, and Hydra 1.3 has one that is not.
-            setattr(argparse.ArgumentParser, "_check_help", lambda *_: None)  # noqa: B010 (typeshed does not know it)
-            first = next((place for place, word in enumerate(words) if re.match(r"~|[^-].*=", word)), 0)
-            sys.argv[1 + first : 1 + first] = PLAIN_HYDRA  # argparse wants all overrides side by side
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(reports_errors(run))()
+            if not FOREIGN & set(flags):
+                for tried in _swept(words) if sweeps else [words]:
+                    compose(config_name, tried)  # whose errors are one line
+            with _one_line_errors():
+                sys.argv[1:] = [*PLAIN_HYDRA, *words, *flags]
+                hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(reports_errors(run))()
 
         return reports_errors(main)
 
     return decorate
 
 
+@contextlib.contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Make Hydra's command line end as `CommandParser` does where it would print its usage and exit with code 2."""
+    parser: Any = argparse.ArgumentParser
+    before = parser.error
+    parser.error = CommandParser.error
+    parser._check_help = lambda *_: None  # Python 3.14 checks that help texts are strings, and Hydra 1.3 has one other
+    try:
+        yield
+    finally:
+        parser.error = before
+
+
+def _swept(words: list[str]) -> Iterator[list[str]]:
+    """Each value of a sweep (key=a,b) with the first ones of the others; words that Hydra cannot read, as they are."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(words)
+    except (HydraException, ValueError):
+        yield words
+        return
+    values = [
+        [f"{each.get_key_element()}={value}" for value in each.sweep_string_iterator()]
+        if each.is_sweep_override()
+        else [str(each.input_line)]
+        for each in parsed
+    ]
+    for place, own in enumerate(values):
+        for value in own[1:] if place else own:
+            yield [value if k == place else every[0] for k, every in enumerate(values)]
+
+
+def separated(words: list[str]) -> tuple[list[str], list[str]]:
+    """The flags among the words of a command line, with the values of those that take one, and all other words."""
+    flags: list[str] = []
+    others: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        is_flag = word.startswith("-") or (before in VALUED and "=" not in word)
+        (flags if is_flag else others).append(word)
+    return flags, others
+
+
+def keyed(words: list[str], key: str, schema: type) -> list[str]:
+    """Words in which those that are no key=value, such as `runs/a`, have become the value of `key`.
+
+    Raises:
+        UserError: there are several, or the key is given as well, and it takes one value.
+    """
+    leading = next((place for place, word in enumerate(words) if not is_path(word)), len(words))
+    found = [word for place, word in enumerate(words) if place < leading or ("=" not in word and is_path(word))]
+    rest = [word for place, word in enumerate(words) if place >= leading and ("=" in word or not is_path(word))]
+    if not found:
+        return words
+    given = [word.partition("=")[2] for word in rest if word.partition("=")[0] == key]
+    several = text_keys(schema)[key] == list[str]
+    if given or (len(found) > 1 and not several):
+        value, extra = [*given, *found][:2]
+        raise UserError(
+            f"cannot read {shown(repr(extra))}: {key} is given as {shown(repr(value))}, and other settings are written "
+            "key=value (see --help)"
+        )
+    texts = ",".join(map(quoted, found))
+    return [f"{key}=[{texts}]" if several else f"{key}={texts}", *rest]
+
+
 def compose(config_name: str, overrides: list[str]) -> DictConfig:
-    """Compose conf/<config_name>.yaml with `key=value` overrides; a `UserError` if one of them does not exist."""
+    """Compose conf/<config_name>.yaml with `key=value` overrides; a `UserError` if one of them does not exist or fit.
+
+    Choices that the files alone would allow are refused, too, if they belong to another command.
+    """
     # By its place: a foreign folder `conf` may come before ours among the modules.
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        for override in overrides:
+            _check_choice(config_name, override)
         try:
-            return hydra.compose(config_name, overrides)
+            config = hydra.compose(config_name, overrides)
         # OSError: a key too long for a file name; ValueError: a word without a key.
         except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
-            groups = [entry.name for entry in CONF.iterdir() if entry.is_dir()]
-            raise UserError(_explain(error, overrides, _keys(hydra.compose(config_name)) + groups)) from error
+            known = [*_keys(hydra.compose(config_name)), *groups(config_name)]
+            raise UserError(_explain(error, overrides, known)) from error
+        chosen = [word for word in overrides if word.partition("=")[0] in groups(config_name)]
+        if len(chosen) < len(overrides):
+            default = hydra.compose(config_name, chosen)
+            for override in overrides:
+                _check_kind(config_name, override.partition("=")[0].lstrip("+"), config, default)
+        return config
+
+
+def _check_choice(config_name: str, override: str) -> None:
+    """Refuse an unknown member of a group such as `experiment`, and one that belongs to another command."""
+    group, equals, choice = override.partition("=")
+    if override in RENAMED or not equals or not group.isidentifier() or not (CONF / group).is_dir():
+        return
+    command, own = f"facet {COMMANDS[config_name]}", groups(config_name)
+    owners = [
+        f"facet {COMMANDS[name]}" for name in COMMANDS if group in groups(name) and choice in choices(name, group)
+    ]
+    if group not in own:
+        has = f"only {', '.join(own)}" if own else "no such choices"
+        raise UserError(f"unknown key {group!r}: {command} has {has} (see --help)")
+    if command in owners or choice in ("null", ""):
+        return
+    offered = choices(config_name, group)
+    wrong = f"{group}={shown(choice)} belongs to {owners[0]}" if owners else f"unknown {group}={shown(choice)}"
+    near = difflib.get_close_matches(choice, offered, n=1)
+    proposal = f"did you mean {near[0]}? " if near and not owners else ""
+    raise UserError(f"{wrong}: {proposal}{command} has {', '.join(offered)}")
+
+
+def _check_kind(config_name: str, key: str, config: DictConfig, default: DictConfig) -> None:
+    """Refuse a text where a member of a group, such as `optim`, has a number, a truth value or a list.
+
+    The other sections have types of their own; `default` is the configuration before single keys were changed.
+    """
+    if key.partition(".")[0] not in groups(config_name) or "." not in key:
+        return
+    value, before = OmegaConf.select(config, key), OmegaConf.select(default, key)
+    kinds = {bool: "true or false", int: "a number", float: "a number", ListConfig: "a list such as [0.5,0.999]"}
+    if isinstance(value, str) and (needed := kinds.get(type(before))):
+        raise UserError(f"{key}={shown(value)} must be {needed}")
 
 
 def typed(config: DictConfig, schema: type[Schema]) -> Schema:
@@ -126,8 +253,8 @@ def _expanded(key: str, path: Any) -> Any:
 
 
 def is_path(word: str) -> bool:
-    """Whether a first word of the command line, which may be a path, is no key=value."""
-    return "=" not in word or os.path.exists(word)  # noqa: PTH110 (Path.exists may raise)
+    """Whether a first word of the command line, which may be a path, is no key=value (nor `~key`, which removes it)."""
+    return ("=" not in word and not re.match(r"~\w", word)) or os.path.exists(word)  # noqa: PTH110 (Path.exists may raise)
 
 
 def text_keys(schema: type, prefix: str = "") -> dict[str, Any]:
@@ -185,8 +312,11 @@ def _explain(error: Exception, overrides: list[str], known: list[str]) -> str:
         if key in REMOVED:
             return f"unknown key {key!r}: it was removed, {REMOVED[key]}"
         if not override.startswith(("+", "~")) and key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             name = shown(repr(key))
+            if key in INSTEAD:
+                return f"unknown key {name}: {INSTEAD[key]}"
+            near = [one for one in known if one.endswith(f".{key}")]
+            near = near or difflib.get_close_matches(key, known, n=1)
             return f"unknown key {name}" + (f": did you mean {near[0]!r}?" if near else ": see --help for the keys")
         try:
             OverridesParser.create().parse_override(override)

@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
-from core.cli.streams import SturdyStream, sturdy_streams
+from core import __version__
+from core.cli.streams import SturdyStream, say_loading, sturdy_streams, wipe_loading
 from core.cli.text import shown
 
 EXIT_USER_ERROR = 1
@@ -29,14 +30,30 @@ class Interrupted(Exception):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An argparse parser that reports mistakes as a `UserError` and keeps the line breaks of description and epilog."""
+    """An argparse parser that reports mistakes as a `UserError` and keeps the line breaks of description and epilog.
 
-    def __init__(self, **settings: Any) -> None:
+    `--help` prints them and the options, `--help-all` the text `details` as well.
+    """
+
+    def __init__(self, details: str = "", **settings: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        self.details = details
+        more = "explain everything" if details else argparse.SUPPRESS
+        self.add_argument("--help-all", action=_HelpAll, nargs=0, help=more)
+        self.add_argument("--version", action="version", version=f"facet {__version__}", help=argparse.SUPPRESS)
 
     def error(self, message: str) -> NoReturn:
         """Raise a `UserError` where argparse would print its usage and exit with code 2."""
         raise UserError(f"{message} (see --help)")
+
+
+class _HelpAll(argparse.Action):
+    """Print the whole help and exit."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        assert isinstance(parser, CommandParser)
+        print(parser.format_help() + parser.details)
+        parser.exit()
 
 
 def reports_errors(command: Callable[..., Any]) -> Callable[..., None]:
@@ -65,6 +82,7 @@ def reports_errors(command: Callable[..., Any]) -> Callable[..., None]:
             sys.exit(code)
 
     def guarded(*args: Any, **kwargs: Any) -> None:
+        wipe_loading()
         try:
             command(*args, **kwargs)
         except UserError as error:
@@ -85,11 +103,14 @@ def reports_errors(command: Callable[..., Any]) -> Callable[..., None]:
 def explain_early_interrupts() -> None:
     """Make Ctrl-C while `python -m` still imports a command what it is later: one line and exit code 130.
 
+    Say on a terminal that it does so: PyTorch takes seconds.
+
     To be called by the package that holds the command, before its first import; nothing happens in other programs that
     import the package.
     """
     if sys.argv[:1] != ["-m"]:
         return
+    say_loading()
     before = sys.excepthook
 
     def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -109,6 +130,7 @@ def _stop(line: str, code: int) -> NoReturn:
     """
     rank = os.environ.get("RANK", "0")
     line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+    wipe_loading()
     if _first_to_say(line):
         print(line if rank == "0" else f"process {rank}: {line}", file=sys.stderr)
     sys.exit(code)

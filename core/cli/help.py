@@ -16,11 +16,22 @@ from typing import NamedTuple
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 COMMANDS = {"gen": "train", "seg": "seg-train", "fid": "score", "report": "report", "compare": "compare"}
+# The key whose value may be given without it, so that `facet train data/celeba` is `facet train data=data/celeba`.
+POSITIONAL = {"gen": "data", "seg": "data", "fid": "source", "report": "source", "compare": "sources"}
+# The keys that `--help` explains; `--help-all` has the others.
+COMMON = {
+    "gen": ("data", "name", "total_images", "batch_size", "optim.lr", "model.width", "eval.every", "mixed_precision"),
+    "seg": ("data", "name", "total_images", "batch_size", "crop", "optim.lr", "valid_every", "mixed_precision"),
+    "fid": ("source", "data", "n", "sets", "floor", "features", "fid.dims", "device", "out"),
+    "report": ("source", "data", "n", "sets", "features", "fid.dims", "device", "out"),
+    "compare": ("sources", "data", "features", "fid.dims", "n", "sets", "device", "out"),
+}
 SYNTAX = (
-    "Settings are written key=value, on the command line. Names, paths and other texts are taken as they are; only "
-    "quotes around a whole text are dropped, as Hydra does, ~ begins a home folder, and null is none where there may "
-    "be none. --cfg job prints the result, --hydra-help lists further flags. --multirun tries several values "
-    "(key=a,b): there Hydra's grammar holds for texts, too, and all but plain words need quotes (name=\"'1e5','2e5'\")."
+    "Settings are written key=value, on the command line; a word without = is the value of the first key. Names, paths "
+    "and other texts are taken as they are; only quotes around a whole text are dropped, as Hydra does, ~ begins a "
+    "home folder, and null is none where there may be none. --cfg job prints the result, --hydra-help has more flags. "
+    "--multirun tries several values (key=a,b): there Hydra's grammar holds for texts, too, and all but plain words "
+    "need quotes (name=\"'1e5','2e5'\")."
 )
 KEY = re.compile(r"( *)(\w+):(?: +([^\s#].*?))?(?: +# (.*))?$")
 
@@ -107,24 +118,60 @@ def sections(config: str, chosen: dict[str, str]) -> dict[str, list[Key]]:
 
 
 def help_text(config: str, words: list[str]) -> str:
-    """What `--help` prints, as wide as the terminal; members that `words` choose (model=resnet) explain their keys."""
-    width = min(shutil.get_terminal_size((100, 24)).columns, 120)
+    """What `--help-all` prints, as wide as the terminal; choices in `words` (model=resnet) explain their keys."""
     chosen = groups(config)
     for group, _, choice in (word.partition("=") for word in words):
         if group in chosen and choice in choices(config, group):
             chosen[group] = choice
-    blocks = [f"usage: facet {COMMANDS[config]} key=value ..."]
-    for paragraph in read(config)[0].split("\n\n"):
-        blocks.append(paragraph if paragraph.startswith(" ") else textwrap.fill(paragraph, width))
+    blocks = [_usage(config), *map(_wrapped, read(config)[0].split("\n\n"))]
     for heading, keys in sections(config, chosen).items():
-        indent = " " * (4 + max(len(key.name) for key in keys))
-        rows = [textwrap.fill(heading, width)]
-        for key in keys:
-            default = " (required)" if key.default == "???" else key.default and f" (default {key.default})"
-            first = f"  {key.name}".ljust(len(indent))
-            rows.append(textwrap.fill(key.help + default, width, initial_indent=first, subsequent_indent=indent))
-        blocks.append("\n".join(rows))
-    return "\n\n".join([*blocks, textwrap.fill(SYNTAX, width)])
+        blocks.append("\n".join([_wrapped(heading), *_rows(keys)]))
+    return "\n\n".join([*blocks, _wrapped(SYNTAX)])
+
+
+def short_help(config: str) -> str:
+    """What `--help` prints: examples, recipes and the keys that most people need."""
+    chosen = groups(config)
+    blocks = [_usage(config), *map(_wrapped, read(config)[0].split("\n\n")[:2])]
+    found = sections(config, chosen)
+    keys = {key.name: key for every in found.values() for key in every}
+    blocks.append("\n".join(_rows([keys[name] for name in COMMON[config]])))
+    if "experiment" in chosen:
+        blocks.append("\n".join(_rows(found["Choices of experiment"])))
+        others = [f"{group}=" + " | ".join(choices(config, group)) for group in chosen if group != "experiment"]
+        blocks.append("\n".join(_wrapped(f"  {line}", " " * 6) for line in others))
+    number = sum(len(every) for heading, every in found.items() if not heading.startswith("Choices"))
+    blocks.append(
+        _wrapped(
+            f"facet {COMMANDS[config]} --help-all explains all {number} keys" + (" and the choices." if chosen else ".")
+        )
+    )
+    return "\n\n".join(blocks)
+
+
+def _usage(config: str) -> str:
+    return f"usage: facet {COMMANDS[config]} {POSITIONAL[config].upper()} key=value ..."
+
+
+def _width() -> int:
+    return min(shutil.get_terminal_size((100, 24)).columns, 120)
+
+
+def _wrapped(paragraph: str, later: str = "") -> str:
+    """A paragraph as wide as the terminal; examples, which are indented, stay as they are unless `later` indents."""
+    if paragraph.startswith(" ") and not later:
+        return paragraph
+    return textwrap.fill(paragraph, _width(), subsequent_indent=later)
+
+
+def _rows(keys: list[Key]) -> list[str]:
+    """A line, or several, for each key, with its default."""
+    indent, rows = " " * (4 + max(len(key.name) for key in keys)), []
+    for key in keys:
+        default = " (required)" if key.default == "???" else key.default and f" (default {key.default})"
+        first = f"  {key.name}".ljust(len(indent))
+        rows.append(textwrap.fill(key.help + default, _width(), initial_indent=first, subsequent_indent=indent))
+    return rows
 
 
 def markdown() -> str:

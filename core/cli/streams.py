@@ -62,3 +62,20 @@ def sturdy_streams() -> Iterator[Callable[[], OSError | None]]:
         out.flush()
         err.flush()
         sys.stdout, sys.stderr = before
+
+
+LOADING = "loading the libraries ..."
+_loading: list[TextIO] = []  # the terminal that shows it
+
+
+def say_loading() -> None:
+    """Say on a terminal, in the first of several processes, why nothing happens yet."""
+    if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("RANK", "0") == "0" and not _loading:
+        print(LOADING, end="", flush=True, file=sys.stderr)
+        _loading.append(sys.stderr)
+
+
+def wipe_loading() -> None:
+    """Take the words back."""
+    while _loading:
+        print("\r" + " " * len(LOADING), end="\r", flush=True, file=_loading.pop())

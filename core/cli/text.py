@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+
 SHOWN_NAMES = 5
 
 
@@ -15,3 +18,9 @@ def shown(name: str, most: int = 100) -> str:
     """A file name fit for a terminal: control characters escaped, cut to `most` characters."""
     text = name if name.isprintable() else ascii(name)
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def from_here(text: str) -> str:
+    """`text` with the paths in it that lie in the current folder written from there."""
+    here = os.getcwd() + os.sep  # noqa: PTH109 (Path would normalise it)
+    return re.sub(rf"(?<![^\s'\"`(=]){re.escape(here)}(?=\S)", "", text) if len(here) > 1 else text

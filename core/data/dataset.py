@@ -17,6 +17,7 @@ from core.data.mask_classes import are_classes
 FORMAT = 1  # to be incremented when older readers would misread the folder
 SPLITS = ("train", "valid", "test")  # split.npy holds indices into this tuple
 FILES = ("images.npy", "masks.npy", "split.npy", "names.txt")  # besides meta.json, which has the SHA-256 of each
+PREVIEW = "preview.png"  # to look at: some of the pictures
 AGAIN = "prepare the data set again"
 
 
@@ -47,8 +48,7 @@ class PreparedData:
         """
         path = Path(path)
         if not (path / "meta.json").is_file():
-            command = f"facet prepare SOURCE --out {shlex.quote(str(path))}"
-            raise UserError(f"no prepared data set at {path}: make one with `{command}`")
+            raise UserError(f"no prepared data set at {path}: make one with `{_preparing(path)}`")
         meta = read_json(path / "meta.json", AGAIN)
         if meta.get("format") != FORMAT:
             raise UserError(f"{path}/meta.json is not of format {FORMAT}: {AGAIN} with this version")
@@ -132,6 +132,16 @@ class PreparedData:
         if not len(chosen):
             raise UserError(f"{self.path} has no picture in split {split!r}")
         return chosen
+
+
+def _preparing(path: Path) -> str:
+    """The command that makes a prepared data set of what is at a path, or of what belongs there."""
+    source, out = "SOURCE", path
+    if path.suffix.lower() in (".zip", ".npy") or path.exists():  # the source itself, not what is to be made of it
+        source, out = shlex.quote(str(path)), Path("data", path.name).with_suffix("")
+        if out == path:
+            out = Path(f"{path}64")
+    return f"facet prepare {source} --out {shlex.quote(str(out))}"
 
 
 def _load(path: Path, name: str, meta: dict[str, Any], dimensions: int) -> np.ndarray:

@@ -24,13 +24,16 @@ from core.cli.console import progress_bar
 from core.cli.errors import Interrupted, UserError
 from core.cli.files import flush, read_json, sha256_of, write_json
 from core.cli.lock import sole_owner
-from core.data.dataset import AGAIN, FORMAT, PreparedData
+from core.data.dataset import AGAIN, FORMAT, PREVIEW, PreparedData
+from core.data.grids import captioned, make_grid, write_png
 from core.prepare.geometry import transform_name
 from core.prepare.image_source import ImageSource
 from core.prepare.workers import Done, Plan, checksum, create_array, open_arrays, running
 
 BAD_LIMIT = 0.01  # a larger share of unreadable images means a broken download rather than a few broken files
 JOURNAL = "journal.jsonl"
+# The preview: pictures in it, its width without gaps, and the largest side of a picture, in pixels.
+PREVIEWED, PREVIEW_WIDTH, PREVIEW_TILE = 64, 1024, 256
 
 
 @dataclass(frozen=True)
@@ -199,7 +202,24 @@ def _finish(plan: Plan, done: dict[int, Done]) -> None:
     }
     for name in files:
         flush(folder / name)
+    _write_preview(folder, meta)
     write_json(folder / "meta.json", meta)
+
+
+def _write_preview(folder: Path, meta: dict[str, Any]) -> None:
+    """Write a grid of pictures spread over the data set, each with its mask on its right if there are masks."""
+    count, size, masked = meta["count"], meta["image_size"], meta["classes"] is not None
+    step = math.ceil(size / PREVIEW_TILE)
+    columns = PREVIEW_WIDTH // len(range(0, size, step)) // 2 * 2
+    rows = np.linspace(0, count - 1, min(count, PREVIEWED, columns * columns)).astype(int)
+    tiles = np.load(folder / "images.npy", mmap_mode="r")[rows, ::step, ::step]
+    if masked:
+        colours = np.full((256, 3), 255, np.uint8)  # what is ignored is white
+        colours[: len(meta["palette"])] = meta["palette"]
+        masks = np.load(folder / "masks.npy", mmap_mode="r")[rows, ::step, ::step]
+        tiles = np.stack([tiles, colours[masks]], axis=1).reshape(-1, *tiles.shape[1:])
+    text = f"{len(rows)} of {count:,} images of {size}x{size} pixels"
+    write_png(folder / PREVIEW, captioned(make_grid(tiles, min(columns, len(tiles))), text))
 
 
 def _compact(path: Path, keep: np.ndarray) -> None:

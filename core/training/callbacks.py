@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from core.data.grids import captioned, write_png
 from core.training.best import comparable, score_panel
 from core.training.curves import FILE_NAME, Panel, draw_curves
+from core.training.meter import is_due
 
 if TYPE_CHECKING:
     from core.training.loop import TrainingLoop
@@ -18,6 +22,9 @@ class Callback:
 
     def start(self, loop: TrainingLoop) -> None:
         """Before the first step, the state being loaded; nothing has been written yet."""
+
+    def begin(self, loop: TrainingLoop) -> None:
+        """Before the first step; the run folder has its settings."""
 
     def after_step(self, loop: TrainingLoop, before: int, last: bool) -> None:
         """The images seen went from `before` to `loop.images_seen`; `last`: no step follows."""
@@ -46,6 +53,42 @@ class Tracker(Callback):
     def after_row(self, loop: TrainingLoop, values: dict[str, float]) -> None:
         """Send a row."""
         loop.accelerator.log(values, step=loop.images_seen)
+
+
+class Pictures(Callback):
+    """Writes a picture before the first step, at 1, 2, 5, 10, ... thousand images, every `every` images and at the end.
+
+    It shows under it how many images have been seen. What draws it must not change the run by a bit.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def draw(self, loop: TrainingLoop) -> np.ndarray:
+        """The picture of process 0, uint8 (H, W, 3)."""
+        raise NotImplementedError
+
+    def begin(self, loop: TrainingLoop) -> None:
+        """Write the one of no image."""
+        if loop.images_seen == 0:
+            self._write(loop)
+
+    def after_step(self, loop: TrainingLoop, before: int, last: bool) -> None:
+        """Write it where it is due."""
+        seen = loop.images_seen
+        if last or is_due(before, seen, self.every) or milestone(before) != milestone(seen):
+            self._write(loop)
+
+    def _write(self, loop: TrainingLoop) -> None:
+        if loop.accelerator.is_main_process:
+            page = captioned(self.draw(loop), f"{loop.images_seen:,} images seen")
+            write_png(loop.run.samples / f"{loop.images_seen:012d}.png", page)
+
+
+def milestone(images: int) -> int:
+    """The last of 1,000, 2,000, 5,000, 10,000, ... up to `images`; 0 before the first."""
+    scale = 10 ** (len(str(images)) - 1)
+    return max(k * scale for k in (1, 2, 5) if k * scale <= images) if scale >= 1000 else 0
 
 
 class Curves(Callback):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
@@ -18,9 +19,10 @@ from hydra.utils import instantiate
 from torch import nn
 
 from core.cli.config import as_dict
-from core.cli.console import StatusProgress, console, progress_bar, say, warn
+from core.cli.console import StatusProgress, console, duration, progress_bar, say, warn
 from core.cli.errors import Interrupted, UserError
 from core.cli.lock import sole_owner
+from core.cli.streams import say_loading, wipe_loading
 from core.nn.model_file import FILE_NAME
 from core.training.callbacks import Callback, Tracker
 from core.training.checkpoint import Checkpoints
@@ -143,7 +145,7 @@ class TrainingLoop(ABC):
         self.ranks = Ranks(accelerator.process_index, accelerator.num_processes)
         self.checkpoints, self.meter = Checkpoints(run.state), MeanMeter(names)
         self.means: dict[str, float] = {}  # of the last interval
-        self.images_seen, self.told = 0, 0.0  # `told`: when a log file last got a line
+        self.images_seen, self.told = 0, -math.inf  # `told`: when a log file last got a line
 
     @abstractmethod
     def parts(self) -> dict[str, Any]:
@@ -259,12 +261,21 @@ class TrainingLoop(ABC):
             for warning in warnings:
                 self.warn(warning)
 
+    def log_rest(self, speed: Speed) -> None:
+        """Write a row of the interval that has begun, if any, which goes on, and replaces it, when the run does."""
+        self.fold()
+        means = self.meter.means()
+        if means and self.accelerator.is_main_process:
+            self.record({**means, "images_per_s": speed.read(self.images_seen), "partial": True}, means)
+
     def show(self, bar: StatusProgress) -> None:
         """Update the line below the bar, and every half minute a log file."""
         bar.status = self.status(self.means) + "".join(callback.status() for callback in self.callbacks)
         if self.accelerator.is_main_process and not console.is_terminal and time.perf_counter() - self.told >= 30:
-            seen = f"{self.images_seen:,} of {self.settings.total_images:,} images, {bar.tasks[0].speed or 0.0:.1f}/s"
-            say(f"{self.settings.name}: {seen}, {bar.status}")
+            task = bar.tasks[0]
+            left = "" if task.time_remaining is None else f", {duration(task.time_remaining)} left"
+            seen = f"{self.images_seen:,} of {self.settings.total_images:,} images, {task.speed or 0.0:.1f}/s"
+            say(f"{self.settings.name}: {seen}{left}, {bar.status}")
             self.told = time.perf_counter()
 
     def record(self, row: dict[str, Any], values: dict[str, float]) -> None:
@@ -284,7 +295,9 @@ class TrainingLoop(ABC):
         with progress_bar(quiet=not main) as bar:
             first = self.images_seen
             task = bar.add_task(config.name, total=config.total_images, completed=min(first, config.total_images))
-            self.told, speed = time.perf_counter(), Speed(first)
+            for callback in self.callbacks:
+                callback.begin(self)
+            speed = Speed(first)
             while not self.finished:
                 before = self.images_seen
                 self.step()
@@ -299,8 +312,11 @@ class TrainingLoop(ABC):
                 if self.means:  # after the callbacks, which may have found a new best
                     self.show(bar)
                 if self.stop_agreed(stop):
+                    self.log_rest(speed)
                     self.save()
                     raise Interrupted(f"saved at {self.images_seen:,} images; the same command continues")
+        if self.images_seen > first:
+            self.log_rest(speed)
         self.save()
 
     def stop_agreed(self, stop: StopRequest) -> bool:
@@ -342,12 +358,14 @@ def run_loop(
 
         main = accelerator.is_main_process
         Ranks(accelerator.process_index, accelerator.num_processes).together(lambda: claim() if main else None)
+        say_loading()  # torch imports its compiler for the optimisers
         loop = build(accelerator, run)
+        wipe_loading()
         for callback in loop.callbacks:
             callback.start(loop)
         if main:
             run.write_config(resolved)
-            run.rewind_stats(loop.images_seen)
+            run.rewind_stats(loop.images_seen, goes_on=not loop.finished)
             machine = f"{accelerator.num_processes} x {accelerator.device.type}, {torch.get_num_threads()} threads"
             say(f"{loop.describe()}, {machine}, {config.mixed_precision}")
         stop = stack.enter_context(StopRequest().listening())

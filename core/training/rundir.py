@@ -72,6 +72,10 @@ class RunFolder:
         with atomic_path(self.config) as temporary:
             temporary.write_bytes(f"{text}{SEAL}{_digest(text)}\n".encode())
 
+    def last_picture(self) -> Path | None:
+        """The newest of the pictures in samples/, if there is one."""
+        return max(self.samples.glob("*.png"), default=None)
+
     def remove_leftovers(self) -> None:
         """Delete temporary files of killed trainings; others may not be at work on this run, which a lock ensures."""
         for folder in (self.path, self.samples, self.state):
@@ -79,11 +83,15 @@ class RunFolder:
                 with contextlib.suppress(OSError):
                     leftover.unlink()
 
-    def rewind_stats(self, images_seen: int) -> None:
-        """Drop rows after `images_seen`, and what is damaged: a killed run may have gone past its checkpoint."""
+    def rewind_stats(self, images_seen: int, goes_on: bool = True) -> None:
+        """Drop rows after `images_seen`, and what is damaged: a killed run may have gone past its checkpoint.
+
+        If training `goes_on`, rows of intervals that were cut short are dropped, too: it writes one of the whole.
+        """
         if not self.stats.exists():
             return
-        kept = [row for row in self.read_stats() if row["images"] <= images_seen]
+        rows = [row for row in self.read_stats() if row["images"] <= images_seen]
+        kept = [row for row in rows if not (goes_on and row.get("partial"))]
         with atomic_path(self.stats) as temporary:
             temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
 
