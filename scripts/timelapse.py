@@ -12,7 +12,7 @@ from PIL import Image
 
 from core.cli.errors import CommandParser, UserError, reports_errors
 from core.data.decode import reason_of
-from core.data.movie import captioned, require_movie, write_movie
+from core.data.movie import require_movie, write_movie
 from core.training.rundir import RunFolder
 
 FPS = 20
@@ -48,10 +48,10 @@ def frames(grids: list[tuple[int, Path]], count: int) -> Iterator[np.ndarray]:
     """
     each = max(1, round(count * (1 - LAST_SHARE) / len(grids)))
     size = None
-    for number, (images, path) in enumerate(grids, 1):
+    for number, (_, path) in enumerate(grids, 1):
         try:
             with Image.open(path) as picture:
-                grid = captioned(np.asarray(picture.convert("RGB")), f"{images:,} images seen")
+                grid = np.asarray(picture.convert("RGB"))
         except Exception as error:  # decoders raise nearly anything for damaged files
             raise UserError(f"cannot read {path}: {reason_of(error)}; delete it to go on without it") from error
         if grid.shape != (size := size or grid.shape):

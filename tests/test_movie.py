@@ -88,7 +88,7 @@ def test_a_walk_is_written_in_each_format(model, tmp_path, monkeypatch, capsys, 
 
 
 @pytest.mark.parametrize("kind", [".mp4", ".gif"])
-def test_a_time_lapse_shows_every_grid_in_order_with_its_caption(tmp_path, monkeypatch, capsys, kind):
+def test_a_time_lapse_shows_every_grid_in_order(tmp_path, monkeypatch, capsys, kind):
     if kind == ".mp4":
         pytest.importorskip("av")
     levels = {0: 10, 1_000: 200, 12_000: 90}
@@ -102,9 +102,6 @@ def test_a_time_lapse_shows_every_grid_in_order_with_its_caption(tmp_path, monke
     time_of = {images: sum(np.array(durations)[np.abs(above - level) < 5]) for images, level in levels.items()}
     assert list(np.sign(np.diff(above[np.r_[True, np.abs(np.diff(above)) > 5]]))) == [1, -1]
     assert time_of == pytest.approx({0: 500, 1_000: 500, 12_000: 1000})
-    rows = frames[[0, -1], 67:, :133].mean(axis=3)
-    ink = [(one < 128).sum() for one in rows]
-    assert 0 < ink[0] < ink[1]  # "0 images seen" and "12,000 images seen"
     assert "3 grids, from 0 to 12,000 images" in capsys.readouterr().out
 
 

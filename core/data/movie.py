@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from core.cli.errors import UserError
 from core.cli.files import atomic_path
@@ -16,7 +16,6 @@ from core.cli.files import atomic_path
 KINDS = (".mp4", ".gif", ".webp")
 MOST_FPS = 50  # browsers slow a GIF down whose pictures stay for less than 1/50 s
 MP4_QUALITY = "20"  # x264's CRF: 18 looks like the original, 23 is its default
-CAPTION_HEIGHT = 22
 
 
 def require_movie(path: Path, option: str) -> None:
@@ -85,13 +84,3 @@ def _write_mp4(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
                 stream.height, stream.width = even.shape[:2]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
         container.mux(stream.encode(None))
-
-
-def captioned(pixels: np.ndarray, text: str) -> np.ndarray:
-    """The picture (H, W, 3) with a line of text on white below it: uint8 (H + `CAPTION_HEIGHT`, W, 3)."""
-    height, width = pixels.shape[:2]
-    picture = Image.new("RGB", (width, height + CAPTION_HEIGHT), "white")
-    picture.paste(Image.fromarray(pixels))
-    middle = (width / 2, height + CAPTION_HEIGHT / 2)
-    ImageDraw.Draw(picture).text(middle, text, "black", ImageFont.load_default(15), anchor="mm")
-    return np.asarray(picture)
