@@ -6,6 +6,7 @@ import difflib
 import functools
 import hashlib
 import importlib.util
+import logging
 import pickle
 import warnings
 from collections.abc import Sequence
@@ -284,6 +285,7 @@ def _timm() -> ModuleType:
         raise UserError(f"pretrained networks need timm: {INSTALL}")
     import timm
 
+    logging.getLogger("timm").setLevel(logging.ERROR)  # it warns of weights of the head, which feature maps have not
     return timm
 
 
