@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from core.cli.errors import UserError
 from core.nn.backbone import DEFAULT, STRIDES, Backbone
 from core.nn.blocks import ConvBlock, require_positive
+from core.nn.frozen import speed_up
 from core.nn.init import apply_spectral_norm, init_he
 from gen.dcgan import Discriminator as PixelDiscriminator
 from gen.losses import image_logits
@@ -38,6 +39,8 @@ class FrozenFeatures(nn.Module):
     def __init__(self, backbone: Backbone, resolution: int, projections: Projections) -> None:
         super().__init__()
         self.backbone, self.resolution = backbone, resolution
+        self.backbone_sha256 = backbone.weights_sha256  # of the weights as they were read
+        speed_up(backbone.network)
         widths = backbone.widths
         conv = partial(nn.Conv2d, bias=False)
         mix = widths if projections != "none" else ()
@@ -104,7 +107,7 @@ class Discriminator(nn.Module):
             raise UserError(f"projections={projections!r} is unknown: use one of {', '.join(get_args(Projections))}")
         network = Backbone(backbone, weights, strides=strides)
         self.frozen = _Apart(FrozenFeatures(network, resolution, projections))
-        digest = bytes.fromhex(network.weights_sha256 or "")
+        digest = bytes.fromhex(self.frozen.module.backbone_sha256 or "")
         self.register_buffer("backbone_sha256", torch.tensor(list(digest), dtype=torch.uint8))
         self.register_buffer("scale", torch.ones(len(network.widths)))
         self.heads = nn.ModuleList(
