@@ -75,7 +75,7 @@ class Discriminator(nn.Module):
         resolution: side in pixels to which images are resized for the frozen network.
         strides: of the maps that get a head.
         projections: `none`, `channels` (1x1 convolutions) or `scales` (these, then from coarse to fine).
-        width: channels of the heads.
+        head_width: channels of each head.
         minibatch_deviation: give the heads the mean standard deviation over the batch as one more channel (Karras et
             al. 2018, section 3). Images are then no longer judged each by itself.
         pixel_width: `width` of a `gen.dcgan.Discriminator` of the pixels; 0 for none.
@@ -97,12 +97,12 @@ class Discriminator(nn.Module):
         resolution: int = 64,
         strides: Sequence[int] = STRIDES,
         projections: Projections = "scales",
-        width: int = 64,
+        head_width: int = 64,
         minibatch_deviation: bool = False,
         pixel_width: int = 16,
     ) -> None:
         super().__init__()
-        require_positive(width=width, resolution=resolution)
+        require_positive(head_width=head_width, resolution=resolution)
         if projections not in get_args(Projections):
             raise UserError(f"projections={projections!r} is unknown: use one of {', '.join(get_args(Projections))}")
         network = Backbone(backbone, weights, strides=strides)
@@ -111,7 +111,7 @@ class Discriminator(nn.Module):
         self.register_buffer("backbone_sha256", torch.tensor(list(digest), dtype=torch.uint8))
         self.register_buffer("scale", torch.ones(len(network.widths)))
         self.heads = nn.ModuleList(
-            _head(channels, resolution // stride, width, minibatch_deviation)
+            _head(channels, resolution // stride, head_width, minibatch_deviation)
             for channels, stride in zip(network.widths, network.strides, strict=True)
         )
         apply_spectral_norm(self)
