@@ -9,6 +9,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from core.cli.errors import UserError
@@ -52,8 +53,6 @@ class Generator(nn.Module):
     Raises UserError for an argument out of range.
     """
 
-    initialise = init_he
-
     def __init__(
         self,
         image_size: int = 64,
@@ -76,10 +75,18 @@ class Generator(nn.Module):
         self.skips = nn.ModuleList(SkipExcitation(coarse, fine) for coarse, fine in skips)
         self.end = nn.Sequential(
             *([nn.BatchNorm2d(width), nn.ReLU()] if residual else []),
-            ConvBlock(width, 12, padding=1, norm=None, activation=None),
+            nn.Conv2d(width, 12, 3, padding=1),
             nn.PixelShuffle(2),
             nn.Tanh(),
         )
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """He initialisation; the four pixels of a place begin alike, or they would differ as on a checkerboard."""
+        init_he(self, seed)
+        last: Any = self.end[-3]
+        weight = last.weight.unflatten(0, (3, 4))  # colours, then pixels, as `PixelShuffle` reads them
+        weight.copy_(weight[:, :1].clone())
 
     def forward(self, z: Tensor) -> Tensor:
         """Images of the latents."""
