@@ -80,6 +80,9 @@ class Discriminator(nn.Module):
             al. 2018, section 3). Images are then no longer judged each by itself.
         pixel_width: `width` of a `gen.dcgan.Discriminator` of the pixels; 0 for none.
 
+    Attributes:
+        pretrained: name and SHA-256 of the frozen network, for model files.
+
     Raises:
         UserError: an argument out of range; errors of the backbone; in `load_state_dict` a state that belongs to other
             weights of the backbone.
@@ -107,6 +110,7 @@ class Discriminator(nn.Module):
             raise UserError(f"projections={projections!r} is unknown: use one of {', '.join(get_args(Projections))}")
         network = Backbone(backbone, weights, strides=strides)
         self.frozen = _Apart(FrozenFeatures(network, resolution, projections))
+        self.pretrained = {"network": backbone, "sha256": self.frozen.module.backbone_sha256}
         digest = bytes.fromhex(self.frozen.module.backbone_sha256 or "")
         self.register_buffer("backbone_sha256", torch.tensor(list(digest), dtype=torch.uint8))
         self.register_buffer("scale", torch.ones(len(network.widths)))

@@ -12,7 +12,7 @@ from core.cli.config import compose
 from core.cli.errors import UserError
 from core.nn.model_file import build_model, load_model, save_model
 from core.training.checkpoint import Checkpoints
-from gen import dcgan, lean, r3gan, resnet, unetgan
+from gen import dcgan, lean, projected, r3gan, resnet, unetgan
 from gen.penalties import float32_logits, zero_centred
 from gen.resnet import SelfAttention, level_widths
 from gen.unetgan import consistency, cutmix, cutmix_masks
@@ -28,7 +28,10 @@ GENERATORS = {
     "r3gan": lambda size=32: r3gan.Generator(size, 6, 4),
     "lean": lambda size=32: lean.Generator(size, 6, 4, excitation=True),
 }
-DISCRIMINATORS = SPECTRAL | {"r3gan": lambda: r3gan.Discriminator(32, width=4)}
+DISCRIMINATORS = SPECTRAL | {
+    "r3gan": lambda: r3gan.Discriminator(32, width=4),
+    "projected": lambda: projected.Discriminator(32, resolution=32, head_width=4, pixel_width=4),
+}
 
 
 def noise(*shape, seed=0):

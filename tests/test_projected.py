@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
 from core.cli.errors import UserError
-from core.nn.backbone import Backbone, timm_network
+from core.nn.backbone import Backbone, state_sha256, timm_network
 from core.nn.ema import ExponentialAverage
 from core.nn.frozen import StridedDepthwise, speed_up
+from core.nn.model_file import load_model
 from core.training.checkpoint import Checkpoints
 from eval.features.extractors import RandomFeatures
 from eval.metrics.frechet import Statistics, frechet_distance
@@ -188,6 +189,9 @@ def test_a_checkpoint_holds_no_frozen_weights_and_refuses_others(prepared, tmp_p
     folder = run(prepared, tmp_path, total_images=8, **settings)
     saved = Checkpoints(folder.state).load_newest()["discriminator"]
     assert sum(value.numel() for value in saved.values()) < 100_000
+    digest = state_sha256(Backbone("mobilenetv3_small_050", str(file)).network.state_dict())
+    assert bytes(saved["backbone_sha256"].tolist()).hex() == digest
+    assert load_model(folder.path)[1]["judged_by"] == {"network": "mobilenetv3_small_050", "sha256": digest}
     save_file(other, file)
     with pytest.raises(UserError, match="weights of mobilenetv3_small_050 are not those that this run began with"):
         run(prepared, tmp_path, total_images=16, **settings)
@@ -202,6 +206,7 @@ def blobs(seed, count):
     return torch.from_numpy(np.where(inside[:, None], colour[:, :, None, None], 0.0)).float()
 
 
+@pytest.mark.slow
 def test_a_gan_learns_discs_of_two_colours():
     """For comparison: grey pictures score 6.1, noise 5.2, discs of one colour 4.1, others of both 0.04."""
     features = RandomFeatures(torch.device("cpu"))
