@@ -1,6 +1,6 @@
 """Adversarial losses on logits, and the table from which a configuration chooses.
 
-Real and fake logits have the same shape: (N,), or (N, H, W) where every pixel is judged. Every loss is a mean over all
+Real and fake logits have the same shape: (N,), or (N, H, W) where every place is judged. Every loss is a mean over all
 of them, so the means of equal parts of a batch average to that of the whole.
 """
 
@@ -93,6 +93,19 @@ LOSSES: dict[str, GanLoss] = {
         paired=True,
     ),
 }
+
+
+Logits = tuple[Tensor, ...]  # of all kinds that D gives, see `image_logits`
+
+
+def image_logits(logits: Logits) -> Tensor:
+    """One logit for each image (N,), for statistics and penalties on D's gradient.
+
+    The first kind where that is one for each image already; else the mean over kinds of the means over their places.
+    """
+    if logits[0].ndim == 1:
+        return logits[0]
+    return torch.stack([kind.reshape(len(kind), -1).mean(1) for kind in logits]).mean(0)
 
 
 def gan_loss(name: str) -> GanLoss:

@@ -22,9 +22,13 @@ class Generator(Protocol):
 
 @runtime_checkable
 class Discriminator(Protocol):
-    """Images (N, 3, H, W) in [-1, 1] -> logits (N,), positive for "real". A `torch.nn.Module`."""
+    """Images (N, 3, H, W) in [-1, 1] -> logits (N,), positive for "real". A `torch.nn.Module`.
 
-    judges_pixels: bool  # whether it also has `forward_all`, images -> logits (N,) and those of the pixels (N, H, W)
+    One that judges in several ways also has `forward_all`: images -> a tuple with the logits of each kind, (N,) or
+    (N, H', W'), over which losses are summed (`gen.losses.image_logits` says which stand for the images).
+    """
+
+    judges_pixels: bool  # whether `forward_all` gives the logits of the images (N,) and those of their pixels (N, H, W)
 
     def initialise(self, seed: int) -> None:
         """Draw the weights, as a function of `seed` alone."""

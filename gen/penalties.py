@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gen.losses import Logits, image_logits
 from gen.unetgan import consistency, cutmix, cutmix_masks
 
 MIXING_STREAM = 6  # second entry of the seed, see gen.latents
@@ -22,13 +23,13 @@ MIXING_STREAM = 6  # second entry of the seed, see gen.latents
 class DiscriminatorPass:
     """What D's step has computed when the penalties are added."""
 
-    discriminator: Callable[[Tensor], tuple[Tensor, ...]]  # logits of images, and those of the pixels if it judges them
+    discriminator: Callable[[Tensor], Logits]
     real: Tensor  # images (N, 3, H, W) before augmentation
     fake: Tensor
     seen_real: Tensor  # the images as D saw them
     seen_fake: Tensor
-    real_logits: tuple[Tensor, ...]  # what `discriminator` said of them
-    fake_logits: tuple[Tensor, ...]
+    real_logits: Logits  # what `discriminator` said of them
+    fake_logits: Logits
     draws: Mapping[str, Tensor]  # random numbers (N, ...) of the penalties that have a `draw`, by name
 
 
@@ -95,7 +96,9 @@ def mixing_weights(seed: int, images_seen: int, count: int) -> Tensor:
 
 def _gradient_penalty(step: DiscriminatorPass) -> Tensor:
     real, fake = step.seen_real.detach(), step.seen_fake.detach()
-    return gradient_penalty(lambda images: step.discriminator(images)[0], real, fake, step.draws["gradient_penalty"])
+    return gradient_penalty(
+        lambda images: image_logits(step.discriminator(images)), real, fake, step.draws["gradient_penalty"]
+    )
 
 
 def _cutmix(step: DiscriminatorPass) -> Tensor:
@@ -105,8 +108,12 @@ def _cutmix(step: DiscriminatorPass) -> Tensor:
 
 
 PENALTIES: dict[str, Penalty] = {
-    "r1": Penalty("R1", lambda step: zero_centred(step.real, step.real_logits[0]), gradient_of="real", halved=True),
-    "r2": Penalty("R2", lambda step: zero_centred(step.fake, step.fake_logits[0]), gradient_of="fake", halved=True),
+    "r1": Penalty(
+        "R1", lambda step: zero_centred(step.real, image_logits(step.real_logits)), gradient_of="real", halved=True
+    ),
+    "r2": Penalty(
+        "R2", lambda step: zero_centred(step.fake, image_logits(step.fake_logits)), gradient_of="fake", halved=True
+    ),
     "gradient_penalty": Penalty(
         "gradient penalty", _gradient_penalty, draw=lambda seed, start, count, _: mixing_weights(seed, start, count)
     ),

@@ -11,12 +11,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from gen.augment import augment
-from gen.losses import LOSSES, GanLoss
+from gen.losses import LOSSES, GanLoss, Logits, image_logits
 from gen.penalties import PENALTIES, DiscriminatorPass
 
 # What every step reports, in this order: mean losses, mean answers to real and fake, share that D gets right.
 STATISTICS = ("d_loss", "g_loss", "d_real", "d_fake", "d_accuracy")
-Logits = tuple[Tensor, ...]  # those of the images (N,), then those of the pixels (N, H, W) if D judges pixels
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,8 @@ class DiscriminatorWrapper(nn.Module):
     def forward(self, images: Tensor) -> Logits:
         """All logits of the images."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
-            logits = self.network.forward_all(images) if self.network.judges_pixels else (self.network(images),)  # type: ignore[operator]
+            several = getattr(self.network, "forward_all", None)
+            logits = several(images) if several else (self.network(images),)
         return tuple(values.float() for values in logits)
 
 
@@ -97,7 +97,7 @@ def discriminator_loss(
 
     Real and fake go through D separately, so that each is normalised by its own batch statistics (as in DCGAN's code
     and PyTorch's tutorial). The loss is summed over the kinds of logits; statistics and penalties on D's gradient use
-    those of the images.
+    `image_logits`.
     """
     penalties = {name: PENALTIES[name] for name in objective.penalties}
     # R1 and R2 take the gradient at the images before augmentation, through it.
@@ -110,7 +110,7 @@ def discriminator_loss(
     made = DiscriminatorPass(discriminator, real, fake, seen_real, seen_fake, real_logits, fake_logits, batch.draws)
     values = {name: penalty.compute(made) for name, penalty in penalties.items()}
     total = loss + sum(objective.penalties[name] * value for name, value in values.items())
-    on_image = real_logits[0].detach(), fake_logits[0].detach()
+    on_image = image_logits(real_logits).detach(), image_logits(fake_logits).detach()
     on_real, on_fake = objective.loss.decisions(*on_image)
     right = ((on_real > 0).float().mean() + (on_fake < 0).float().mean()) / 2
     d_real, d_fake = (objective.loss.answers(logits).mean() for logits in on_image)

@@ -90,7 +90,10 @@ class Trainer(TrainingLoop):
     def model_info(self) -> dict[str, Any]:
         """What a model file says of itself."""
         data = {"source": self.data.meta.get("source"), "count": len(self.data), "sha256": self.data.fingerprint}
-        return {"images_seen": self.images_seen, "data": data, "seed": self.config.seed, "weights": "ema"}
+        info = {"images_seen": self.images_seen, "data": data, "seed": self.config.seed, "weights": "ema"}
+        # Scores on features like those that D judges by flatter a generator.
+        judge = getattr(self.discriminator, "pretrained", None)
+        return info if judge is None else info | {"judged_by": judge}
 
     def step(self) -> None:
         """`n_critic` steps of D, each on the next global batch, then one of G on the last of these batches."""

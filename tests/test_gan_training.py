@@ -35,6 +35,13 @@ PRESETS = {
     "resnet": {"loss": "hinge", "d_lr_factor": 2.0, "model.attention": 16},
     "r3gan": R3 | {"diffaug.p": "adaptive", "diffaug.ada_images": 100, "diffaug.ada_target": 0.0},
     "unetgan": {"loss": "hinge", "regularize.cutmix": 1.0},
+    "projected": {
+        "loss": "hinge",
+        "model.discriminator.resolution": 32,
+        "model.discriminator.head_width": 8,
+        "model.discriminator.pixel_width": 4,
+        "optim.betas": "[0.0,0.99]",
+    },
     "wasserstein": {"model": "r3gan", "loss": "wasserstein", "regularize.gradient_penalty": 10.0, "n_critic": 3},
 }
 
@@ -317,12 +324,12 @@ def test_signs_of_collapse_that_mean_nothing_under_a_loss_are_not_told(loss, win
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["r3gan", "unetgan", "wasserstein"])
+@pytest.mark.parametrize("name", ["r3gan", "unetgan", "wasserstein", "projected"])
 def test_two_ranks_follow_one(prepared, tmp_path, name):
     """By plain gradient descent, in which rounding stays as small as it is."""
     settings = preset(name, optim="sgd", accumulate=2, **{"optim.lr": 0.003}) | {"total_images": 48}
     settings.pop("optim.betas", None)
-    if name == "unetgan":
+    if name in ("unetgan", "projected"):
         # Spectral norm moves on with every part of a batch, and batch norm in G would see other batches.
         settings |= {"accumulate": 1, "model.generator._target_": "gen.r3gan.Generator"}
     done = launch(2, prepared, tmp_path / "two", **settings)

@@ -65,8 +65,8 @@ class _Pretrained(nn.Module):
 
     @functools.cached_property
     def weights_sha256(self) -> str | None:
-        """SHA-256 over all tensors of the network, for results; None for random weights."""
-        return None if self.weights == "none" else state_sha256(self.network.state_dict())
+        """SHA-256 over all tensors of the network, for results; None for random weights, or none (the meta device)."""
+        return None if self.weights == "none" or self.mean.is_meta else state_sha256(self.network.state_dict())
 
     def train(self, mode: bool = True) -> _Pretrained:
         """As for any module, but a frozen network stays in eval mode."""
@@ -340,6 +340,7 @@ def _timm() -> ModuleType:
         raise UserError(f"pretrained networks need timm: {INSTALL}")
     import timm
 
+    logging.getLogger("timm").setLevel(logging.ERROR)  # it warns of weights of the head, which feature maps have not
     return timm
 
 
