@@ -1,6 +1,6 @@
-"""A generator for CPUs, which spend most of their time on the largest maps: it has none at the size of the image.
+"""A generator for CPUs, which spend most of their time on the largest maps: there it has few channels.
 
-The last convolution makes the four pixels of each place at half the size (sub-pixel convolution: Shi et al. 2016,
+They are made at half the size, four pixels at each place (sub-pixel convolution: Shi et al. 2016,
 https://arxiv.org/abs/1609.05158), so that the coarser maps may have twice the channels of those of `gen.resnet`.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from core.cli.errors import UserError
@@ -17,8 +16,9 @@ from core.nn.blocks import ConvBlock, Projection, UpBlock, doublings, require_po
 from core.nn.init import init_he
 from gen.resnet import UpResBlock, level_widths
 
-Block = Literal["residual", "plain"]
+Block = Literal["plain", "residual"]
 REACH = 3  # doublings over which excitation skips; four in the paper, which has larger images
+FINE_SHARE = 4  # channels at half the size of the image for each at its own size
 
 
 class SkipExcitation(nn.Module):
@@ -47,18 +47,20 @@ class Generator(nn.Module):
     Args:
         image_size: power of two from 32 up.
         width: channels at half the size of the image; see `gen.resnet.level_widths` for coarser maps.
-        block: `residual` as in `gen.resnet`, or `plain`, transposed convolutions as in `gen.dcgan`, at half the cost.
+        block: `plain`, transposed convolutions as in `gen.dcgan`; or `residual` as in `gen.resnet`, at twice the cost.
         excitation: maps 8 times as large as another one are scaled by what `SkipExcitation` makes of that.
 
     Raises UserError for an argument out of range.
     """
+
+    initialise = init_he
 
     def __init__(
         self,
         image_size: int = 64,
         latent_dim: int = 128,
         width: int = 32,
-        block: Block = "residual",
+        block: Block = "plain",
         excitation: bool = False,
     ) -> None:
         super().__init__()
@@ -73,20 +75,15 @@ class Generator(nn.Module):
         self.stages = nn.ModuleList((UpResBlock if residual else UpBlock)(*pair) for pair in pairwise(widths))
         skips = zip(widths, widths[REACH:], strict=False) if excitation else ()
         self.skips = nn.ModuleList(SkipExcitation(coarse, fine) for coarse, fine in skips)
+        fine = max(1, width // FINE_SHARE)
         self.end = nn.Sequential(
             *([nn.BatchNorm2d(width), nn.ReLU()] if residual else []),
-            nn.Conv2d(width, 12, 3, padding=1),
+            ConvBlock(width, 4 * fine, padding=1, norm=None, activation=None),
             nn.PixelShuffle(2),
-            nn.Tanh(),
+            nn.BatchNorm2d(fine),
+            nn.ReLU(),
+            ConvBlock(fine, 3, padding=1, norm=None, activation=nn.Tanh),  # without it, checkerboards remain
         )
-
-    @torch.no_grad()
-    def initialise(self, seed: int) -> None:
-        """He initialisation; the four pixels of a place begin alike, or they would differ as on a checkerboard."""
-        init_he(self, seed)
-        last: Any = self.end[-3]
-        weight = last.weight.unflatten(0, (3, 4))  # colours, then pixels, as `PixelShuffle` reads them
-        weight.copy_(weight[:, :1].clone())
 
     def forward(self, z: Tensor) -> Tensor:
         """Images of the latents."""

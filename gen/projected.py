@@ -128,7 +128,10 @@ class Discriminator(nn.Module):
         init_he(nn.ModuleList([frozen.channels, frozen.scales, self]), seed)
         if frozen.backbone.weights == "none":
             init_he(frozen.backbone, seed)
+        hooks = [conv.register_forward_hook(_level) for conv in (*frozen.channels, *frozen.scales)]
         maps = frozen(_noise(seed, frozen.resolution))
+        for hook in hooks:
+            hook.remove()
         self.scale.copy_(torch.stack([found.square().mean().rsqrt() for found in maps]))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -174,6 +177,16 @@ class _MinibatchDeviation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         deviation = (x.float().var(0, correction=0) + 1e-8).sqrt().mean()
         return torch.cat([x, deviation.to(x.dtype).expand(len(x), 1, *x.shape[2:])], dim=1)
+
+
+def _level(conv: nn.Module, _: Any, out: Tensor) -> Tensor:
+    """Scale a projection so that the second moment of its map is 1, or what is coarse would drown what is fine.
+
+    By a power of 2: machines that round differently still get the same weights.
+    """
+    gain = out.square().mean().rsqrt().log2().round().exp2()
+    conv.weight.mul_(gain)  # type: ignore[operator]
+    return out * gain
 
 
 def _head(channels: int, side: int, width: int, minibatch_deviation: bool) -> nn.Sequential:

@@ -215,7 +215,7 @@ def test_a_gan_learns_discs_of_two_colours():
         return Statistics.of(features(((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()))
 
     d = Discriminator(32, resolution=32, strides=[4, 8, 16], head_width=16, minibatch_deviation=True, pixel_width=8)
-    g, real, z = lean.Generator(32, 16, 8), statistics(blobs(1, 400)), training_latents(1, 0, 400, 16)
+    g, real, z = Generator(32, 16, 8), statistics(blobs(1, 400)), training_latents(1, 0, 400, 16)
     d.initialise(1)
     g.initialise(0)
     average = ExponentialAverage(g, 200)
@@ -230,7 +230,7 @@ def test_a_gan_learns_discs_of_two_colours():
         discriminator_step(wrapped, of_d, [batch], [fake], objective)
         generator_step(g, wrapped, of_g, [batch], [fake], objective)
         average.update(g, 8 * step, 8)
-    assert scores[0] > 20 and scores[1] < 4.5
+    assert scores[0] > 20 and scores[1] < 5, scores
 
 
 @pytest.mark.parametrize(
