@@ -61,6 +61,9 @@ NETWORKS = [
     ("gen.resnet.Generator", {"width": 8}, (4, 128), 5),  # those that precede a convolution stay
     ("seg.unet.UNet", {"widths": [4, 8, 16], "norm": "batch"}, (2, 3, 40, 40), 0),
     ("seg.unet.UNet", {"widths": [4, 8], "norm": "batch", "block": "residual", "up": "bilinear"}, (2, 3, 40, 40), 0),
+    ("seg.encoder.EncoderUNet", {"encoder": {"weights": "none"}}, (2, 3, 40, 40), 0),
+    ("seg.encoder.EncoderUNet", {"encoder": {"name": "resnet10t", "weights": "none"}}, (2, 3, 40, 40), 0),
+    ("seg.fcn.FCN", {"encoder": {"name": "densenet121", "weights": "none"}}, (2, 3, 40, 40), 62),  # as with resnet
 ]
 
 

@@ -28,7 +28,7 @@ from core.cli.console import say
 from core.cli.errors import UserError
 from core.cli.files import sha256_of, writable
 from core.nn.backbone import INSTALL, PooledBackbone, is_installed
-from core.nn.fuse import fold_neighbours
+from core.nn.fuse import fold_foreign
 from core.training.distributed import Ranks
 from core.training.machine import full_precision, pick_device
 from eval.features.settings import FID_DIMS, TIMM, InceptionSection, metric_name, require_features
@@ -142,7 +142,7 @@ class BackboneFeatures(Features):
             f"0-255, / 255, - {mean}, / {sd}, pooled"
         )
         if own:
-            fold_neighbours(network)  # after the hash; 1.3 times faster
+            fold_foreign(network.network)  # after the hash; 1.3 times faster
         self.network = network.to(device).to(memory_format=torch.channels_last)
 
     def _embed(self, images: Tensor) -> Tensor:
