@@ -20,6 +20,7 @@ from torch import nn
 from core.cli.config import compose
 from core.cli.errors import CommandParser, UserError, reports_errors
 from core.cli.files import write_json
+from core.cli.help import choices
 from core.nn.backbone import timm_network
 from core.nn.inspect import FLOAT_BYTES, Inspection, Layer, inspect_network
 from core.nn.model_file import build_model, read_recipe
@@ -99,7 +100,8 @@ def networks(what: str, size: int | None, overrides: list[str]) -> Iterator[tupl
 
 
 def _recipes(name: str, words: list[str]) -> dict[str, Any]:
-    config = compose("gen", [f"model={name}", "data=none", "name=none", *words])
+    kind = "seg" if name in choices("seg", "model") else "gen"
+    config = compose(kind, [f"model={name}", "data=none", "name=none", *words])
     found = OmegaConf.to_container(config.model, resolve=True)
     assert isinstance(found, dict)
     return {str(key): value for key, value in found.items()}

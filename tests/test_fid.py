@@ -178,7 +178,7 @@ def test_report_names_everything_that_was_compared(tmp_path: Path) -> None:
 
 
 def test_help_explains_every_key(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(monkeypatch, "--help") == 0
+    assert run(monkeypatch, "--help-all") == 0
     text = capsys.readouterr().out
     for name in FidConfig.__dataclass_fields__:
         assert f"{name} " in text or name == "fid"

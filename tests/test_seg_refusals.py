@@ -26,7 +26,7 @@ from seg.train import run_training
         ("schedule=linear", "cosine, poly, constant"),
         ("valid_split=test", "no picture in split 'test'"),
         ("split=nowhere", "unknown split"),
-        ("model=dcgan", "model.network is missing"),
+        ("model=dcgan", "model=dcgan belongs to facet train"),
         ("loss.cross_entropy=-1", "loss.cross_entropy"),
         ("augment.rotate=200", "augment.rotate"),
         ("model.network.up=cubic", "up='cubic'"),

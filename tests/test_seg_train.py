@@ -20,6 +20,7 @@ from core.cli.config import compose, typed
 from core.cli.errors import Interrupted, UserError
 from core.data.dataset import PreparedData
 from core.nn.model_file import load_model
+from core.training import callbacks
 from core.training.checkpoint import Checkpoints
 from core.training.loop import TrainingLoop
 from seg import evaluate, scoring, train, trainer
@@ -308,7 +309,7 @@ def test_a_kill_between_any_two_files_leaves_the_best_of_the_steps_that_count(di
     found = []
     monkeypatch.setattr(Path, "replace", counted)
     monkeypatch.setattr(trainer, "scored", scores)
-    monkeypatch.setattr(trainer, "write_png", lambda path, pixels: None)
+    monkeypatch.setattr(callbacks, "write_png", lambda path, pixels: None)
     monkeypatch.setattr(scoring, "plot_confusion", lambda matrix, names, path, title: path.write_text(title))
     more = ["total_images=32", "save_every=16", "schedule=constant"]
     with pytest.raises(KeyboardInterrupt):
@@ -371,6 +372,5 @@ def test_the_command_trains_and_helps(discs, tmp_path, monkeypatch, capsys):
     train.main()
     assert "facet predict" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["seg.train", "--help"])
-    with pytest.raises(SystemExit) as stop:
-        train.main()
-    assert stop.value.code in (0, None) and "accelerate launch" in capsys.readouterr().out
+    train.main()
+    assert "accelerate launch" in capsys.readouterr().out

@@ -103,9 +103,10 @@ def test_bf16_reaches_both_networks_and_leaves_the_weights_alone(prepared, tmp_p
     original = trainer.build_model
     monkeypatch.setattr(trainer, "build_model", build)
     folder = run(prepared, tmp_path, mixed_precision="bf16", total_images=8)
-    # Both are tried before training. Then G once; D on real, on fake and in G's step
-    trial = [("ConvTranspose2d", torch.float32), ("Conv2d", torch.float32)]
-    assert seen == trial + [("ConvTranspose2d", torch.bfloat16)] + 3 * [("Conv2d", torch.bfloat16)]
+    # Both are tried before training. Then G once; D on real, on fake and in G's step. G draws a grid before and after.
+    trial, grid = [("ConvTranspose2d", torch.float32), ("Conv2d", torch.float32)], [("ConvTranspose2d", torch.float32)]
+    step = [("ConvTranspose2d", torch.bfloat16)] + 3 * [("Conv2d", torch.bfloat16)]
+    assert seen == trial + grid + step + grid
     state = Checkpoints(folder.state).load_newest()
     values = [value for part in ("generator", "discriminator", "ema") for value in state[part].values()]
     assert {value.dtype for value in values if value.is_floating_point()} == {torch.float32}
@@ -281,7 +282,7 @@ def test_overflowed_weights_are_never_saved(prepared, tmp_path, monkeypatch):
         ({"mixed_precision": "half"}, "use fp32 or bf16"),
         ({"tracker": "nothing"}, "tracker='nothing' is unknown: use tensorboard"),
         ({"optim.lr": -1}, "optim: Invalid learning rate"),
-        ({"optim.lr": "abc"}, "optim: "),
+        ({"optim.lr": "abc"}, "optim.lr=abc must be a number"),
         ({"optim._target_": "torch.optim.Adom"}, "optim: .*Adom"),
         ({"model.width": 0}, "width=0 must be a whole number"),
         ({"model.generator.latent_dim": 0}, "latent_dim=0"),
@@ -311,21 +312,20 @@ def test_a_changed_setting_is_refused_and_more_images_are_not(prepared, tmp_path
             ["data=x", "name=y", "total_images=many"],
             "error: total_images: Value 'many' of type 'str' could not be converted to Integer",
         ),
-        (["data=x", "name=y", "first"], "error: cannot read 'first': settings are written key=value (see --help)"),
+        (["data=x", "name=y", "first"], "error: cannot read 'first': data is given as 'x'"),
     ],
 )
 def test_mistyped_words_get_one_line(monkeypatch, capsys, words, line):
     monkeypatch.setattr(sys, "argv", ["gen.train", *words])
     with pytest.raises(SystemExit) as stop:
         train.main()
-    assert stop.value.code == 1 and capsys.readouterr().err.strip() == line
+    (told,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 1 and told.startswith(line)
 
 
 def test_help_shows_examples(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["gen.train", "--help"])
-    with pytest.raises(SystemExit) as stop:
-        train.main()
-    assert stop.value.code in (0, None)
+    monkeypatch.setattr(sys, "argv", ["gen.train", "--help-all"])
+    train.main()
     text = capsys.readouterr().out
     assert "accelerate launch --quiet -m gen.train data=data/celeba" in text and "batch_size" in text
 
