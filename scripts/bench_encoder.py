@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from core.cli.config import compose, quoted, typed
@@ -130,6 +131,7 @@ def trained(options: argparse.Namespace, name: str) -> dict[str, Any]:
     """Train a side as `facet seg-train` does; its scores on the validation pictures, and the CPU seconds it took."""
     config, data = config_of(options, name, options.out), PreparedData.open(options.data)
     validate(config, data, 1)
+    AcceleratorState._reset_state()  # the speeds were measured with another precision
     if (options.out / name).exists():
         raise UserError(f"{options.out / name} exists: give another --out, so that both sides begin anew")
     before = time.process_time()
