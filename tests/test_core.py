@@ -299,6 +299,20 @@ def test_ctrl_c_while_a_command_is_imported_is_one_line():
     assert (process.returncode, rest) == (130, ["interrupted\n"])
 
 
+def test_ctrl_c_where_python_ignores_exceptions_ends_an_import_too():
+    program = (
+        "import sys; sys.argv = ['-m']\n"
+        "from core.cli.errors import explain_early_interrupts\n"
+        "explain_early_interrupts()\n"
+        "class Finalised:\n"
+        "    def __del__(self): raise KeyboardInterrupt\n"
+        "Finalised()\n"
+        "print('it goes on')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
 @pytest.mark.parametrize("ignored", [False, True])
 def test_the_end_of_the_terminal_is_a_request_to_stop_unless_it_is_ignored(ignored):

@@ -111,16 +111,25 @@ def explain_early_interrupts() -> None:
     if sys.argv[:1] != ["-m"]:
         return
     say_loading()
-    before = sys.excepthook
+    before, unraisable = sys.excepthook, sys.unraisablehook
+
+    def leave() -> NoReturn:
+        with contextlib.suppress(SystemExit):
+            _stop("interrupted", EXIT_INTERRUPTED)
+        os._exit(EXIT_INTERRUPTED)  # Python itself would end by the signal
 
     def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if issubclass(kind, KeyboardInterrupt):
-            with contextlib.suppress(SystemExit):
-                _stop("interrupted", EXIT_INTERRUPTED)
-            os._exit(EXIT_INTERRUPTED)  # Python itself would end by the signal
+            leave()
         before(kind, error, trace)
 
-    sys.excepthook = report
+    def ignored(event: Any) -> None:
+        # Imports are full of callbacks and finalisers, in which Python would print the exception and go on.
+        if issubclass(event.exc_type, KeyboardInterrupt):
+            leave()
+        unraisable(event)
+
+    sys.excepthook, sys.unraisablehook = report, ignored
 
 
 def _stop(line: str, code: int) -> NoReturn:
