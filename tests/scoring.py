@@ -14,6 +14,8 @@ from pytorch_fid import inception as published
 from torch import nn
 
 from core.cli.files import sha256_of, write_json
+from core.nn.init import init_normal
+from core.nn.model_file import build_model, save_model
 
 WEIGHTS_NAME = "pt_inception-2015-12-05-6726825d.pth"
 
@@ -75,3 +77,12 @@ def write_short_weights(path: Path) -> Path:
     """The random weights up to the block of dims=192, a small file."""
     torch.save({name: value for name, value in random_state().items() if name.startswith("Conv2d")}, path)
     return path
+
+
+def lively_generator(folder: Path) -> Path:
+    """A model file in `folder`: a small generator with weights large enough to give lively pictures."""
+    recipe = {"_target_": "gen.dcgan.Generator", "image_size": 32, "latent_dim": 6, "width": 4}
+    generator = build_model(recipe)
+    init_normal(generator, std=0.3)
+    save_model(folder / "model.safetensors", generator, recipe, {})
+    return folder / "model.safetensors"

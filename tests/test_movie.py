@@ -7,28 +7,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scoring import lively_generator
 
 from core.cli.errors import UserError
 from core.data import movie
 from core.data.images import make_grid, write_png
-from core.nn.init import init_normal
-from core.nn.model_file import build_model, save_model
 from gen import sample
 from gen.latents import sample_latents
 from gen.sample import load_generator, render
 from gen.walk import closed_path, walk
 from scripts import timelapse
 
-RECIPE = {"_target_": "gen.dcgan.Generator", "image_size": 32, "latent_dim": 6, "width": 4}
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    generator = build_model(RECIPE)
-    init_normal(generator, std=0.3)
-    path = tmp_path_factory.mktemp("run") / "model.safetensors"
-    save_model(path, generator, RECIPE, {})
-    return path
+    return lively_generator(tmp_path_factory.mktemp("run"))
 
 
 def command(monkeypatch, module, *words):

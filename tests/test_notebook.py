@@ -1,4 +1,4 @@
-"""The notebook: its two forms say the same, and it runs from top to bottom."""
+"""The notebook runs from top to bottom."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ jupytext = pytest.importorskip("jupytext")
 nbclient = pytest.importorskip("nbclient")
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPT, NOTEBOOK = ROOT / "docs/notebook.py", ROOT / "docs/notebook.ipynb"
+SCRIPT = ROOT / "docs/notebook.py"
 # Words that make its commands tiny
 TINY = {
     "--count 500": "--count 20 --size 32",
@@ -18,16 +18,10 @@ TINY = {
 }
 
 
-def test_both_forms_say_the_same_and_hold_no_results():
-    cells = [[(cell.cell_type, cell.source) for cell in jupytext.read(path).cells] for path in (SCRIPT, NOTEBOOK)]
-    assert cells[0] == cells[1], "make it again: jupytext --to ipynb docs/notebook.py"
-    assert not any(cell.get("outputs") for cell in jupytext.read(NOTEBOOK).cells)
-
-
 @pytest.mark.slow
 def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
     pytest.importorskip("ipykernel")
-    notebook = jupytext.read(NOTEBOOK)
+    notebook = jupytext.read(SCRIPT)
     for cell in notebook.cells:
         for long, short in TINY.items():
             cell.source = cell.source.replace(long, short)

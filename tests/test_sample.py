@@ -9,25 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
+from scoring import lively_generator
 
 from core.cli.errors import UserError
-from core.nn.init import init_normal
 from core.nn.model_file import build_model, save_model
 from gen import sample
 from gen.latents import sample_latents, training_latents
 from gen.sample import generate, slerp
 
-RECIPE = {"_target_": "gen.dcgan.Generator", "image_size": 32, "latent_dim": 6, "width": 4}
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A generator with weights large enough to give lively pictures."""
-    generator = build_model(RECIPE)
-    init_normal(generator, std=0.3)
-    path = tmp_path_factory.mktemp("run") / "model.safetensors"
-    save_model(path, generator, RECIPE, {})
-    return path
+    return lively_generator(tmp_path_factory.mktemp("run"))
 
 
 def command(monkeypatch, *words):

@@ -11,6 +11,7 @@ import logging
 import pickle
 import re
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -42,7 +43,7 @@ TORCHVISION = {
 IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # that torchvision trained with
 
 
-class _Pretrained(nn.Module):
+class _Pretrained(nn.Module, ABC):
     """A network with its input normalisation; frozen, it has no gradients for its weights and stays in eval mode."""
 
     network: Any  # a module; those of timm describe themselves
@@ -60,8 +61,9 @@ class _Pretrained(nn.Module):
         self.requires_grad_(not frozen)
         self.train()
 
+    @abstractmethod
     def _build(self, name: str, weights: str, channels: int) -> tuple[Any, Any, Any]:
-        raise NotImplementedError
+        """The network, and mean and sd of its input."""
 
     @functools.cached_property
     def weights_sha256(self) -> str | None:

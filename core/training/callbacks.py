@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +56,7 @@ class Tracker(Callback):
         loop.accelerator.log(values, step=loop.images_seen)
 
 
-class Pictures(Callback):
+class Pictures(Callback, ABC):
     """Writes a picture before the first step, at 1, 2, 5, 10, ... thousand images, every `every` images and at the end.
 
     It shows under it how many images have been seen. What draws it must not change the run by a bit.
@@ -64,9 +65,9 @@ class Pictures(Callback):
     def __init__(self, every: int) -> None:
         self.every = every
 
+    @abstractmethod
     def draw(self, loop: TrainingLoop) -> np.ndarray:
         """The picture of process 0, uint8 (H, W, 3)."""
-        raise NotImplementedError
 
     def begin(self, loop: TrainingLoop) -> None:
         """Write the one of no image."""
