@@ -299,18 +299,21 @@ def test_ctrl_c_while_a_command_is_imported_is_one_line():
     assert (process.returncode, rest) == (130, ["interrupted\n"])
 
 
-def test_ctrl_c_where_python_ignores_exceptions_ends_an_import_too():
+def test_ctrl_c_that_an_imported_library_swallows_ends_it_all_the_same():
     program = (
-        "import sys; sys.argv = ['-m']\n"
-        "from core.cli.errors import explain_early_interrupts\n"
+        "import os, signal, sys, time; sys.argv = ['-m']\n"
+        "from core.cli.errors import explain_early_interrupts, reports_errors\n"
         "explain_early_interrupts()\n"
-        "class Finalised:\n"
-        "    def __del__(self): raise KeyboardInterrupt\n"
-        "Finalised()\n"
-        "print('it goes on')"
+        "if LATE: reports_errors(list)()\n"
+        "try: os.kill(os.getpid(), signal.SIGINT); time.sleep(1)\n"
+        "except BaseException as error: print(type(error).__name__)"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+    outcomes = []
+    for late in ("False", "True"):  # while it imports; when the command has begun
+        words = [sys.executable, "-c", program.replace("LATE", late)]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        outcomes.append((done.returncode, done.stdout, done.stderr))
+    assert outcomes == [(130, "", "interrupted\n"), (0, "KeyboardInterrupt\n", "")]
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")

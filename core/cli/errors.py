@@ -7,10 +7,10 @@ import contextlib
 import functools
 import hashlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn
 
 from core import __version__
@@ -65,6 +65,8 @@ def reports_errors(command: Callable[..., Any]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
+        if signal.getsignal(signal.SIGINT) is _leave:  # everything is imported
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         if isinstance(sys.stdout, SturdyStream):  # within a command, such as `facet`, that sees to the streams
             return guarded(*args, **kwargs)
         exits, code = False, None
@@ -111,25 +113,15 @@ def explain_early_interrupts() -> None:
     if sys.argv[:1] != ["-m"]:
         return
     say_loading()
-    before, unraisable = sys.excepthook, sys.unraisablehook
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
 
-    def leave() -> NoReturn:
-        with contextlib.suppress(SystemExit):
-            _stop("interrupted", EXIT_INTERRUPTED)
-        os._exit(EXIT_INTERRUPTED)  # Python itself would end by the signal
 
-    def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if issubclass(kind, KeyboardInterrupt):
-            leave()
-        before(kind, error, trace)
-
-    def ignored(event: Any) -> None:
-        # Imports are full of callbacks and finalisers, in which Python would print the exception and go on.
-        if issubclass(event.exc_type, KeyboardInterrupt):
-            leave()
-        unraisable(event)
-
-    sys.excepthook, sys.unraisablehook = report, ignored
+def _leave(*_: object) -> NoReturn:
+    """Handle SIGINT while modules are imported, where callbacks and libraries may swallow an exception."""
+    with contextlib.suppress(SystemExit):
+        _stop("interrupted", EXIT_INTERRUPTED)
+    os._exit(EXIT_INTERRUPTED)
 
 
 def _stop(line: str, code: int) -> NoReturn:
