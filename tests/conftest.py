@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # The tests compare CPU arithmetic bit by bit; tests/test_gpu.py starts commands that see the GPUs again.
 VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -24,7 +25,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure() -> None:
-    """Give each worker of pytest-xdist a core of its own: torch would start a thread for every core in all of them."""
+    """Give each worker of pytest-xdist a core of its own: torch would start a thread for every core in all of them.
+
+    Shells start background jobs with SIGINT ignored, which the commands that are tested would inherit.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     if worker and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
