@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from core.cli.errors import UserError
 from core.nn.backbone import DEFAULT, STRIDES, Backbone
 from core.nn.blocks import ConvBlock, require_positive
-from core.nn.frozen import speed_up
+from core.nn.fuse import fold_foreign
 from core.nn.init import apply_spectral_norm, init_he
 from gen.dcgan import Discriminator as PixelDiscriminator
 from gen.losses import image_logits
@@ -40,7 +40,7 @@ class FrozenFeatures(nn.Module):
         super().__init__()
         self.backbone, self.resolution = backbone, resolution
         self.backbone_sha256 = backbone.weights_sha256  # of the weights as they were read
-        speed_up(backbone.network)
+        fold_foreign(backbone.network)
         widths = backbone.widths
         conv = partial(nn.Conv2d, bias=False)
         mix = widths if projections != "none" else ()

@@ -74,7 +74,7 @@ class EncoderUNet(SegmentationNetwork):
             self.merge.append(make(width + skips.get(self.multiple >> level, 0), width, 1, layer))
             before = width
         self.dropout = nn.Dropout(dropout)
-        self.head = ConvBlock(before, classes, kernel=1, norm=None, activation=None)
+        self.head = ConvBlock(before, classes, padding=1, norm=None, activation=None)
 
     def initialise(self, seed: int) -> None:
         """Draw the decoder's weights, and the encoder's where they are not pretrained, from `seed` alone."""

@@ -17,7 +17,6 @@ from torch.nn.utils.parametrize import is_parametrized
 from core.cli.errors import UserError
 from core.nn.backbone import Backbone, state_sha256, timm_network
 from core.nn.ema import ExponentialAverage
-from core.nn.frozen import StridedDepthwise, speed_up
 from core.nn.model_file import load_model
 from core.training.checkpoint import Checkpoints
 from eval.features.extractors import RandomFeatures
@@ -230,7 +229,7 @@ def test_a_gan_learns_discs_of_two_colours():
         discriminator_step(wrapped, of_d, [batch], [fake], objective)
         generator_step(g, wrapped, of_g, [batch], [fake], objective)
         average.update(g, 8 * step, 8)
-    assert scores[0] > 20 and scores[1] < 5, scores
+    assert scores[0] > 50 and scores[1] < 10, scores
 
 
 @pytest.mark.parametrize(
@@ -245,45 +244,6 @@ def test_a_gan_learns_discs_of_two_colours():
 def test_arguments_out_of_range(settings, text):
     with pytest.raises(UserError, match=text):
         Discriminator(**settings)
-
-
-# -- the same in less time
-
-
-@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18", "densenet121", "mobilenetv2_100"])
-def test_a_network_that_is_sped_up_computes_the_same(name):
-    torch.manual_seed(0)
-    slow = Backbone(name, "none", strides=(8, 16)).double()
-    with torch.no_grad():
-        for layer in slow.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                for value, low, high in ((layer.running_var, 0.5, 2), (layer.weight, 0.5, 2), (layer.bias, -1, 1)):
-                    value.uniform_(low, high)
-                layer.running_mean.uniform_(-1, 1)
-    fast = copy.deepcopy(slow)
-    speed_up(fast.network)
-    left = sum(isinstance(layer, nn.BatchNorm2d) for layer in fast.modules())
-    # Those of DenseNet come before convolutions, or read what others read too.
-    assert left == 0 if name != "densenet121" else 0 < left < 121
-    x = noise(2, 3, 48, 40).double().requires_grad_()
-    outcomes = []
-    for network in (slow, fast):
-        maps = network(x)
-        loss = sum(found.square().mean() for found in maps)
-        (slope,) = torch.autograd.grad(loss, x)
-        outcomes.append((*maps, slope))
-    for a, b in zip(*outcomes, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * a.abs().max().item())
-
-
-@pytest.mark.parametrize(("kernel", "stride", "padding", "size"), [(3, 2, 1, 4), (5, 2, 2, 5), (3, (1, 3), 0, 6)])
-def test_a_strided_depthwise_convolution_and_its_derivatives(kernel, stride, padding, size):
-    torch.manual_seed(0)
-    conv = nn.Conv2d(2, 2, kernel, stride, padding, groups=2).double().requires_grad_(False)
-    layer = StridedDepthwise(conv)
-    x = torch.randn(1, 2, size, size + 1, dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(layer(x), conv(x))
-    assert torch.autograd.gradcheck(layer, x) and torch.autograd.gradgradcheck(layer, x)
 
 
 # -- the lean generator

