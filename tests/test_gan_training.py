@@ -342,7 +342,7 @@ def test_two_ranks_follow_one(prepared, tmp_path, name):
     assert one.get("augmentation") == two.get("augmentation")
     for part in ("generator", "discriminator", "ema"):
         for name, value in one[part].items():
-            assert torch.allclose(value, two[part][name], atol=2e-5), (part, name)
+            assert torch.allclose(value, two[part][name], atol=1e-4), (part, name)
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import product
 from typing import Any
 
@@ -58,20 +57,14 @@ class DepthwiseConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """As the convolution."""
         if self.as_needed:
-            x = F.pad(x, self._missing(x.shape[2:]))
+            from timm.layers import pad_same
+
+            x = pad_same(x, self.kernel_size, self.stride)
         wanted = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
         if x.device.type != "cpu" or not wanted:
             return super().forward(x)
         y: Tensor = _Depthwise.apply(x, self.weight, self.stride, self.padding)
         return y if self.bias is None else y + self.bias[:, None, None].to(y.dtype)
-
-    def _missing(self, size: torch.Size) -> list[int]:
-        """Pixels that an image lacks left, right, above and below."""
-        sides = []
-        for pixels, kernel, stride in reversed(list(zip(size, self.kernel_size, self.stride, strict=True))):
-            missing = max((math.ceil(pixels / stride) - 1) * stride + kernel - pixels, 0)
-            sides += [missing // 2, missing - missing // 2]
-        return sides
 
 
 class _Depthwise(Function):
