@@ -13,7 +13,7 @@ from core.cli.text import from_here
 from core.data.dataset import PreparedData
 from core.nn.model_file import FILE_NAME
 from core.training.best import best_so_far
-from core.training.callbacks import Callback, Curves
+from core.training.callbacks import Callback, Curves, Forecast
 from core.training.distributed import process_count
 from core.training.loop import CHANGEABLE, run_loop
 from core.training.rundir import RunFolder, flatten
@@ -22,7 +22,7 @@ from gen.trainer import SampleGrid, Trainer, panels
 
 
 def make_callbacks(config: TrainConfig) -> list[Callback]:
-    """Grids, scores if wanted (by the callback that the configuration names: `gen` does not import `eval`), curves."""
+    """Forecast, grids, scores (by the callback that the configuration names: `gen` does not import `eval`), curves."""
     scores = []
     if config.eval.every:
         section = as_dict(config.eval)
@@ -31,7 +31,8 @@ def make_callbacks(config: TrainConfig) -> list[Callback]:
             scores = [get_class(name)(**section)]
         except (ImportError, ValueError, TypeError) as error:
             raise UserError(f"eval._target_={name} names no callback that scores: leave it at its default") from error
-    return [SampleGrid(config.grid_every), *scores, Curves(panels(config.loss))]
+    advice = "experiment=cpu is made for a CPU: 150,000 images of smaller networks, in about an hour"
+    return [Forecast(advice), SampleGrid(config.grid_every), *scores, Curves(panels(config.loss))]
 
 
 def run_training(config: TrainConfig) -> RunFolder:

@@ -10,7 +10,7 @@ from core.cli.files import read_json
 from core.cli.text import from_here
 from core.data.dataset import PreparedData
 from core.nn.model_file import FILE_NAME
-from core.training.callbacks import Callback, Curves
+from core.training.callbacks import Callback, Curves, Forecast
 from core.training.distributed import process_count
 from core.training.loop import CHANGEABLE, run_loop
 from core.training.rundir import RunFolder
@@ -19,8 +19,9 @@ from seg.trainer import LAST_NAME, PANELS, Comparisons, Trainer, Validation
 
 
 def make_callbacks(config: TrainConfig) -> list[Callback]:
-    """Evaluations, pictures of the same validation images, curves."""
-    return [Validation(), Comparisons(config.valid_every), Curves(PANELS)]
+    """Forecast, evaluations, pictures of the same validation images, curves."""
+    advice = "fewer images (total_images=20_000) or smaller ones (crop=128) take less time"
+    return [Forecast(advice), Validation(), Comparisons(config.valid_every), Curves(PANELS)]
 
 
 def run_training(config: TrainConfig) -> RunFolder:

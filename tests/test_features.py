@@ -48,8 +48,8 @@ def two_folders(tmp_path: Path) -> tuple[Path, Path]:
 def by_pytorch_fid(first: Path, second: Path, dims: int) -> float:
     """pytorch-fid's own statistics of two folders, with weights from the torch hub cache, and its own distance.
 
-    The distance is taken by eigenvalues where this SciPy does not run theirs any more, and from 768 dimensions up, where
-    theirs takes half a minute.
+    The distance is taken by eigenvalues where this SciPy does not run theirs any more, and from 768 dimensions up,
+    where theirs takes half a minute.
     """
     network = published.InceptionV3([published.InceptionV3.BLOCK_INDEX_BY_DIM[dims]])
     moments = [fid_score.compute_statistics_of_path(str(path), network, 20, dims, "cpu", 0) for path in (first, second)]

@@ -12,7 +12,7 @@ from test_train import no_plots, overrides, run  # noqa: F401 (a fixture for all
 from core.cli.help import choices
 from core.data.grids import CAPTION
 from core.training import callbacks
-from core.training.callbacks import milestone
+from core.training.callbacks import Forecast, milestone
 from gen import train, trainer
 from gen.monitor import PATIENCE, RECIPES, CollapseMonitor, identical_samples
 
@@ -41,6 +41,31 @@ def test_chance_and_health_are_told_apart():
 def test_pictures_come_at_1_2_5_10_thousand_images():
     due = [images for images in range(1, 100_001) if milestone(images) != milestone(images - 1)]
     assert due == [1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000]
+
+
+@pytest.mark.parametrize(
+    ("total", "device", "told"),
+    [
+        (40_000, "cpu", ["about 63 min for the rest, at 10 images/s"]),
+        (1_000_000, "cpu", ["about 27.7 h for the rest, at 10 images/s", "note: take another"]),
+        (1_000_000, "cuda", ["about 27.7 h for the rest, at 10 images/s"]),
+        (3_000, "cpu", []),
+    ],
+)
+def test_the_time_of_the_rest_is_told_once_the_speed_is_known(monkeypatch, total, device, told):
+    """The first step takes a minute, the others 2 s for 20 images each."""
+    lines, now = [], [0.0]
+    monkeypatch.setattr(callbacks, "say", lines.append)
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: now[0])
+    accelerator = SimpleNamespace(is_main_process=True, device=SimpleNamespace(type=device))
+    loop = SimpleNamespace(settings=SimpleNamespace(total_images=total), accelerator=accelerator, images_seen=2_000)
+    forecast = Forecast("take another")
+    for step in range(30):
+        now[0] += 60 if step == 0 else 2
+        loop.images_seen += 20
+        forecast.after_step(loop, loop.images_seen - 20, last=False)
+        assert bool(lines) == (bool(told) and step >= 8)
+    assert lines == told
 
 
 def test_the_shortest_run_has_pictures_a_row_and_curves(prepared, tmp_path, monkeypatch, capsys):

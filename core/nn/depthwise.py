@@ -59,7 +59,7 @@ class DepthwiseConv2d(nn.Conv2d):
         if self.as_needed:
             from timm.layers import pad_same
 
-            x = pad_same(x, self.kernel_size, self.stride)
+            x = pad_same(x, list(self.kernel_size), list(self.stride))
         wanted = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
         if x.device.type != "cpu" or not wanted:
             return super().forward(x)

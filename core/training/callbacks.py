@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from core.cli.console import duration, say
 from core.data.grids import captioned, write_png
 from core.training.best import comparable, score_panel
 from core.training.curves import FILE_NAME, Panel, draw_curves
@@ -42,6 +44,36 @@ class Callback:
     def status(self) -> str:
         """What to add to the progress line."""
         return ""
+
+
+class Forecast(Callback):
+    """Says once, when the speed is known, how long the rest of the run will take.
+
+    Args:
+        advice: what to do on a CPU where that is more than a day.
+    """
+
+    SETTLED, WORTH_TELLING, DAY = 15.0, 120.0, 86_400.0  # seconds
+
+    def __init__(self, advice: str) -> None:
+        self.advice, self.told = advice, False
+        self.began: tuple[float, int] | None = None  # when, and the images seen
+
+    def after_step(self, loop: TrainingLoop, before: int, last: bool) -> None:
+        """Measure from the end of the first step, which is slower than the others."""
+        now, seen = time.perf_counter(), loop.images_seen
+        if self.began is None:
+            self.began = now, seen
+        elapsed, images = now - self.began[0], seen - self.began[1]
+        if self.told or elapsed < self.SETTLED or not images:
+            return
+        self.told = True
+        left = (loop.settings.total_images - seen) * elapsed / images
+        if left < self.WORTH_TELLING or not loop.accelerator.is_main_process:
+            return
+        say(f"about {duration(left)} for the rest, at {images / elapsed:,.0f} images/s")
+        if left > self.DAY and loop.accelerator.device.type == "cpu":
+            say(f"note: {self.advice}")
 
 
 class Tracker(Callback):
