@@ -50,7 +50,7 @@ class EncoderUNet(SegmentationNetwork):
         classes: int = 2,
         encoder: Mapping[str, Any] = MappingProxyType({}),
         widths: Sequence[int] = (128, 64, 48, 32),
-        up: Upsampling = "transposed",
+        up: Upsampling = "nearest",
         norm: Norm = "batch",
         block: Block = "plain",
         dropout: float = 0.0,
