@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.nn import functional as F
 
 from core.cli.errors import UserError
@@ -25,6 +26,7 @@ from gen.losses import image_logits
 
 Projections = Literal["none", "channels", "scales"]
 COARSEST = 4  # side in pixels down to which a head halves its map
+SPREAD = (49471, 37345)  # of 2^16: multiples of these two fill the unit square evenly (the R2 sequence, Roberts 2018)
 NOISE_SIDES = (4, 8, 16, 32, 64)  # of the noise at which the maps are scaled
 NOISE_IMAGES = 16
 
@@ -79,6 +81,10 @@ class Discriminator(nn.Module):
         minibatch_deviation: give the heads the mean standard deviation over the batch as one more channel (Karras et
             al. 2018, section 3). Images are then no longer judged each by itself.
         pixel_width: `width` of a `gen.dcgan.Discriminator` of the pixels; 0 for none.
+        pixel_gain: factor of the gradient of its logits with respect to the images. At 1 it is a tenth of those of the
+            other heads, so that G hardly hears of textures to which the frozen network is blind.
+        jitter: in training, the frozen network sees all images of a batch moved by up to so many pixels, mirrored at
+            the edges. Its strides otherwise leave stripes and grids in the samples.
 
     Attributes:
         pretrained: name and SHA-256 of the frozen network, for model files.
@@ -103,9 +109,13 @@ class Discriminator(nn.Module):
         head_width: int = 64,
         minibatch_deviation: bool = False,
         pixel_width: int = 16,
+        pixel_gain: float = 10.0,
+        jitter: int = 4,
     ) -> None:
         super().__init__()
         require_positive(head_width=head_width, resolution=resolution)
+        if not 0 <= jitter < image_size or not 0 < pixel_gain < float("inf"):
+            raise UserError(f"jitter={jitter} must be 0 to {image_size - 1}, and pixel_gain={pixel_gain} above 0")
         if projections not in get_args(Projections):
             raise UserError(f"projections={projections!r} is unknown: use one of {', '.join(get_args(Projections))}")
         network = Backbone(backbone, weights, strides=strides)
@@ -114,6 +124,8 @@ class Discriminator(nn.Module):
         digest = bytes.fromhex(self.frozen.module.backbone_sha256 or "")
         self.register_buffer("backbone_sha256", torch.tensor(list(digest), dtype=torch.uint8))
         self.register_buffer("scale", torch.ones(len(network.widths)))
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))  # in training
+        self.pixel_gain, self.jitter = pixel_gain, jitter
         self.heads = nn.ModuleList(
             _head(channels, resolution // stride, head_width, minibatch_deviation)
             for channels, stride in zip(network.widths, network.strides, strict=True)
@@ -140,10 +152,21 @@ class Discriminator(nn.Module):
 
     def forward_all(self, images: Tensor) -> tuple[Tensor, ...]:
         """Logits of each head at the places of its map (N, H', W'), fine to coarse, then those of the pixels (N,)."""
-        maps = self.frozen.module(images)
+        maps = self.frozen.module(self._moved(images))
         judged = [head(found * scale) for head, found, scale in zip(self.heads, maps, self.scale, strict=True)]
-        on_pixels = [] if self.pixels is None else [self.pixels(images)]
+        on_pixels = [] if self.pixels is None else [self.pixels(_Gain.apply(images, self.pixel_gain))]
         return (*(logits.squeeze(1) for logits in judged), *on_pixels)
+
+    def _moved(self, images: Tensor) -> Tensor:
+        """The images, in training moved by at most `jitter` pixels, all ways alike."""
+        if not (self.training and self.jitter):
+            return images
+        # Computed, not drawn: a run that continues goes on where it was, and no device has to wait.
+        down, right = (self.passes * factor % 2**16 * (2 * self.jitter + 1) // 2**16 for factor in SPREAD)
+        self.passes += 1
+        rows, columns = (torch.arange(size, device=images.device) for size in images.shape[2:])
+        mirrored = F.pad(images, [self.jitter] * 4, mode="reflect")
+        return mirrored.index_select(2, rows + down).index_select(3, columns + right)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Discriminator:
         """Move the frozen part along: `to` ends here."""
@@ -159,6 +182,19 @@ class Discriminator(nn.Module):
                 f"{now[:12] or 'none'} instead of {was[:12] or 'none'}): restore them, or use another name=..."
             )
         super()._load_from_state_dict(state, prefix, *others)
+
+
+class _Gain(Function):
+    """The images; their gradient is multiplied."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, gain: float) -> Tensor:
+        ctx.gain = gain
+        return images.view_as(images)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.gain * grad, None
 
 
 class _Apart:
