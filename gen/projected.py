@@ -97,6 +97,7 @@ class Discriminator(nn.Module):
     judges_pixels = False
     backbone_sha256: Tensor
     scale: Tensor
+    passes: Tensor
 
     def __init__(
         self,
