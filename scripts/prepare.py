@@ -12,6 +12,7 @@ import numpy as np
 
 from core.cli.console import warn
 from core.cli.errors import CommandParser, UserError, reports_errors
+from core.cli.text import from_here
 from core.data.dataset import PREVIEW, SPLITS, PreparedData
 from core.data.decode import DEEP
 from core.data.mask_classes import read_classes
@@ -204,7 +205,7 @@ def main() -> None:
         workers=options.workers or cpu_cores(),
         force=options.force,
     )
-    print(summary(result))
+    print(from_here(summary(result)))
     if strange := depth_warning(result.data):
         warn(strange)
 

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from core.cli import console
 from core.cli.console import duration
+from core.cli.errors import UserError, reports_errors
 from core.cli.text import from_here
 
 
@@ -57,3 +58,18 @@ def test_paths_are_told_from_where_one_stands(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     told = f"result in {tmp_path}/runs/a.json, not {tmp_path}x/b nor /other{tmp_path}/c"
     assert from_here(told) == f"result in runs/a.json, not {tmp_path}x/b nor /other{tmp_path}/c"
+
+
+def test_errors_tell_paths_from_where_one_stands_even_if_that_is_gone(monkeypatch, tmp_path, capsys):
+    @reports_errors
+    def fail():
+        raise UserError(f"no run at {tmp_path}/here/runs/x")
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for told in ("runs/x", f"{tmp_path}/here/runs/x"):
+        with pytest.raises(SystemExit):
+            fail()
+        assert capsys.readouterr().err == f"error: no run at {told}\n"
+        if (tmp_path / "here").exists():
+            (tmp_path / "here").rmdir()

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from core import __version__
 from core.cli.streams import SturdyStream, say_loading, sturdy_streams, wipe_loading
-from core.cli.text import shown
+from core.cli.text import from_here, shown
 
 EXIT_USER_ERROR = 1
 EXIT_INTERRUPTED = 130
@@ -130,7 +130,7 @@ def _stop(line: str, code: int) -> NoReturn:
     What a damaged file has brought into the message cannot control the terminal: it is escaped.
     """
     rank = os.environ.get("RANK", "0")
-    line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+    line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in from_here(line))
     wipe_loading()
     if _first_to_say(line):
         print(line if rank == "0" else f"process {rank}: {line}", file=sys.stderr)

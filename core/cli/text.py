@@ -22,5 +22,8 @@ def shown(name: str, most: int = 100) -> str:
 
 def from_here(text: str) -> str:
     """`text` with the paths in it that lie in the current folder written from there."""
-    here = os.getcwd() + os.sep  # noqa: PTH109 (Path would normalise it)
+    try:
+        here = os.getcwd() + os.sep  # noqa: PTH109 (Path would normalise it)
+    except FileNotFoundError:  # the folder was deleted
+        return text
     return re.sub(rf"(?<![^\s'\"`(=]){re.escape(here)}(?=\S)", "", text) if len(here) > 1 else text

@@ -314,10 +314,16 @@ class TrainingLoop(ABC):
                 if self.stop_agreed(stop):
                     self.log_rest(speed)
                     self.save()
-                    raise Interrupted(f"saved at {self.images_seen:,} images; the same command continues")
+                    raise Interrupted(self.farewell())
         if self.images_seen > first:
             self.log_rest(speed)
         self.save()
+
+    def farewell(self) -> str:
+        """What a run says that was asked to stop."""
+        picture = self.run.last_picture()
+        shown = "" if picture is None else f"; newest picture: {picture}"
+        return f"saved at {self.images_seen:,} images; the same command continues{shown}"
 
     def stop_agreed(self, stop: StopRequest) -> bool:
         """Whether all processes stop here. A signal reaches them at different steps, so they vote."""
