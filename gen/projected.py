@@ -7,6 +7,7 @@ moment of 1, and an ordinary discriminator of the pixels may be added, which see
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
@@ -115,8 +116,10 @@ class Discriminator(nn.Module):
     ) -> None:
         super().__init__()
         require_positive(head_width=head_width, resolution=resolution)
-        if not 0 <= jitter < image_size or not 0 < pixel_gain < float("inf"):
-            raise UserError(f"jitter={jitter} must be 0 to {image_size - 1}, and pixel_gain={pixel_gain} above 0")
+        if not isinstance(jitter, int) or not 0 <= jitter < image_size:
+            raise UserError(f"jitter={jitter} must be a whole number from 0 to {image_size - 1}")
+        if not 0 < pixel_gain < math.inf:
+            raise UserError(f"pixel_gain={pixel_gain} must be above 0")
         if projections not in get_args(Projections):
             raise UserError(f"projections={projections!r} is unknown: use one of {', '.join(get_args(Projections))}")
         network = Backbone(backbone, weights, strides=strides)

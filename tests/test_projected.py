@@ -273,8 +273,9 @@ def test_a_gan_learns_discs_of_two_colours():
         ({"projections": "all"}, "projections='all' is unknown: use one of none, channels, scales"),
         ({"head_width": 0}, "head_width=0 must be"),
         ({"resolution": 0}, "resolution=0 must be"),
-        ({"jitter": 64}, "jitter=64 must be 0 to 63"),
-        ({"pixel_gain": 0.0}, "pixel_gain=0.0 above 0"),
+        ({"jitter": 64}, "jitter=64 must be a whole number from 0 to 63"),
+        ({"jitter": 4.0}, "jitter=4.0 must be"),
+        ({"pixel_gain": 0.0}, "pixel_gain=0.0 must be above 0"),
         ({"backbone": "efficientnet_lite9"}, "unknown network 'efficientnet_lite9'"),
     ],
 )
