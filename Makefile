@@ -3,17 +3,14 @@ PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALLED := .venv/.installed
 
-.PHONY: demo test coverage lint clean
+.PHONY: demo test lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m scripts.demo
 
+# TEST_OPTIONS: more options of pytest. CI measures coverage by them; without, tests take two fifths less time.
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(TEST_OPTIONS)
-
-# Apart, since before Python 3.12 measuring makes tests two thirds slower.
-coverage: TEST_OPTIONS := --cov --cov-report=term --cov-fail-under=90
-coverage: test
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -340,9 +340,11 @@ def test_two_ranks_follow_one(prepared, tmp_path, name):
     for a, b in zip(one_rows, two_rows, strict=True):
         assert a == pytest.approx(b, rel=1e-3, abs=1e-5)
     assert one.get("augmentation") == two.get("augmentation")
+    # A pretrained network passes rounding on fifty layers deep.
+    most = 5e-5 if name == "projected" else 2e-5
     for part in ("generator", "discriminator", "ema"):
-        for name, value in one[part].items():
-            assert torch.allclose(value, two[part][name], atol=1e-4), (part, name)
+        for key, value in one[part].items():
+            assert torch.allclose(value, two[part][key], atol=most), (part, key)
 
 
 @pytest.mark.slow
