@@ -167,3 +167,37 @@ def test_processes_of_one_launch_tell_the_same_error_once_and_other_errors_too(m
 @reports_errors
 def stop_with(text):
     raise UserError(text)
+
+
+TOGETHER = """
+import atexit
+import torch
+from core.cli.errors import UserError, reports_errors
+
+class Held:
+    def __del__(self):
+        print("torn down")
+
+held = Held()
+atexit.register(print, "leaving", flush=True)
+
+@reports_errors
+def main():
+    if JOIN:
+        torch.distributed.init_process_group("gloo", init_method="file://GROUP", rank=0, world_size=1)
+    print("done")
+    if CODE:
+        raise UserError("wrong")
+
+main()
+"""
+
+
+@pytest.mark.parametrize(("join", "code"), [(True, 0), (True, 1), (False, 0)])
+def test_a_process_that_worked_with_others_ends_without_the_interpreters_teardown(tmp_path, join, code):
+    text = TOGETHER.replace("JOIN", str(join)).replace("GROUP", str(tmp_path / "group")).replace("CODE", str(code))
+    path = os.environ | {"PYTHONPATH": facet.__file__.rsplit("/", 2)[0]}
+    done = subprocess.run([sys.executable, "-c", text], env=path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    assert done.stdout.split("\n") == ["done", "leaving", *([] if join else ["torn down"]), ""]
+    assert done.stderr.strip() == ("error: wrong" if code else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import functools
 import hashlib
@@ -80,6 +81,7 @@ def reports_errors(command: Callable[..., Any]) -> Callable[..., None]:
             if reason := failure():
                 print(f"error: cannot print the results: {reason.strerror}", file=sys.stderr)
                 exits, code = True, code or EXIT_USER_ERROR
+        _leave_the_others(code)
         if exits:
             sys.exit(code)
 
@@ -100,6 +102,19 @@ def reports_errors(command: Callable[..., Any]) -> Callable[..., None]:
             _stop(f"error: cannot access {shown(os.fsdecode(name), most=300)}: {error.strerror}", EXIT_USER_ERROR)
 
     return wrapped
+
+
+def _leave_the_others(code: Any) -> None:
+    """End a process that has exchanged tensors with others at once, without tearing down the interpreter.
+
+    Gloo's threads may still hold the tensors of the last exchange, and DistributedDataParallel never lets them end. One
+    that drops a tensor while Python finalises needs the interpreter, is made to exit inside C++, and std::terminate
+    aborts the process: about once in a hundred launches on a busy machine.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        atexit._run_exitfuncs()  # among them what ends the processes that load data
+        os._exit(code or 0)
 
 
 def explain_early_interrupts() -> None:

@@ -375,7 +375,7 @@ def run_loop(
             machine = f"{accelerator.num_processes} x {accelerator.device.type}, {torch.get_num_threads()} threads"
             say(f"{loop.describe()}, {machine}, {config.mixed_precision}")
         stop = stack.enter_context(StopRequest().listening())
-        stack.callback(accelerator.end_training)
+        stack.callback(lambda: [tracker.finish() for tracker in accelerator.trackers])
         if config.compile:
             stack.enter_context(explained_compiler())
         loop.train(stop)
