@@ -31,24 +31,27 @@ from core.training.machine import choose_precision, cpu_cores, cpuinfo, native_b
 from scripts import bench_parts as parts
 from scripts.bench_measure import Result
 from scripts.bench_parts import Bench, Settings
+from scripts.bench_quality import quality
 
 TRAINING = ("gan-step", "gan-epoch", "unet-step", "data", "scaling")  # on any number of processes
 ALONE = ("sample", "fold", "features", "frechet", "prepare", "ranks")
 PARTS: dict[str, Callable[[Bench], Result]] = {n: getattr(parts, n.replace("-", "_")) for n in TRAINING + ALONE}
 DEFAULT = [part for part in PARTS if part not in ("scaling", "fold", "ranks")]
+LONG = {"quality": quality}  # hours
 PAPER: dict[str, Any] = {"unet_widths": (64, 128, 256, 512, 1024), "unet_size": 256}
 # A smaller product does not fill a large GPU; fewer images would measure how long pytorch-fid's workers take to start.
 GPU = {"matrix": 8192, "features": 1000}
 
 EXAMPLES = f"""
-parts (default: all but scaling, fold and ranks, in two to three minutes on two cores):
-{chr(10).join(f"  {name:<11} {part.__doc__}" for name, part in PARTS.items())}
+parts (default: all but scaling, fold, ranks and quality, in two to three minutes on two cores):
+{chr(10).join(f"  {name:<11} {part.__doc__}" for name, part in (PARTS | LONG).items())}
 
 examples:
   facet bench
   facet bench --parts gan-step gan-epoch --seconds 60 --json bench.json
   facet bench --parts gan-step --batch 512 --precision bf16 --compile
   facet bench --parts unet-step --paper --precision bf16            the paper's widths at 256x256, for a GPU
+  facet bench --parts quality --data data/celeba --weights pt_inception-2015-12-05-6726825d.pth --keep runs/quality
   accelerate launch --quiet --multi_gpu --num_processes 4 -m scripts.bench --parts gan-step gan-epoch --batch 2048
 
 A GPU is used if there is one (unless ACCELERATE_USE_CPU=true). Both sides take turns, A B A B ..., in one process;
@@ -60,7 +63,7 @@ launch the parts that train run on all processes, and the others are left out. d
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read and check the command line (default: sys.argv)."""
     parser = CommandParser(prog="facet bench", description=__doc__, epilog=EXAMPLES)
-    parser.add_argument("--parts", nargs="+", choices=["all", *PARTS], metavar="PART", help="what to measure")
+    parser.add_argument("--parts", nargs="+", choices=["all", *PARTS, *LONG], metavar="PART", help="what to measure")
     parser.add_argument("--seconds", type=float, default=Settings.seconds, help="per part (default %(default)g)")
     parser.add_argument("--batch", type=int, default=Settings.batch, help="images per DCGAN step (default %(default)d)")
     parser.add_argument("--size", type=int, default=Settings.size, help="side of the faces (default %(default)d)")
@@ -70,6 +73,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="torch.compile and fused optimisers on our side")
     parser.add_argument("--paper", action="store_true", help="U-Net of the paper's widths at 256x256")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the table as JSON, too")
+    quality = parser.add_argument_group("of quality, which takes hours and is not part of all")
+    quality.add_argument("--data", type=Path, help="prepared data set")
+    quality.add_argument("--weights", metavar="PATH", help="of Inception (default: downloaded by pytorch-fid)")
+    quality.add_argument("--keep", type=Path, metavar="FOLDER", help="where the same command continues")
+    quality.add_argument("--target", type=float, default=Settings.target, help="FID-768 (default %(default)g)")
     options, processes = parser.parse_args(arguments), process_count()
     for name, batch in (("--batch", options.batch), ("--unet-batch", options.unet_batch)):
         if batch < 2 * processes or batch % processes:
@@ -78,11 +86,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         raise UserError("--seconds must be above 0 (and below 100,000)")
     if options.size not in (32, 64, 128, 256):
         raise UserError("--size must be 32, 64, 128 or 256: a DCGAN doubles, and the drawn faces are no larger")
-    alone = [part for part in options.parts or () if part in ALONE]
+    if "quality" in (options.parts or ()) and options.data is None:
+        raise UserError("--parts quality needs --data, a prepared data set")
+    alone = [part for part in options.parts or () if part in ALONE or part in LONG]
     if alone and processes > 1:
         raise UserError(f"--parts {alone[0]} runs on one process: start it without accelerate launch")
     wanted, possible = options.parts or DEFAULT, TRAINING + ALONE if processes == 1 else TRAINING
     options.parts = [part for part in possible if part in wanted or "all" in wanted]
+    options.parts += [part for part in LONG if part in wanted]
     return options
 
 
@@ -139,7 +150,7 @@ def measure(bench: Bench, names: list[str]) -> list[Result]:
     with Progress(console=Console(stderr=True), auto_refresh=False, disable=hidden) as bar:  # a thread would take time
         for name in bar.track(names):
             bar.update(bar.task_ids[0], description=name, refresh=True)
-            results.append(PARTS[name](bench))
+            results.append((PARTS | LONG)[name](bench))
             torch.cuda.empty_cache()  # does nothing without a GPU
     return results
 

@@ -19,10 +19,11 @@ from core.data.images import write_png
 from core.nn.model_file import build_model
 from core.prepare.pipeline import prepare
 from core.prepare.sources import open_image_source
-from eval.features.extractors import InceptionFeatures
+from core.training.distributed import start_accelerator
+from eval.features.extractors import InceptionFeatures, RandomFeatures
 from eval.features.image_sets import list_images
 from eval.metrics.frechet import Statistics, frechet_distance
-from scripts import bench, bench_measure, bench_parts, bench_reference
+from scripts import bench, bench_measure, bench_parts, bench_quality, bench_reference
 from scripts.bench_measure import Result, Side, interleave, neighbour_ratios, spread
 from scripts.bench_parts import Bench, Settings
 
@@ -44,6 +45,7 @@ TINY = Settings(
     rank_batch=4,
     matrix=16,
 )
+CPU = torch.device("cpu")
 SPREADS = ("ours", "reference", "ratio")
 
 
@@ -107,6 +109,31 @@ def test_the_slow_parts_report(monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_race_to_a_quality_continues_where_it_was_and_counts_training_alone(monkeypatch, data, tmp_path):
+    for name, value in (("SAMPLES", 4), ("LONGEST", 32), ("make_features", lambda *_: RandomFeatures(CPU))):
+        monkeypatch.setattr(bench_quality, name, value)
+    monkeypatch.setattr(bench_quality.Ours, "turn", 16)
+    monkeypatch.setattr(bench_quality.Usual, "turn", 8)
+    accelerator = start_accelerator("fp32", None, tmp_path)
+    settings = replace(TINY, data=data / "faces", keep=tmp_path / "keep", target=0.0)
+    result = bench_quality.quality(Bench(settings, accelerator, tmp_path))
+    assert {name: len(rows) for name, rows in result.facts.items()} == {"ours": 2, "reference": 4}
+    for rows in result.facts.values():
+        assert rows[-1]["images"] == 32 and [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
+    last = result.facts["reference"][-1]
+    assert result.ratio["median"] == last["seconds"] / result.facts["ours"][-1]["seconds"]
+    # With a goal that the first rows have reached, or with none, nothing is trained again.
+    monkeypatch.setattr(bench_reference.GanLoop, "step", None)
+    assert bench_quality.quality(Bench(settings, accelerator, tmp_path)).facts == result.facts
+    # Stopped after its state was written and before its scores were: it goes on from the scores it has.
+    with monkeypatch.context() as patch:
+        patch.setattr(bench_reference.GanLoop, "step", lambda *_: None)
+        patch.setattr(bench_quality, "LONGEST", 40)
+        longer = bench_quality.quality(Bench(settings, accelerator, tmp_path)).facts
+    assert longer["reference"][:-1] == result.facts["reference"] and longer["reference"][-1]["images"] == 40
+
+
+@pytest.mark.slow
 def test_an_error_in_another_process_is_told(tmp_path):
     with pytest.raises(UserError, match=r"no prepared data set at .*faces"):
         bench_parts.ranks(Bench(TINY, None, tmp_path))
@@ -132,6 +159,7 @@ def test_under_accelerate_launch_process_0_reports(tmp_path, monkeypatch):
         (["--batch", "1"], "error: --batch must be at least 2 and divisible by the 1 process(es)"),
         (["--seconds", "0"], "error: --seconds must be above 0"),
         (["--seconds", "nan"], "error: --seconds must be above 0"),
+        (["--parts", "quality"], "error: --parts quality needs --data, a prepared data set"),
         (["--size", "48"], "error: --size must be 32, 64, 128 or 256"),
     ],
 )
@@ -163,7 +191,7 @@ def test_the_papers_network_and_the_size_of_a_gpu():
 
 @pytest.mark.parametrize("words", [[], ["--compile"]])
 def test_our_side_is_compiled_on_request(words, tmp_path):
-    settings = bench.choose_settings(bench.parse(words), torch.device("cpu"))
+    settings = bench.choose_settings(bench.parse(words), CPU)
     config = Bench(settings, None, tmp_path).config("gen", "faces")
     assert (config.compile, config.optim["fused"]) == ((True, True) if words else (False, None))
 
@@ -227,7 +255,7 @@ def gan_step_flops(size, width):
 def test_dcgan_step_by_hand():
     assert gan_step_flops(64, 64) == pytest.approx(2.27e9, rel=0.01)
     with FlopCounterMode(display=False) as counter:
-        bench_reference.GanLoop(recipes(64, 64), torch.device("cpu"), 1).step(torch.randn(2, 3, 64, 64))
+        bench_reference.GanLoop(recipes(64, 64), CPU, 1).step(torch.randn(2, 3, 64, 64))
     d_weights = (
         2 * 16 * sum(a * b * side**2 for a, b, side in [(3, 64, 32), (64, 128, 16), (128, 256, 8), (256, 512, 4)])
     )
@@ -260,7 +288,7 @@ def test_the_reference_networks_are_plain_layers(recipe):
 
 def test_the_reference_step_trains_both_networks():
     torch.manual_seed(0)
-    loop = bench_reference.GanLoop(recipes(32, 4), torch.device("cpu"), 1)
+    loop = bench_reference.GanLoop(recipes(32, 4), CPU, 1)
     weights = [[p.clone() for p in net.parameters()] for net in (loop.generator, loop.discriminator)]
     for _ in range(2):
         loop.step(torch.randn(4, 3, 32, 32))
@@ -272,7 +300,7 @@ def test_the_reference_step_trains_both_networks():
 def test_the_reference_unet_learns_and_ignores_255():
     torch.manual_seed(0)
     recipe = {"_target_": "seg.unet.UNet", "widths": [4, 8], "classes": 2, "norm": "batch"}
-    loop = bench_reference.UNetLoop(recipe, torch.device("cpu"), 1)
+    loop = bench_reference.UNetLoop(recipe, CPU, 1)
     images = torch.randn(2, 3, 8, 8)
     masks = (images[:, 0] > 0).long()
     masks[:, 0] = 255
@@ -314,8 +342,8 @@ def test_both_extract_the_same_features(data, tmp_path, monkeypatch):
     kept = []
     loop = bench_reference.get_activations
     monkeypatch.setattr(bench_reference, "get_activations", lambda *words: kept.append(loop(*words)))
-    bench_reference.published_features(files.files, network, 64, torch.device("cpu"), 0)
-    ours = InceptionFeatures(64, weights, torch.device("cpu"))(files.read(0, 2))
+    bench_reference.published_features(files.files, network, 64, CPU, 0)
+    ours = InceptionFeatures(64, weights, CPU)(files.read(0, 2))
     np.testing.assert_allclose(kept[0], ours, rtol=1e-3, atol=1e-4 * np.abs(ours).max())
 
 
