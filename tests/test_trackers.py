@@ -88,7 +88,7 @@ def test_wandb_without_an_account_is_one_line(prepared, tmp_path, offline, monke
 
     wandb.teardown()  # which keeps the first mode of a process
     monkeypatch.delenv("WANDB_MODE")
-    with pytest.raises(UserError, match=r"^tracker=wandb cannot start \(.*\): use `wandb login`, WANDB_MODE=offline or"):
+    with pytest.raises(UserError, match=r"tracker=wandb cannot start \(.*\): use `wandb login`, WANDB_MODE=off"):
         run(prepared, tmp_path, total_images=8, tracker="wandb")
     assert not (tmp_path / "t").exists()
     wandb.teardown()
