@@ -132,9 +132,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Send what the address stands for."""
-        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-        own = self.server.server_name
-        if own in LOCAL and host not in LOCAL:
+        try:
+            host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
+        except ValueError:
+            host = None
+        if self.server.server_name in LOCAL and host not in LOCAL:
             self.send_error(403, "Ask for localhost")
             return
         address, _, version = self.path.partition("?")

@@ -297,7 +297,7 @@ def test_no_address_leads_out_of_the_pictures(tmp_path, serve):
 
 @pytest.mark.parametrize(
     ("host", "status"),
-    [("localhost:8686", 200), ("127.0.0.1", 200), ("[::1]:1", 200), ("evil.example", 403), ("", 403)],
+    [("localhost:8686", 200), ("127.0.0.1", 200), ("[::1]:1", 200), ("evil.example", 403), ("", 403), ("[::1", 403)],
 )
 def test_another_site_cannot_ask_through_the_reader_s_browser(tmp_path, serve, host, status):
     assert serve(make_run(tmp_path / "r"))("/state.json", host)[0] == status

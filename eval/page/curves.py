@@ -1,4 +1,4 @@
-"""The geometry of a run's curves on the run page; curves.html draws them."""
+"""The geometry of a run's curves on the run page; run_parts.html draws them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from eval.page.text import number
 
 HEIGHT = 170  # pixels
 WIDTH = 1000  # units across a line, which the page stretches to the width that there is
-LEAST_SPAN = (
-    0.2  # of the largest magnitude, that a linear scale shows: a change of 1% then is a twentieth of the height
-)
+LEAST_SPAN = 0.2  # of a linear scale, in its largest magnitude: a change of 1% then is a twentieth of the height
 LEAST = 1e-200  # that a scale spans: nothing but zeros is drawn at the bottom
 MARKED = 30  # points up to which each one is marked
 MOST_POINTS = 300  # of a line; of more rows, means are drawn, and the range that they are of
