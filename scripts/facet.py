@@ -14,6 +14,7 @@ from core.cli.streams import say_loading
 COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "prepare": ("scripts.prepare", [], "turn a zip, a folder or drawn faces into a data set"),
     "train": ("gen.train", [], "train a GAN; the same command continues a run"),
+    "watch": ("scripts.watch", [], "runs on a page: grids, curves, scores, time left"),
     "sample": ("gen.sample", [], "write samples of a trained generator, or a movie of them"),
     "timelapse": ("scripts.timelapse", [], "the grids of a run, from noise to faces, as a movie"),
     "score": ("eval.fid", [], "FID of samples, a run or an archive"),

@@ -32,7 +32,7 @@ def kept_grids(run: RunFolder) -> list[tuple[int, Path]]:
     """Images seen and path of each grid of a run, in order; a UserError where there are fewer than two."""
     if not run.path.is_dir():
         raise UserError(f"there is no run at {run.path}: give the folder of one, such as runs/first")
-    grids = sorted((int(path.stem), path) for path in run.samples.glob("*.png") if path.stem.isdecimal())
+    grids = run.pictures()
     if len(grids) < 2:
         raise UserError(
             f"{run.samples} holds {len(grids)} grids, and a movie takes 2: train longer, or with a smaller grid_every"

@@ -27,7 +27,7 @@ from core.cli.errors import UserError
 from core.data.dataset import PreparedData
 from core.submission.rules import write_archive
 from eval.features.extractors import RANDOM_DIMS
-from scripts import bench, demo, prepare
+from scripts import bench, demo, prepare, watch
 from scripts.facet import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -246,6 +246,9 @@ def run_command(words: list[str], stock: Stock) -> None:
         return
     if module == "scripts.prepare" and "--download" in words:
         prepare.parse(words)
+        return
+    if module == "scripts.watch" and "--out" not in words:  # would serve for ever
+        watch.parse(words)
         return
     if module == "scripts.package" and "--check" not in words:
         words = [str(stock.thousand), *words[1:]]

@@ -63,11 +63,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_the_wheel_holds_every_module_and_file_of_the_packages_and_nothing_else(wheel):
     rooms = ("core", "gen", "seg", "eval", "conf", "scripts")
-    kinds = (".py", ".yaml", ".html", ".css")
+    kinds = (".py", ".yaml", ".html", ".css", ".js")
     files = (path for room in rooms for path in (ROOT / room).rglob("*") if path.suffix in kinds)
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert held == {path.relative_to(ROOT).as_posix() for path in files}
-    assert {"conf/gen.yaml", "eval/page/page.html", "eval/page/plots.html", "eval/page/style.css"} < held
+    assert {
+        "conf/gen.yaml",
+        "eval/page/page.html",
+        "eval/page/plots.html",
+        "eval/page/style.css",
+        "eval/page/run_page.js",
+    } < held
 
 
 @pytest.mark.slow

@@ -57,6 +57,25 @@ def sole_owner(path: Path, work: str, advice: str | None = None) -> Iterator[Non
                 each.rmdir()
 
 
+def is_owned(path: Path) -> bool:
+    """Whether a process has the lock; where that cannot be told, whether the file is there.
+
+    To find out, the lock is taken for a moment: who asks for it just then tries again.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    try:
+        return not _lock(path, handle) and path.exists()
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+
+
 def _acquire(path: Path, work: str, advice: str | None) -> int:
     """Open and lock the file; its descriptor."""
     deadline, told = time.monotonic() + PATIENCE, False
@@ -64,7 +83,7 @@ def _acquire(path: Path, work: str, advice: str | None) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)  # its owner may have removed it
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            if _lock(path, handle):
+            if _lock_or_warn(path, handle):
                 os.ftruncate(handle, 0)
                 os.write(handle, f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}".encode())
                 return handle
@@ -79,6 +98,16 @@ def _acquire(path: Path, work: str, advice: str | None) -> int:
             say(f"note: waiting, since {owner} {work}")
             told = True
         time.sleep(0.1)
+
+
+def _lock_or_warn(path: Path, handle: int) -> bool:
+    try:
+        return _lock(path, handle)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        warn(f"{path.parent} cannot be locked ({error.strerror}): make sure that no other process works there")
+        return True
 
 
 def _lock(path: Path, handle: int) -> bool:
@@ -99,10 +128,7 @@ def _lock(path: Path, handle: int) -> bool:
     except OSError as error:
         if error.errno in BUSY:
             return False
-        if error.errno not in NO_LOCKS:
-            raise
-        warn(f"{path.parent} cannot be locked ({error.strerror}): make sure that no other process works there")
-        return True
+        raise
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(handle), path.stat())
     return False

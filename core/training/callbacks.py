@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from core.cli.config import as_dict
 from core.cli.console import duration, say
+from core.cli.errors import UserError
 from core.data.grids import captioned, write_png
 from core.training.best import comparable, score_panel
 from core.training.curves import FILE_NAME, Panel, draw_curves
+from core.training.distributed import TRACKERS
 from core.training.meter import is_due
 
 if TYPE_CHECKING:
@@ -34,6 +37,9 @@ class Callback:
 
     def after_row(self, loop: TrainingLoop, values: dict[str, float]) -> None:
         """A row of statistics with these values was written (process 0)."""
+
+    def after_picture(self, loop: TrainingLoop, picture: np.ndarray) -> None:
+        """A picture, uint8 (H, W, 3), was written to samples/ (process 0)."""
 
     def before_checkpoint(self, loop: TrainingLoop, folder: Path) -> None:
         """Write to `folder` the files that are to come into the run together with the checkpoint that follows."""
@@ -77,15 +83,34 @@ class Forecast(Callback):
 
 
 class Tracker(Callback):
-    """Sends statistics to the tracker that the accelerator was started with."""
+    """Sends statistics and pictures to the tracker that the accelerator was started with."""
 
     def start(self, loop: TrainingLoop) -> None:
-        """Open the tracker."""
-        loop.accelerator.init_trackers("curves")
+        """Open the tracker; a UserError on all processes where it refuses."""
+        loop.ranks.together(lambda: self._open(loop))
+
+    def _open(self, loop: TrainingLoop) -> None:
+        name, tracker = loop.settings.name, str(loop.settings.tracker)
+        # Each start is a W&B run of its own, and `group` holds them together: a training that goes on from a checkpoint
+        # may repeat steps, which W&B would refuse. Its capture of the console would disturb the progress bar.
+        of_wandb = {"dir": str(loop.run.path), "name": name, "group": name, "settings": {"console": "off"}}
+        options = {"wandb": of_wandb | {"config": as_dict(loop.settings)}}
+        try:
+            loop.accelerator.init_trackers(TRACKERS[tracker], init_kwargs=options)
+        except Exception as error:  # each has errors of its own
+            advice = "`wandb login`, WANDB_MODE=offline or " if tracker == "wandb" else ""
+            reason = " ".join(str(error).split())
+            raise UserError(f"tracker={tracker} cannot start ({reason}): use {advice}tracker=null") from error
 
     def after_row(self, loop: TrainingLoop, values: dict[str, float]) -> None:
         """Send a row."""
         loop.accelerator.log(values, step=loop.images_seen)
+
+    def after_picture(self, loop: TrainingLoop, picture: np.ndarray) -> None:
+        """Send a picture."""
+        for tracker in loop.accelerator.trackers:
+            options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"samples": picture[None]}, step=loop.images_seen, **options)
 
 
 class Pictures(Callback, ABC):
@@ -116,6 +141,8 @@ class Pictures(Callback, ABC):
         if loop.accelerator.is_main_process:
             page = captioned(self.draw(loop), f"{loop.images_seen:,} images seen")
             write_png(loop.run.samples / f"{loop.images_seen:012d}.png", page)
+            for callback in loop.callbacks:
+                callback.after_picture(loop, page)
 
 
 def milestone(images: int) -> int:

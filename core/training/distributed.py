@@ -16,7 +16,8 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from core.cli.errors import UserError
 from core.training.machine import PRECISIONS, on_cpu, process_count, set_up_cpu
 
-TRACKERS = ("tensorboard",)
+# With what accelerate calls the project: a folder in that of the run, and the project on the server of W&B.
+TRACKERS = {"tensorboard": "curves", "wandb": "facet"}
 
 Value = TypeVar("Value")
 

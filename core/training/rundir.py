@@ -72,6 +72,12 @@ class RunFolder:
         with atomic_path(self.config) as temporary:
             temporary.write_bytes(f"{text}{SEAL}{_digest(text)}\n".encode())
 
+    def pictures(self) -> list[tuple[int, Path]]:
+        """Images seen and path of each picture in samples/, in order; not of links that lead out of the run."""
+        home = self.path.resolve()
+        named = ((int(path.stem), path) for path in self.samples.glob("*.png") if path.stem.isdecimal())
+        return sorted((images, path) for images, path in named if path.resolve().is_relative_to(home))
+
     def last_picture(self) -> Path | None:
         """The newest of the pictures in samples/, if there is one."""
         return max(self.samples.glob("*.png"), default=None)
@@ -106,8 +112,15 @@ class RunFolder:
 
     def read_stats(self) -> list[dict[str, Any]]:
         """All rows of stats.jsonl but damaged ones, which are named in a warning; a torn last line goes unnamed."""
+        rows, complaint = self.scan_stats()
+        if complaint:
+            warn(complaint)
+        return rows
+
+    def scan_stats(self) -> tuple[list[dict[str, Any]], str]:
+        """The same rows, and what is to be said of the damaged ones, if anything. UserError for an unreadable file."""
         if not self.stats.exists():
-            return []
+            return [], ""
         try:
             *lines, _torn = self.stats.read_bytes().split(b"\n")
         except OSError as error:
@@ -119,9 +132,7 @@ class RunFolder:
                 rows.append(row)
             else:
                 bad.append(str(number))
-        if bad:
-            warn(f"{self.stats}: line {listed(bad)} is damaged and left out")
-        return rows
+        return rows, f"{self.stats}: line {listed(bad)} is damaged and left out" if bad else ""
 
 
 def sealed(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""The report as one HTML page."""
+"""The evaluation report and training runs as HTML pages."""

@@ -24,6 +24,17 @@ SEVERITY = ("bad", "doubt", "ok", "skipped")
 FID_SCALE = "Few images bias FID upward: compare scores at the same number and against the same reference only."
 
 
+def environment() -> Environment:
+    """What renders the templates: it escapes all that they are given, and refuses variables that do not exist."""
+    made = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    made.filters |= {"number": number, "on_one_line": on_one_line, "title_of": title_of}
+    made.filters["grouped"] = "{:,}".format
+    made.globals |= {"with_spread": with_spread, "style": Markup((HERE / "style.css").read_text("utf-8"))}
+    return made
+
+
 def render_page(report: dict[str, Any], pictures: dict[str, bytes]) -> str:
     """The page for a report.
 
@@ -34,36 +45,33 @@ def render_page(report: dict[str, Any], pictures: dict[str, bytes]) -> str:
     Returns:
         A complete HTML document, to be written as UTF-8.
     """
-    # Jinja2 refuses template variables that do not exist.
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": number, "on_one_line": on_one_line, "title_of": title_of}
-    environment.filters["grouped"] = "{:,}".format
-    environment.globals |= {"with_spread": with_spread, "style": Markup((HERE / "style.css").read_text("utf-8"))}
     subject, metric = report["subject"], report["metric"]
     scores, checks, infinity = report.get("scores") or [], report.get("checks") or [], report.get("infinity")
     counts = {tone: sum(check["verdict"] == tone for check in checks) for tone in SEVERITY}
     target = COURSE_TARGET if any(has_target(metric, score) for score in scores) else None
     tone, sentence = verdict(report)
-    page = environment.get_template("page.html").render(
-        subject=subject,
-        kind=KINDS.get(subject["kind"], subject["kind"]),
-        metric=metric,
-        scale=FID_SCALE if metric == "FID" else scale_of(metric),
-        scores=scores,
-        bars=bar_chart(scores, target) if scores else None,
-        tone=tone,
-        sentence=sentence,
-        checks=sorted(checks, key=lambda check: SEVERITY.index(check["verdict"])),
-        check_counts=", ".join(f"{count} {tone}" for tone, count in counts.items() if count),
-        measures=[(measure, report[measure.key]) for measure in MEASURES if report.get(measure.key)],
-        larger=report.get("larger"),
-        infinity=infinity,
-        curve=curve_chart(infinity) if infinity else None,
-        limits=report.get("limits"),
-        provenance=_flat(report.get("provenance") or {}),
-        pictures={key: base64.b64encode(data).decode() for key, data in pictures.items()},
+    page = (
+        environment()
+        .get_template("page.html")
+        .render(
+            subject=subject,
+            kind=KINDS.get(subject["kind"], subject["kind"]),
+            metric=metric,
+            scale=FID_SCALE if metric == "FID" else scale_of(metric),
+            scores=scores,
+            bars=bar_chart(scores, target) if scores else None,
+            tone=tone,
+            sentence=sentence,
+            checks=sorted(checks, key=lambda check: SEVERITY.index(check["verdict"])),
+            check_counts=", ".join(f"{count} {tone}" for tone, count in counts.items() if count),
+            measures=[(measure, report[measure.key]) for measure in MEASURES if report.get(measure.key)],
+            larger=report.get("larger"),
+            infinity=infinity,
+            curve=curve_chart(infinity) if infinity else None,
+            limits=report.get("limits"),
+            provenance=_flat(report.get("provenance") or {}),
+            pictures={key: base64.b64encode(data).decode() for key, data in pictures.items()},
+        )
     )
     # Undecodable bytes in file names become question marks
     return page.encode("utf-8", "replace").decode()
