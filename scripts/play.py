@@ -6,7 +6,7 @@ import argparse
 import importlib.util
 import os
 import tempfile
-import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,8 @@ def serve(files: Sequence[str | Path], port: int | None = None, device: str = "a
         app = start(files, folder, port, device)
         print(f"{', '.join(map(str, files))}: {app.local_url} (Ctrl-C ends it)", flush=True)
         try:
-            threading.Event().wait()
+            while True:
+                time.sleep(3600)  # on Windows too, Ctrl-C ends it
         except KeyboardInterrupt:
             app.close(verbose=False)
 

@@ -30,8 +30,8 @@ LIVE: dict[str, Any] = {
 FONT, MONO = ("system-ui", "Segoe UI", "Roboto", "sans-serif"), ("ui-monospace", "Menlo", "Consolas", "monospace")
 STYLE = """
 .facts { color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
-.face .image-frame { width: 100%; }
-.face .image-frame img { width: 100%; height: auto; }
+.block.face .image-frame { width: 100%; }
+.block.face .image-frame img { width: 100%; height: auto; object-fit: contain; }
 .faces .grid-container { grid: auto-flow auto / repeat(auto-fill, minmax(5.4rem, 1fr)) !important; }
 .faces .grid-wrap { height: auto; max-height: none; min-height: 0; }
 .legend { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; list-style: none; margin: 0; padding: 0; }

@@ -1,9 +1,14 @@
 """The app: what it shows is what the commands write, and it works in a browser without any other machine."""
 
 import io
+import os
+import re
 import shutil
+import signal
 import socket
+import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +29,7 @@ from scripts.play_models import Faces, Masks, load
 from seg import predict
 from seg.predict import overlay
 
+ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -99,7 +105,7 @@ def test_masks_are_those_of_the_command(segmenter, tmp_path):
     Image.fromarray(picture[..., 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
     grey = np.repeat(picture[..., :1], 3, axis=2)
     assert np.array_equal(masks.of(tmp_path / "deep.png")[0], overlay(grey, predict(segmenter, grey), palette))
-    (tmp_path / "no.png").write_text("no")
+    (tmp_path / "no.png").write_bytes(b"no")
     with pytest.raises(UserError, match="cannot read the picture: not an image of a known format"):
         masks.of(tmp_path / "no.png")
 
@@ -136,7 +142,7 @@ def test_mistakes_get_one_line(tmp_path, model, monkeypatch, capsys, words, mess
     monkeypatch.chdir(tmp_path)
     recipe = {"_target_": "gen.dcgan.Discriminator", "width": 4}
     save_model("d.safetensors", build_model(recipe), recipe, {})
-    Path("text.safetensors").write_text("no")
+    Path("text.safetensors").write_bytes(b"no")
     Path("g").mkdir()
     shutil.copy(model, "g")
     monkeypatch.setattr(sys, "argv", ["facet play", *words])
@@ -192,6 +198,49 @@ def test_the_page_has_a_control_for_everything(model, tmp_path, outside):
             page.launch(app, taken.getsockname()[1])
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="a Ctrl-C for one process alone")
+def test_the_script_for_spaces_serves_until_ctrl_c(model, tmp_path):
+    pytest.importorskip("gradio")
+    (tmp_path / "app.py").write_text(app := code_of_the_docs()[1])
+    shutil.copy(model, tmp_path)
+    (tmp_path / "kept").mkdir()
+    # As on Spaces; and where temporary files go
+    added = {"GRADIO_SERVER_NAME": "0.0.0.0", "SPACE_ID": "facet/faces", "TMPDIR": str(tmp_path / "kept")}
+    server = subprocess.Popen(
+        [sys.executable, "app.py"],
+        cwd=tmp_path,
+        env=os.environ | added | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    try:
+        line = server.stdout.readline()
+        assert line.startswith("model.safetensors: http://localhost:")
+        with urllib.request.urlopen(line.split()[1]) as answer:
+            assert b"Facet" in answer.read()
+        (folder,) = (tmp_path / "kept").glob("facet-play-*")
+        assert any(folder.rglob("*.png"))
+        server.send_signal(signal.SIGINT)
+        assert server.wait(60) == 0 and not folder.exists()
+    finally:
+        server.kill()
+        server.wait()
+    assert len(app.splitlines()) == 3
+
+
+def test_the_example_with_directions_runs(model, tmp_path, monkeypatch):
+    (tmp_path / "runs/first").mkdir(parents=True)
+    shutil.copy(model, tmp_path / "runs/first")
+    monkeypatch.chdir(tmp_path)
+    exec(code_of_the_docs()[0], names := {})
+    assert names["faces"].shape == (9, 32, 32, 3) and np.array_equal(names["faces"][4], generate(model, [0])[0])
+
+
+def code_of_the_docs():
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs/play.md").read_text(encoding="utf-8"), re.S)
+
+
 def shown(page, place):
     """The picture that the page shows in the block of a label, or at a place, as an array."""
     image = page.locator(place if place.startswith(".") else f".block:has(label:text-is('{place}')) img:visible").first
@@ -216,7 +265,7 @@ def test_a_visitor_clicks_through_the_app(model, segmenter, tmp_path, outside):
     faces, masks = load(model, "cpu"), load(segmenter, "cpu")
     app = play.start([model, segmenter], str(tmp_path / "kept"), device="cpu")
     Image.fromarray(pictures(0, 1, 40)[0]).save(tmp_path / "photo.png")
-    (tmp_path / "no.png").write_text("no")
+    (tmp_path / "no.png").write_bytes(b"no")
     requests, errors = [], []
     try:
         with sync_api.sync_playwright() as playwright:
