@@ -20,11 +20,9 @@ FACES = 24  # beside one another
 REACH = 4.0  # steps along a direction; latents have a standard deviation of 1 along each
 NO_TRUNCATION = 3.0  # the slider's end
 SEEDS = 1_000_000  # of random faces
+DELETE = (600, 3600)  # every 10 minutes, what is older than an hour
 BUTTONS = ["download", "fullscreen"]
-LIVE: dict[str, Any] = {
-    "trigger_mode": "always_last",
-    "show_progress": "hidden",
-}  # follows a slider that is being moved
+LIVE: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden"}  # follows a slider that moves
 
 # Fonts of the reader's system: those of Gradio's own themes come from Google.
 FONT, MONO = ("system-ui", "Segoe UI", "Roboto", "sans-serif"), ("ui-monospace", "Menlo", "Consolas", "monospace")
@@ -55,7 +53,7 @@ def told(handler: Callable[..., Any]) -> Callable[..., Any]:
 
 def build(models: list[Faces | Masks]) -> gr.Blocks:
     """The page, with a tab for each model."""
-    with gr.Blocks(title="Facet", analytics_enabled=False) as page:
+    with gr.Blocks(title="Facet", analytics_enabled=False, delete_cache=DELETE) as page:
         if len(models) == 1:
             _add(models[0])
             return page
@@ -120,7 +118,7 @@ def _add_masks(model: Masks) -> None:
     def segment(upload: dict[str, Any] | None) -> tuple[np.ndarray | None, np.ndarray | None, str]:
         if upload is None:
             return None, None, ""
-        tinted, coloured, classes = model.of(Path(upload["path"]))
+        tinted, coloured, classes = model.of(uploaded(upload, picture.GRADIO_CACHE))
         return tinted, coloured, legend(classes)
 
     with gr.Row():
@@ -132,6 +130,14 @@ def _add_masks(model: Masks) -> None:
     classes = gr.HTML()
     # Gradio's own decoding (preprocess) would clip pictures of 16 bits.
     picture.change(told(segment), picture, [tinted, mask, classes], preprocess=False, show_progress_on=[tinted, mask])
+
+
+def uploaded(upload: dict[str, Any], folder: str) -> Path:
+    """The file of an upload; a UserError where it is not in `folder`, for a request may name any file of the server."""
+    file = Path(str(upload.get("path"))).resolve()
+    if Path(folder).resolve() not in file.parents:
+        raise UserError("the picture was not uploaded")
+    return file
 
 
 def percent(share: float) -> str:
@@ -263,7 +269,7 @@ def _add_mix(model: Faces, truncation: gr.Slider) -> None:
 
 def _add_walk(model: Faces, truncation: gr.Slider) -> None:
     def show(seed: float | None, seconds: float, most: float) -> str:
-        with tempfile.NamedTemporaryFile(prefix="walk-", suffix=".webp", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=movie.GRADIO_CACHE, prefix="walk-", suffix=".webp", delete=False) as file:
             model.write_walk(Path(file.name), seeds_from(seed)[0], seconds, limit(most))
         return file.name
 

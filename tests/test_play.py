@@ -189,6 +189,11 @@ def test_the_page_has_a_control_for_everything(model, tmp_path, outside):
     legend = page.legend([("skin", "#ff0000", 0.9995), ("<hat>", "#00ff00", 0.0005), ("hair", "#0000ff", 0.0)])
     assert 'background: #ff0000"></span>skin 100.0%' in legend and "&lt;hat&gt; below 0.1%" in legend
     assert "Not found: hair" in legend
+    upload = {"path": str(tmp_path / "kept" / "a" / "x.png")}
+    assert page.uploaded(upload, str(tmp_path / "kept")) == (tmp_path / "kept" / "a" / "x.png").resolve()
+    for path in (tmp_path / "secret.png", tmp_path / "kept/../secret.png", tmp_path / "kept2/x.png", None):
+        with pytest.raises(UserError, match="the picture was not uploaded"):
+            page.uploaded({"path": path and str(path)}, str(tmp_path / "kept"))
     with pytest.raises(page.gr.Error, match="give a seed"):
         page.told(page.seeds_from)(None)
     with socket.socket() as taken:
