@@ -187,8 +187,9 @@ def write_walk(options: argparse.Namespace) -> None:
     """Write the movie that the command line asks for."""
     from gen.walk import walk  # which imports this module
 
+    model, _ = load_generator(options.source, options.device)
     count = round(options.seconds * options.fps)
-    pictures = walk(options.source, options.seed, count, options.seconds, options.truncation, options.device)
+    pictures = walk(model, options.seed, count, options.seconds, options.truncation)
     with progress_bar() as bar:
         write_movie(
             options.walk, bar.track(pictures, count, description=f"walking to {options.walk.name}"), options.fps

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.data.images import make_grid
 from gen.latents import sample_latents
-from gen.sample import BATCH_SIZE, load_generator, render, slerp
+from gen.sample import BATCH_SIZE, render, slerp
 
 COLUMNS, ROWS = 4, 2  # faces beside one another
 SECONDS_A_FACE = 2.0  # from one random face to the next
@@ -35,14 +34,13 @@ def closed_path(corners: Tensor, frames: int) -> Tensor:
 
 
 def walk(
-    run_or_file: str | Path, seed: int, frames: int, seconds: float, truncation: float | None, device: str
+    model: nn.Module, seed: int, frames: int, seconds: float, truncation: float | None = None
 ) -> Iterator[np.ndarray]:
     """The pictures of a closed walk of eight faces, each uint8 (H, W, 3), drawn as they are read.
 
     Every face passes through random ones, the first of them those of `seed`, `seed` + 1, ...; for `truncation` see
-    `gen.latents.sample_latents`. Raises UserError as `gen.sample.load_generator`.
+    `gen.latents.sample_latents`. The generator is in eval mode, as `gen.load` gives it.
     """
-    model, _ = load_generator(run_or_file, device)
     faces, corners = COLUMNS * ROWS, max(FEWEST_FACES, round(seconds / SECONDS_A_FACE))
     z = sample_latents(range(seed, seed + faces * corners), int(model.latent_dim), truncation)  # type: ignore[arg-type]
     paths = torch.stack([closed_path(z[face::faces], frames) for face in range(faces)], dim=1)  # (frames, faces, D)

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "seg-evaluate": ("seg.evaluate", [], "score a trained U-Net"),
     "predict": ("seg.predict", [], "segment pictures with a trained U-Net"),
     "export": ("scripts.export", [], "write a model as ONNX, to run without PyTorch"),
+    "play": ("scripts.play", [], "play with trained models in a browser"),
     "inspect": ("scripts.inspect_network", [], "parameters, multiplications and memory of a network"),
     "demo": ("scripts.demo", [], "run the whole pipeline on drawn faces"),
     "bench": ("scripts.bench", [], "measure speed against plain implementations"),

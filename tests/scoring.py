@@ -86,3 +86,13 @@ def lively_generator(folder: Path) -> Path:
     init_normal(generator, std=0.3)
     save_model(folder / "model.safetensors", generator, recipe, {})
     return folder / "model.safetensors"
+
+
+def small_segmenter(folder: Path) -> Path:
+    """A model file in `folder`: a U-Net of three classes, untrained, for pictures at their own scale."""
+    recipe = {"_target_": "seg.unet.UNet", "widths": [4, 8], "classes": 3}
+    info = {"classes": ["a", "b", "c"], "palette": [[0, 0, 0], [9, 9, 9], [0, 9, 0]], "image_size": 32, "fit": "crop"}
+    network = build_model(recipe)
+    network.initialise(0)
+    save_model(folder / "model.safetensors", network, recipe, info | {"images_seen": 1, "resized": False})
+    return folder / "model.safetensors"

@@ -59,8 +59,9 @@ def test_a_closed_path_visits_its_corners_at_a_steady_pace():
 
 
 def test_a_walk_begins_with_the_samples_of_its_seeds(model):
-    frames = list(walk(model, seed=5, frames=30, seconds=6, truncation=None, device="cpu"))
-    faces = render(load_generator(model, "cpu")[0], sample_latents(range(5, 13), 6))
+    generator, _ = load_generator(model, "cpu")
+    frames = list(walk(generator, seed=5, frames=30, seconds=6))
+    faces = render(generator, sample_latents(range(5, 13), 6))
     larger = np.stack([np.asarray(Image.fromarray(one).resize((128, 128), Image.Resampling.BICUBIC)) for one in faces])
     assert len(frames) == 30 and np.abs(frames[0].astype(int) - make_grid(larger, columns=4)).max() <= 1
     changes = [np.abs(a.astype(int) - b).mean() for a, b in pairwise([*frames, frames[0]])]
@@ -74,7 +75,7 @@ def test_a_walk_is_written_in_each_format(model, tmp_path, monkeypatch, capsys, 
     path = tmp_path / f"faces{kind}"
     command(monkeypatch, sample, model, "--walk", path, "--seconds", 1, "--fps", 15)
     frames, durations = read(path)
-    expected = np.stack(list(walk(model, 0, 15, 1, None, "cpu"))).astype(float)
+    expected = np.stack(list(walk(load_generator(model, "cpu")[0], 0, 15, 1))).astype(float)
     assert frames.shape == expected.shape == (15, 262, 522, 3) and sum(durations) == pytest.approx(1000)
     assert np.abs(frames - expected).mean() < expected.std() / 4
     assert [path] == list(tmp_path.iterdir()) and "walk of 15 pictures" in capsys.readouterr().out

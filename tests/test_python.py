@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scoring import pictures, write_folder, write_short_weights
+from scoring import pictures, small_segmenter, write_folder, write_short_weights
 from test_fuse import trained
 
 import eval.fid
@@ -36,13 +36,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def segmenter(tmp_path_factory):
-    recipe = {"_target_": "seg.unet.UNet", "widths": [4, 8], "classes": 3}
-    info = {"classes": ["a", "b", "c"], "palette": [[0, 0, 0], [9, 9, 9], [0, 9, 0]], "image_size": 32, "fit": "crop"}
-    path = tmp_path_factory.mktemp("unet") / "model.safetensors"
-    network = build_model(recipe)
-    network.initialise(0)
-    save_model(path, network, recipe, info | {"images_seen": 1, "resized": False})
-    return path
+    return small_segmenter(tmp_path_factory.mktemp("unet"))
 
 
 def test_generate_takes_numbers_seeds_and_latents(model):
