@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from core.data.dataset import PREVIEW
 from core.data.mask_classes import IGNORE, default_palette
 from core.data.mask_pictures import (
     PAGE,
@@ -15,6 +17,8 @@ from core.data.mask_pictures import (
     overlay_with_legend,
     room,
 )
+from core.prepare.pipeline import prepare
+from core.prepare.sources import drawn_source
 
 NAMES = ["ground", "disc", "ring"]
 PALETTE = default_palette(3)
@@ -121,3 +125,11 @@ def test_examples_without_predictions_stand_side_by_side():
     assert room(64, 2) == 8
     page = comparison_page(pictures, {"mask": masks}, NAMES, PALETTE)
     assert page.shape[1] == 4 * (256 + 4) + 4
+
+
+def test_the_preview_of_prepared_masks_is_such_a_page(tmp_path):
+    prepare(drawn_source(3, 0), tmp_path / "d", size=16, quiet=True)
+    page = np.asarray(Image.open(tmp_path / "d" / PREVIEW))
+    assert page.shape[1] == 4 * (256 + 4) + 4 and page.shape[0] > 2 * 256  # two groups of picture and mask
+    below = {tuple(map(int, colour)) for colour in page[-50:].reshape(-1, 3)}
+    assert set(map(tuple, PALETTE)) <= below
