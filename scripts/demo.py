@@ -20,15 +20,15 @@ from core.cli.errors import EXIT_INTERRUPTED, CommandParser, UserError, reports_
 from core.cli.files import read_json
 from core.data.dataset import PreparedData
 from core.data.images import make_grid, write_png
+from core.data.mask_pictures import comparison_page
 from core.nn.model_file import load_model
 from eval.features.extractors import find_weights, without_download
 from eval.features.settings import metric_name
-from seg.predict import overlay
 
 STUDENT_NUMBER = "20231234"
 GRID = 64  # drawn and generated faces shown in demo.png
 FEATURES = ("auto", "inception", "efficientnet", "random")
-SEGMENTED = 10  # faces shown in masks.png
+SEGMENTED = 4  # faces shown in masks.png
 
 EXAMPLES = """
 examples:
@@ -123,18 +123,16 @@ def unseen(data: PreparedData) -> np.ndarray:
 
 
 def draw_pictures(out: Path) -> None:
-    """Write demo.png (drawn faces, generated faces) and masks.png (unseen faces, true masks, predicted masks)."""
+    """Write demo.png (drawn faces, generated faces) and masks.png (unseen faces, true and predicted masks, errors)."""
     data = PreparedData.open(out / "data")
     assert data.masks is not None
     generated = [np.asarray(Image.open(path)) for path in sorted((out / "samples").glob("*.png"))[:GRID]]
     left, right = make_grid(np.asarray(data.images[:GRID])), make_grid(np.stack(generated))
     write_png(out / "demo.png", np.hstack([left, np.full((len(left), 16, 3), 255, np.uint8), right]))
     rows = unseen(data)
-    faces, masks = np.asarray(data.images[rows]), data.masks[rows]
-    true = [overlay(face, mask, data.palette) for face, mask in zip(faces, masks, strict=True)]
-    predicted = [np.asarray(Image.open(out / "masks" / f"{row:04d}.overlay.png")) for row in rows]
-    grid = make_grid(np.concatenate([faces, true, predicted]), columns=len(rows))
-    write_png(out / "masks.png", grid.repeat(2, axis=0).repeat(2, axis=1))
+    predicted = np.stack([np.asarray(Image.open(out / "masks" / f"{row:04d}.png")) for row in rows])
+    masks = {"truth": data.masks[rows], "prediction": predicted}
+    write_png(out / "masks.png", comparison_page(np.asarray(data.images[rows]), masks, data.classes, data.palette))
 
 
 def summary(out: Path, seconds: dict[str, float]) -> Table:
@@ -157,7 +155,7 @@ def summary(out: Path, seconds: dict[str, float]) -> Table:
         ("test", f"mIoU {test['dataset']['miou']:.3f} over 8 classes", "unet/test.json"),
         ("predict", f"masks of {SEGMENTED} unseen faces", "masks"),
         ("look", "drawn faces | generated faces", "demo.png"),
-        ("", "faces, true masks, predicted masks", "masks.png"),
+        ("", "faces, true and predicted masks, errors", "masks.png"),
     ):
         table.add_row(name, f"{seconds[name]:.0f}" if name in seconds else "", result, str(out / where))
     return table

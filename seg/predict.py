@@ -21,6 +21,7 @@ from core.data.bounds import bounded_pictures, machine_memory
 from core.data.decode import decode, reason_of
 from core.data.images import write_png
 from core.data.mask_classes import mirrored_classes
+from core.data.mask_pictures import overlay_with_legend
 from core.prepare.store import is_image, natural, open_store
 from core.submission.archive import listed, shown
 from core.training.machine import pick_device, set_up_cpu
@@ -30,7 +31,6 @@ from seg.tiling import segment
 
 TILE = 512
 MASK, OVERLAY, PROBABILITIES = ".png", ".overlay.png", ".npz"
-TINT, BACKGROUND_TINT = 0.55, 0.15  # opacity of class colours in an overlay; class 0 hardly hides the picture
 MAX_SCALED_PIXELS = 1 << 27  # scaling up the shorter side of a 1 x 10,000 picture would take gigabytes
 # Memory in bytes, measured: of each pixel of a picture, with its mask and overlay, and of each pixel and class at the
 # scale of the network, where averaging keeps copies.
@@ -221,15 +221,6 @@ def classify(planes: Iterable[Tensor], keep: bool) -> tuple[np.ndarray, np.ndarr
     return mask.numpy(), np.stack(kept) if keep else None
 
 
-def overlay(pixels: np.ndarray, mask: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """The picture (H, W, 3) tinted with the colours of its classes, class 0 only lightly; uint8 (H, W, 3)."""
-    share = np.full(len(palette), round(TINT * 256), np.uint16)
-    share[0] = round(BACKGROUND_TINT * 256)
-    tint = share[:, None] * np.array(palette, np.uint16)
-    kept = (256 - share)[:, None]
-    return ((pixels.astype(np.uint16) * kept[mask] + tint[mask]) >> 8).astype(np.uint8)
-
-
 def write_mask(path: Path, mask: np.ndarray, palette: Sequence[Sequence[int]]) -> None:
     """Write class indices (H, W) as a PNG whose values are the indices and whose palette has the class colours."""
     picture = Image.fromarray(mask)
@@ -275,7 +266,8 @@ def predict(
                 raise UserError(f"{job.source}: the GPU's memory is full: give a smaller --tile than {tile}") from error
             write_mask(job.target(MASK), mask, segmenter.palette)
             if OVERLAY in suffixes:
-                write_png(job.target(OVERLAY), overlay(np.asarray(picture), mask, segmenter.palette))
+                page = overlay_with_legend(np.asarray(picture), mask, segmenter.classes, segmenter.palette)
+                write_png(job.target(OVERLAY), page)
             if probabilities is not None:
                 write_probabilities(job.target(PROBABILITIES), probabilities, segmenter.classes)
             pixels_of += np.bincount(mask.reshape(-1), minlength=len(pixels_of))
@@ -294,7 +286,8 @@ def shares(pixels_of: np.ndarray, classes: Sequence[str]) -> str:
 EXAMPLES = """
 results, for a picture a/b.jpg of the folder a:
   DIR/b.png               class of each pixel as its value, at the picture's size, with the class colours as palette
-  DIR/b.overlay.png       the picture tinted with the class colours (not with --no-overlay)
+  DIR/b.overlay.png       to look at: the picture in grey under the class colours, outlines and numbers, with a legend;
+                          small ones are enlarged (not with --no-overlay)
   DIR/b.npz               with --probabilities: float16 (classes, height, width), and the class names
 
 examples:

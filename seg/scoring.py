@@ -13,7 +13,8 @@ from torch import Tensor
 from core.cli.errors import UserError
 from core.cli.files import write_json
 from core.data.dataset import PreparedData
-from core.data.images import make_grid, to_float
+from core.data.images import to_float
+from core.data.mask_pictures import comparison_page, room
 from core.training.machine import full_precision
 from seg.metrics import SegmentationMetrics, plot_confusion
 from seg.network import SegmentationNetwork
@@ -48,16 +49,12 @@ def predictions(model: SegmentationNetwork, data: PreparedData, rows: np.ndarray
 
 
 def comparison(model: SegmentationNetwork, data: PreparedData, rows: np.ndarray) -> np.ndarray:
-    """Picture, true mask and predicted mask side by side for the first few rows, uint8 (H, W, 3); ignored is white."""
+    """The first of these rows, as many as fit: picture, true mask, predicted mask and errors, uint8 (H, W, 3)."""
     assert data.masks is not None
-    rows = rows[: 8 if data.image_size <= 128 else 3]
-    colours = np.full((256, 3), 255, np.uint8)
-    colours[: len(data.palette)] = data.palette
-    found = torch.cat([predicted for predicted, _ in predictions(model, data, rows)]).cpu().numpy()
-    tiles = []
-    for row, predicted in zip(rows, found, strict=True):
-        tiles += [data.images[row], colours[data.masks[row]], colours[predicted]]
-    return make_grid(np.stack(tiles), columns=3 if data.image_size > 128 else 6)
+    rows = rows[: room(data.image_size, 4)]
+    found = torch.cat([predicted for predicted, _ in predictions(model, data, rows)]).cpu().numpy().astype(np.uint8)
+    masks = {"truth": data.masks[rows], "prediction": found}
+    return comparison_page(np.asarray(data.images[rows]), masks, data.classes, data.palette)
 
 
 def data_identity(data: PreparedData) -> dict[str, Any]:

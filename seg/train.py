@@ -28,13 +28,18 @@ def run_training(config: TrainConfig) -> RunFolder:
     """Train as `config` says; UserError for settings or data that do not fit, else as `run_loop`."""
     data = PreparedData.open(config.data)
     validate(config, data, process_count())
-    # With any other schedule the number of images sets the learning rate of every step.
-    fixed = () if config.schedule == "constant" else ("total_images",)
+    fixed = {}
+    if config.schedule != "constant":
+        fixed["total_images"] = (
+            f"With schedule={config.schedule} total_images sets the learning rate of every step; a run that may be "
+            "made longer needs schedule=constant from its start"
+        )
     return run_loop(
         config,
         lambda accelerator, run: Trainer(config, accelerator, data, run, *make_callbacks(config)),
         {"data_sha256": data.meta["sha256"], "classes": data.classes},
         [key for key in (*CHANGEABLE, "patience", "workers") if key not in fixed],
+        fixed,
     )
 
 
@@ -48,7 +53,7 @@ def main(config: TrainConfig) -> None:
         print(f"trained: {run.path / FILE_NAME} (best, {score}) and {LAST_NAME}")
         print(f"next: facet predict {shlex.quote(str(run.path))} PICTURES --out masks")
         if picture := run.last_picture():
-            print(from_here(f"picture, true and own mask: {picture}"))
+            print(from_here(f"picture, true and own mask, errors ({LAST_NAME}): {picture}"))
 
 
 if __name__ == "__main__":

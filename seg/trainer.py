@@ -226,6 +226,12 @@ class Comparisons(Pictures):
 class Validation(Callback):
     """Evaluates on the validation split every so many images, and after the last step; keeps the best weights."""
 
+    def begin(self, loop: TrainingLoop) -> None:
+        """Evaluate a finished run that has lost its best weights, or its last line would name what is not there."""
+        assert isinstance(loop, Trainer)
+        if loop.finished and loop.best.score is None:
+            loop.evaluate()
+
     def after_step(self, loop: TrainingLoop, before: int, last: bool) -> None:
         """Evaluate where it is due."""
         assert isinstance(loop, Trainer)

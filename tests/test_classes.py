@@ -37,7 +37,7 @@ def test_palette_is_dark_first_and_told_apart() -> None:
     palette = default_palette(20)
     assert max(palette[0]) < 40 and default_palette(7) == palette[:7]
     apart = [max(abs(a - b) for a, b in zip(x, y, strict=True)) for i, x in enumerate(palette) for y in palette[:i]]
-    assert min(apart) >= 60
+    assert min(apart) >= 45
     largest = default_palette(255)
     assert len(set(map(tuple, largest))) == 255 and all(0 <= value <= 255 for colour in largest for value in colour)
     with pytest.raises(ValueError, match="256 colours"):

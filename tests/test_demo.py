@@ -11,6 +11,7 @@ from core.cli.config import compose, typed
 from core.cli.errors import UserError
 from core.cli.files import sha256_of, write_json
 from core.data.images import write_png
+from core.data.mask_pictures import WRONG
 from core.nn.model_file import build_model, save_model
 from eval.features import extractors
 from eval.score import FidConfig
@@ -56,7 +57,7 @@ class Pipeline:
             write_json(self.out / "unet" / "test.json", {"dataset": {"miou": 0.625}})
         elif command == "predict":
             for face in (self.out / "faces").iterdir():
-                write_png(self.out / "masks" / f"{face.stem}.overlay.png", np.full((32, 32, 3), 9, np.uint8))
+                write_png(self.out / "masks" / f"{face.stem}.png", np.zeros((32, 32), np.uint8))
         return 1.0
 
     def draw(self, count):
@@ -99,7 +100,7 @@ def test_every_command_is_valid_and_they_fit_together(tmp_path, monkeypatch, cap
     assert checked.check == out / f"{packed.student_number}.tar.gz"
     assert segmenter.data == trained.data and f"{segmenter.runs}/{segmenter.name}" == str(predicted.model)
     assert str(tested.source) == str(predicted.model) and tested.split == "test" and str(tested.data) == trained.data
-    assert len(list(predicted.inputs[0].iterdir())) == 10
+    assert len(list(predicted.inputs[0].iterdir())) == 4
     shown = capsys.readouterr().out
     assert "77 images" in shown and "fd_random 1.25" in shown and "mIoU 0.625" in shown
     page = np.asarray(Image.open(out / "demo.png"))
@@ -107,8 +108,10 @@ def test_every_command_is_valid_and_they_fit_together(tmp_path, monkeypatch, cap
     assert page.shape == (side, 2 * side + 16, 3)
     assert page[4, 4, 0] == 0 and page[4, side + 16 + 4 + 34, 0] == 1  # drawn left, sample number 1 right
     masks = np.asarray(Image.open(out / "masks.png"))
-    assert masks.shape == (2 * (3 * 34 + 2), 2 * (10 * 34 + 2), 3)
-    assert [masks[2 * (20 + 34 * row), 40, 0] for row in range(3)] == [0, 110, 9]  # face, tinted by half, prediction
+    top, side = 26, 256 + 4  # black faces, all of class 1 but predicted as class 0: 0.6 and 0.25 of the colours
+    assert masks.shape[1] == 4 * side + 4 and masks.shape[0] > top + 4 * side
+    seen = [masks[top + 20, 20 + side * column].tolist() for column in range(4)]
+    assert seen == [[0, 0, 0], [120, 0, 0], [0, 0, 0], list(WRONG)]
 
 
 def test_another_number_of_faces_needs_another_folder(tmp_path, monkeypatch, capsys):

@@ -19,7 +19,7 @@ from core.data.images import to_float
 from core.nn.init import init_he
 from core.nn.model_file import build_model, save_model
 from seg import predict
-from seg.predict import classify, load_segmenter, overlay, read_picture, scaled_size
+from seg.predict import classify, load_segmenter, read_picture, scaled_size
 
 RECIPE = {"_target_": "seg.unet.UNet", "classes": 3, "widths": [4, 8]}
 CLASSES = ["background", "l_eye", "r_eye"]
@@ -95,6 +95,8 @@ def test_masks_are_what_scaling_by_hand_gives(run, tmp_path, monkeypatch, capsys
     assert mask.shape == (109, 89) and certain.mean() > 0.9 and len(np.unique(mask)) == 3
     assert np.array_equal(mask[certain], expected.argmax(0)[certain])
     assert palette[:3].tolist() == PALETTE
+    page = np.asarray(Image.open(out / "deep" / "b.overlay.png"))
+    assert page.shape[1] == 3 * 89 and page.shape[0] > 3 * 109 and (page[-1] == 255).all()  # enlarged, above a legend
     with np.load(out / "deep" / "b.npz") as stored:
         assert stored["probabilities"].dtype == np.float16 and stored["classes"].tolist() == CLASSES
         assert np.abs(stored["probabilities"].astype(float) - expected).max() < 1e-3
@@ -339,11 +341,3 @@ def test_the_most_probable_class_wins_and_the_first_of_equals():
     planes = torch.rand(5, 7, 6, generator=torch.Generator().manual_seed(0)).mul(4).round()
     mask, kept = classify(iter(planes), keep=True)
     assert np.array_equal(mask, planes.numpy().argmax(0)) and np.array_equal(kept, planes.numpy().astype(np.float16))
-
-
-def test_the_overlay_keeps_the_picture_and_shows_the_classes():
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 3), np.uint8)
-    mask = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
-    share = np.array([0.15, 0.55, 0.55])[mask][..., None]
-    expected = pixels * (1 - share) + np.array(PALETTE)[mask] * share
-    assert np.abs(overlay(pixels, mask, PALETTE) - expected).max() <= 2

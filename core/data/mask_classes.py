@@ -22,27 +22,54 @@ LINES = "`name`, `name,value` or `name,r,g,b`"  # of a class table
 
 OPPOSITE = {"l": "r", "r": "l", "left": "right", "right": "left"}
 
+# Found by a search over all colours that are neither pale nor dim. The smallest difference (CIEDE2000) between two of
+# them, or one and white, is 20 among the first eight and 9 among all, for normal vision as for protanopia and
+# deuteranopia as Machado et al. (2009) simulate them; for normal vision it is 17 among all. tests/test_palette.py
+# computes these numbers.
+DISTINCT = (
+    (24, 26, 32),
+    (240, 105, 0),
+    (0, 120, 210),
+    (0, 195, 150),
+    (90, 75, 0),
+    (255, 240, 15),
+    (165, 60, 105),
+    (240, 180, 255),
+    (15, 180, 195),
+    (105, 0, 255),
+    (180, 255, 180),
+    (150, 150, 255),
+    (60, 75, 135),
+    (45, 120, 75),
+    (240, 180, 45),
+    (240, 90, 165),
+    (195, 195, 120),
+    (195, 0, 45),
+    (105, 165, 75),
+)
+
 # In the official order. "l_" is the person's left; "ear_r" is an earring, "neck_l" a necklace, "l_lip" the lower lip.
+# The largest parts have the most distinct colours.
 CELEBAMASK_HQ: dict[str, tuple[int, int, int]] = {
-    "background": (24, 26, 32),
-    "skin": (238, 190, 150),
-    "nose": (255, 150, 30),
-    "eye_g": (190, 80, 230),
-    "l_eye": (40, 120, 255),
-    "r_eye": (90, 210, 255),
-    "l_brow": (60, 200, 90),
-    "r_brow": (165, 235, 60),
-    "l_ear": (255, 105, 180),
-    "r_ear": (150, 40, 110),
-    "mouth": (120, 10, 30),
-    "u_lip": (225, 40, 70),
-    "l_lip": (255, 120, 120),
-    "hair": (122, 72, 38),
-    "hat": (20, 90, 100),
-    "ear_r": (255, 225, 40),
-    "neck_l": (0, 220, 190),
-    "neck": (190, 135, 105),
-    "cloth": (95, 100, 190),
+    "background": DISTINCT[0],
+    "skin": DISTINCT[1],
+    "nose": DISTINCT[5],
+    "eye_g": DISTINCT[8],
+    "l_eye": DISTINCT[7],
+    "r_eye": DISTINCT[10],
+    "l_brow": DISTINCT[4],
+    "r_brow": DISTINCT[9],
+    "l_ear": DISTINCT[16],
+    "r_ear": DISTINCT[18],
+    "mouth": DISTINCT[17],
+    "u_lip": DISTINCT[15],
+    "l_lip": DISTINCT[12],
+    "hair": DISTINCT[2],
+    "hat": DISTINCT[13],
+    "ear_r": DISTINCT[14],
+    "neck_l": DISTINCT[11],
+    "neck": DISTINCT[6],
+    "cloth": DISTINCT[3],
 }
 
 
@@ -88,15 +115,15 @@ def _mirrored(name: str) -> str:
 
 @cache
 def _spread_colours() -> np.ndarray:
-    """int64 (255, 3): first a dark colour, then always the one farthest from all before."""
+    """int64 (255, 3): `DISTINCT`, then always the one farthest from all before."""
     levels = np.linspace(0, 255, 9).round()
     grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
-    chosen = [np.array(CELEBAMASK_HQ["background"], dtype=float)]
-    nearest = np.full(len(grid), np.inf)
+    weights = np.array((2.0, 4.0, 1.0))  # human eyes distinguish greens best and blues worst
+    chosen = [np.array(colour, dtype=float) for colour in DISTINCT]
+    nearest = np.min([((grid - colour) ** 2) @ weights for colour in chosen], axis=0)
     while len(chosen) < MAX_CLASSES:
-        # Human eyes distinguish greens best and blues worst.
-        nearest = np.minimum(nearest, ((grid - chosen[-1]) ** 2) @ np.array((2.0, 4.0, 1.0)))
         chosen.append(grid[int(np.argmax(nearest))])
+        nearest = np.minimum(nearest, ((grid - chosen[-1]) ** 2) @ weights)
     return np.stack(chosen).astype(np.int64)
 
 

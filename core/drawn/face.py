@@ -18,15 +18,15 @@ from core.drawn.wear import draw_background, draw_clothes, draw_glasses, draw_ha
 
 # Classes by mask value. Skin includes neck, ears and bald scalps; hair includes beards and moustaches but not stubble;
 # hats, scarves and clothes are background. Glasses are the frames only: what is seen through a lens keeps its class.
-_COLOURS = {
+_COLOURS = {  # the first of core.data.mask_classes.DISTINCT
     "background": (24, 26, 32),
-    "skin": (238, 190, 150),
-    "hair": (122, 72, 38),
-    "brows": (60, 200, 90),
-    "eyes": (40, 120, 255),
-    "nose": (255, 150, 30),
-    "mouth": (225, 40, 70),
-    "glasses": (190, 80, 230),
+    "skin": (240, 105, 0),
+    "hair": (0, 120, 210),
+    "brows": (0, 195, 150),
+    "eyes": (90, 75, 0),
+    "nose": (255, 240, 15),
+    "mouth": (165, 60, 105),
+    "glasses": (240, 180, 255),
 }
 CLASSES, PALETTE = tuple(_COLOURS), tuple(_COLOURS.values())
 SIZE = (WIDTH, HEIGHT)

@@ -12,12 +12,12 @@ from PIL import Image
 from core.cli.errors import UserError
 from core.data.bounds import open_picture
 from core.data.decode import reason_of
+from core.data.mask_classes import default_palette
 from core.prepare.image_source import ImageSource, load_image
 from core.prepare.pairs import CHUNK, PairOptions, choose_split, digest
 from core.prepare.store import Store, natural, open_store
 
 CLASSES = ["background", "pet", "border"]
-PALETTE = [[24, 26, 32], [255, 150, 30], [240, 240, 240]]
 LISTS = (("trainval.txt", 0), ("test.txt", 2))  # and the split of the pairs in each
 TRIMAP_VALUES = (1, 2, 3)  # pet, background, border
 INDEX_OF = np.array((0, 1, 0, 2), np.uint8)  # class index by trimap value
@@ -63,7 +63,7 @@ def open_pets(store: Store, prefix: str, options: PairOptions) -> ImageSource:
         | {"layout": "oxford-iiit-pet", "split": digest(split)},
         load=partial(_load, store, pairs),
         classes=CLASSES,
-        palette=PALETTE,
+        palette=default_palette(len(CLASSES)),
         chunk=CHUNK,
     )
 

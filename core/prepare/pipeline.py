@@ -26,6 +26,7 @@ from core.cli.files import flush, read_json, sha256_of, write_json
 from core.cli.lock import sole_owner
 from core.data.dataset import AGAIN, FORMAT, PREVIEW, PreparedData
 from core.data.grids import captioned, make_grid, write_png
+from core.data.mask_pictures import comparison_page, room
 from core.prepare.geometry import transform_name
 from core.prepare.image_source import ImageSource
 from core.prepare.workers import Done, Plan, checksum, create_array, open_arrays, running
@@ -208,18 +209,18 @@ def _finish(plan: Plan, done: dict[int, Done]) -> None:
 
 def _write_preview(folder: Path, meta: dict[str, Any]) -> None:
     """Write a grid of pictures spread over the data set, each with its mask on its right if there are masks."""
-    count, size, masked = meta["count"], meta["image_size"], meta["classes"] is not None
+    count, size = meta["count"], meta["image_size"]
     step = math.ceil(size / PREVIEW_TILE)
-    columns = PREVIEW_WIDTH // len(range(0, size, step)) // 2 * 2
-    rows = np.linspace(0, count - 1, min(count, PREVIEWED, columns * columns)).astype(int)
-    tiles = np.load(folder / "images.npy", mmap_mode="r")[rows, ::step, ::step]
-    if masked:
-        colours = np.full((256, 3), 255, np.uint8)  # what is ignored is white
-        colours[: len(meta["palette"])] = meta["palette"]
-        masks = np.load(folder / "masks.npy", mmap_mode="r")[rows, ::step, ::step]
-        tiles = np.stack([tiles, colours[masks]], axis=1).reshape(-1, *tiles.shape[1:])
-    text = f"{len(rows)} of {count:,} images of {size}x{size} pixels"
-    write_png(folder / PREVIEW, captioned(make_grid(tiles, min(columns, len(tiles))), text))
+    columns = PREVIEW_WIDTH // len(range(0, size, step))
+    shown = min(count, PREVIEWED, columns * columns if meta["classes"] is None else room(size, 2))
+    rows = np.linspace(0, count - 1, shown).astype(int)
+    images = np.load(folder / "images.npy", mmap_mode="r")
+    if meta["classes"] is None:
+        page = make_grid(images[rows, ::step, ::step], min(columns, shown))
+    else:
+        masks = {"mask": np.load(folder / "masks.npy", mmap_mode="r")[rows]}
+        page = comparison_page(images[rows], masks, meta["classes"], meta["palette"])
+    write_png(folder / PREVIEW, captioned(page, f"{shown} of {count:,} images of {size}x{size} pixels"))
 
 
 def _compact(path: Path, keep: np.ndarray) -> None:

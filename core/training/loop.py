@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -340,12 +340,13 @@ def run_loop(
     build: Callable[[Accelerator, RunFolder], TrainingLoop],
     identity: dict[str, Any],
     changeable: Collection[str],
+    reasons: Mapping[str, str] | None = None,
 ) -> RunFolder:
     """Train from the start or from where the run stands, and return its folder.
 
     `build` makes the loop, its state loaded. `identity`, such as hashes of the data, and all of `config` but the keys
-    `changeable` must stay when a run continues. Raises UserError for a run folder of other settings, for
-    divergence or a full disk, and Interrupted on request, after saving.
+    `changeable` must stay when a run continues; `reasons` say of some keys why. Raises UserError for a run folder of
+    other settings, for divergence or a full disk, and Interrupted on request, after saving.
     """
     run = RunFolder(Path(config.runs) / config.name)
     # Stored as resolved: on another machine `auto` may choose differently, and such a run must not continue unnoticed.
@@ -360,7 +361,7 @@ def run_loop(
             run.remove_leftovers()
             # A run that ended before it saved anything has nothing to continue, and nothing to lose.
             if Checkpoints(run.state).files() or (run.path / FILE_NAME).exists():
-                run.check_config(resolved, changeable)
+                run.check_config(resolved, changeable, reasons)
 
         main = accelerator.is_main_process
         Ranks(accelerator.process_index, accelerator.num_processes).together(lambda: claim() if main else None)

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +28,32 @@ class RunFolder:
         self.config, self.stats = self.path / "config.yaml", self.path / "stats.jsonl"
         self.samples, self.state = self.path / "samples", self.path / "state"
 
-    def check_config(self, config: dict[str, Any], changeable: Collection[str]) -> None:
-        """Refuse to continue a run with other settings, but for `changeable` keys; the UserError names each change."""
+    def check_config(
+        self, config: dict[str, Any], changeable: Collection[str], reasons: Mapping[str, str] | None = None
+    ) -> None:
+        """Refuse to continue a run with other settings, but for `changeable` keys.
+
+        The UserError names each change, and says of the keys in `reasons` why they may not change.
+        """
         if not self.config.exists():
             return
         stored = flatten(self.read_config())
         wanted = flatten(config)
-        differing = [
-            f"{shown(key, 40)} ({shown(repr(stored.get(key)), 40)} -> {shown(repr(wanted.get(key)), 40)})"
+        keys = [
+            key
             for key in sorted(stored.keys() | wanted.keys())
             if stored.get(key) != wanted.get(key) and key not in changeable
         ]
-        if differing:
+        if keys:
+            differing = [
+                f"{shown(key, 40)} ({shown(repr(stored.get(key)), 40)} -> {shown(repr(wanted.get(key)), 40)})"
+                for key in keys
+            ]
+            why = "".join(f"{reason}. " for key, reason in (reasons or {}).items() if key in keys)
             few = differing[:3] + [f"and {len(differing) - 3} more"] * (len(differing) > 3)
             raise UserError(
                 f"{self.path} was started with other settings: {', '.join(few)}. "
-                "Use another name=..., or the old settings to continue"
+                f"{why}Use another name=..., or the old settings to continue"
             )
 
     def read_config(self) -> dict[str, Any]:
