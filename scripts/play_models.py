@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from core.cli.errors import UserError
 from core.data.decode import reason_of
+from core.data.mask_pictures import overlay
 from core.data.movie import write_movie
 from core.nn.model_file import FILE_NAME, model_file, read_recipe
 from gen.directions import directions
@@ -20,7 +21,7 @@ from gen.latents import sample_latents
 from gen.sample import load_generator, render, slerp
 from gen.walk import walk
 from seg.masks import masks_of
-from seg.predict import Segmenter, load_segmenter, overlay, read_picture
+from seg.predict import Segmenter, load_segmenter, read_picture
 
 DIRECTIONS = 8  # sliders
 WALK_FPS = 15
@@ -82,7 +83,7 @@ class Masks:
         It is decoded as by `facet predict`, but turned as cameras say in EXIF, for so a browser shows it.
 
         Returns:
-            Both, and name, colour (#rrggbb) and share of each class, the most frequent first.
+            Both, and number and name, colour (#rrggbb) and share of each class, the most frequent first.
 
         Raises:
             UserError: the picture cannot be read, or it or its prediction does not fit into memory.
@@ -97,7 +98,9 @@ class Masks:
         shares = np.bincount(mask.reshape(-1), minlength=len(palette)) / mask.size
         order = np.argsort(-shares, kind="stable")
         colours = ["#" + bytes(colour).hex() for colour in palette]
-        classes = [(self.segmenter.classes[index], colours[index], float(shares[index])) for index in order]
+        classes = [
+            (f"{index} {self.segmenter.classes[index]}", colours[index], float(shares[index])) for index in order
+        ]
         return overlay(picture, mask, palette), np.array(palette, np.uint8)[mask], classes
 
 

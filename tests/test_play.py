@@ -18,6 +18,7 @@ from PIL import Image
 from scoring import lively_generator, pictures, small_segmenter
 
 from core.cli.errors import UserError
+from core.data.mask_pictures import overlay
 from core.nn.model_file import build_model, save_model
 from gen import generate
 from gen import load as load_generator
@@ -27,7 +28,6 @@ from gen.walk import walk
 from scripts import play
 from scripts.play_models import Faces, Masks, load
 from seg import predict
-from seg.predict import overlay
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
