@@ -126,7 +126,9 @@ def _differences(meta: dict[str, Any], plan: Plan) -> str:
     options = {"image_size": "size", "value_range": "range"}
 
     def said(key: str, value: object) -> str:
-        return f"{'without' if value is None else 'with'} --{options.get(key, key)}{'' if value is None else f' {value}'}"
+        return (
+            f"{'without' if value is None else 'with'} --{options.get(key, key)}{'' if value is None else f' {value}'}"
+        )
 
     different = [(key, meta.get(key), new) for key, new in planned.items() if meta.get(key) != new]
     return " and ".join(f"{said(key, old)}, not {said(key, new)}" for key, old, new in different)

@@ -91,9 +91,8 @@ def _open_images(store: Store, options: PairOptions) -> ImageSource:
         options.refuse(place, valid=f"has a split of its own, in {partition[0]}")
     split = _split_of(names, partition) if partition else split_at_random(place, names, options)
     identity = store.identity(members) | {"split": digest(split)} | range_identity(options)
-    load = partial(_load, store, members, options.value_range)
-    rest = {"value_range": options.value_range, "valid": options.valid}
-    return ImageSource(store.label, names, split, identity, load=load, **rest)
+    load, largest = partial(_load, store, members, options.value_range), options.value_range
+    return ImageSource(store.label, names, split, identity, load, value_range=largest, valid=options.valid)
 
 
 def _open_array(path: Path, options: PairOptions) -> ImageSource:
