@@ -24,7 +24,7 @@ from core.cli.files import writable, write_json
 from core.nn.model_file import load_model
 from core.training.distributed import Ranks
 from core.training.machine import set_up_cpu
-from eval.distances import plan_floor, spread
+from eval.distances import spread
 from eval.features.extractors import Features, make_features
 from eval.features.image_sets import open_samples
 from eval.features.reference import Reference
@@ -52,6 +52,7 @@ from eval.score import (
     command_of,
     open_real,
     require_at_least,
+    require_floor,
     result_path,
     score_source,
     score_terms,
@@ -244,14 +245,13 @@ def _planned(
     terms = score_terms(samples, reference, features)
     settings = fid_settings(config, label)
     file = result_path(settings)
+    if config.floor and isinstance(reference, Reference):
+        require_floor(reference, samples.count, config.seed)
     different = []
     if file.is_file():
         try:
             existing = read_result(file)
-            has_floor = isinstance(reference, Reference) and bool(
-                plan_floor(len(reference.every), reference.rows, samples.count, int(config.floor), config.seed).subsets
-            )
-            different = differences_from_terms(existing, terms, config.seed if has_floor else None)
+            different = differences_from_terms(existing, terms, config.seed if config.floor else None)
         except UserError:
             different = ["damaged"]
         if not different:

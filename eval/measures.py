@@ -33,6 +33,7 @@ class Figure:
         better: which values are better, as in "lower".
         meaning: a sentence or two, which may quote numbers of the measure as `{name}`.
         label: its name on the page; empty for `key`.
+        elsewhere: its name where the features are not Inception's; empty for the same.
         sd: name of its standard deviation in report.json, if it has one.
     """
 
@@ -41,6 +42,7 @@ class Figure:
     meaning: str
     label: str = ""
     sd: str = ""
+    elsewhere: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ KID = Figure(
     "subsets of {subset_size:,}.",
     label="KID",
     sd="sd",
+    elsewhere="Kernel distance",
 )
 PRDC = (
     Figure("precision", "higher", "Share of the samples that lie where real images lie. Low: many samples look wrong."),

@@ -15,24 +15,27 @@ import numpy as np
 
 from core.cli.config import config_command
 from core.cli.console import progress_bar, say
-from core.cli.errors import UserError
+from core.cli.errors import Interrupted, UserError
 from core.cli.files import atomic_path, digest_of, writable, write_json
 from core.data.images import make_grid, png_bytes
 from core.training.distributed import Ranks
 from core.training.machine import set_up_cpu
+from eval.checks.collapse import unlearned
 from eval.checks.copies import duplicates, memorisation
 from eval.checks.evidence import Evidence
 from eval.checks.pixels import pixel_statistics
-from eval.checks.verdicts import Check, mode_collapse, sample_size
+from eval.checks.verdicts import Check, Manifold, mode_collapse, sample_size
 from eval.features.cache import Extractor, features_key, remembered
 from eval.features.extractors import make_features
 from eval.features.image_sets import is_run, open_samples
-from eval.features.settings import InceptionSection, require_features
+from eval.features.settings import InceptionSection, network_of, require_features
+from eval.judged import OtherViews, is_same, judge_of, name_of
 from eval.measures import MEASURES, prdc_and_floor
 from eval.metrics.fid_infinity import extrapolate
 from eval.metrics.frechet import frechet_distance
 from eval.metrics.prdc import nearest
 from eval.page.page import render_page
+from eval.run_facts import curves_of, run_facts, when
 from eval.score import require_at_least, run_features, score_warnings, versions
 
 GRID = 64  # samples and real images shown on the page
@@ -82,11 +85,19 @@ def build(config: ReportConfig, folder: Path) -> tuple[dict[str, Any], dict[str,
     if config.large and samples.facts["kind"] != "model":
         raise UserError(f"large={config.large} needs a run or model: the number of images in {config.source} is fixed")
     evidence = Evidence(samples, Path(config.data), config.seed, None if config.real is None else Path(config.real))
-    extractor = Extractor(make_features(config.features, config.fid, config.device, ranks), config.batch_size, ranks)
+    judge, section = judge_of(samples), config.fid
+    views = None
+    if judge is not None:
+        views = OtherViews(samples, config.features, section, config.reference_count, config.device, ranks)
+        if config.features == "efficientnet":  # the weights are those of Inception, for the other view
+            section = InceptionSection(None, section.dims)
+    extractor = Extractor(make_features(config.features, section, config.device, ranks), config.batch_size, ranks)
     many = None
     if config.large:  # these samples start with all the sets, so no image is extracted twice
         many = open_samples(path, max(*config.large, config.n * config.sets), 1, config.seed, config.device)
     evidence.extract(extractor, run_features(samples) or folder, many)
+    if views is not None:
+        views.extract(evidence.real, evidence.sets[0], config.batch_size, run_features(samples) or folder, config.seed)
     if not ranks.first:
         return None
     evidence.read_samples(CHECKED)
@@ -95,12 +106,19 @@ def build(config: ReportConfig, folder: Path) -> tuple[dict[str, Any], dict[str,
     measures = {measure.key: measure.compute(evidence, config.kid_subsets) for measure in MEASURES}
     checks = honesty_checks(evidence)
     pictures = {check.name: png_bytes(check.pictures) for check in checks if check.pictures is not None}
-    pictures["samples"] = png_bytes(make_grid(evidence.pixels[:GRID]))
-    pictures["reals"] = png_bytes(make_grid(evidence.real_pixels(evidence.real_rows(GRID))))
+    pictures["samples"] = png_bytes(make_grid(evidence.pixels[:GRID], transparent=True))
+    pictures["reals"] = png_bytes(make_grid(evidence.real_pixels(evidence.real_rows(GRID)), transparent=True))
+    if curves := curves_of(samples):
+        pictures["curves"] = curves
     report = {
         "format": 1,
         "subject": {name: samples.facts[name] for name in ("path", "kind", "count", "sets")},
+        "run": run_facts(samples),
         "metric": extractor.features.metric,
+        "judge": None
+        if judge is None or views is None
+        else {"network": name_of(judge), "sha256": judge.get("sha256"), "same": is_same(judge, extractor.features)}
+        | {"views": views.table(judge)},
         "scores": scores,
         "larger": larger,
         "infinity": infinity,
@@ -160,14 +178,18 @@ def honesty_checks(evidence: Evidence) -> list[Check]:
     real, drawn = evidence.features[rows], evidence.sets[0][: len(pixels)]
     real_pixels = evidence.real_pixels(rows)
     found = prdc_and_floor(evidence)
-    coverage, floor_coverage = (None, None) if found is None else (found[0].coverage, found[1].coverage)
+    manifold = None
+    if found is not None:
+        sides = {name: (getattr(found[0], name), getattr(found[1], name)) for name in ("precision", "coverage")}
+        manifold = Manifold(**sides, network=network_of(evidence.extractor.features.metric))
     digests = {name: digest_of({"rows": getattr(evidence, name).tolist()}) for name in ("trained_on", "held_out")}
     key = evidence.key() | digests | {"most": HELD_OUT}
     near = remembered(evidence.folder, "nearest", key, lambda: neighbours(evidence))
     train, unseen = ((np.array(part[0]), np.array(part[1], np.int64)) for part in (near["train"], near["held_out"]))
     every = evidence.reference.every
+    by_pixels = pixel_statistics(pixels, real_pixels)
     return [
-        pixel_statistics(pixels, real_pixels),
+        by_pixels,
         duplicates(pixels, drawn, real),
         memorisation(
             pixels,
@@ -175,7 +197,7 @@ def honesty_checks(evidence: Evidence) -> list[Check]:
             unseen if len(unseen[0]) else None,
             lambda index: evidence.real_pixels(evidence.trained_on[index]),
         ),
-        mode_collapse(drawn, real, pixels, real_pixels, coverage, floor_coverage),
+        mode_collapse(drawn, real, pixels, real_pixels, manifold, unlearned(pixels, by_pixels)),
         sample_size(
             evidence.n,
             len(evidence.real),
@@ -200,7 +222,8 @@ def neighbours(evidence: Evidence) -> dict[str, Any]:
 
 def as_json(check: Check) -> dict[str, Any]:
     """A check as report.json states it; the page shows its pictures under its name."""
-    plain = {name: getattr(check, name) for name in ("name", "verdict", "headline", "details", "figures")}
+    names = ("name", "verdict", "fault", "judgement", "headline", "details", "figures", "caption")
+    plain = {name: getattr(check, name) for name in names}
     return plain | {"pictures": None if check.pictures is None else check.name}
 
 
@@ -227,7 +250,7 @@ def limits(evidence: Evidence, scores: list[dict[str, Any]]) -> list[str]:
     elif not len(evidence.held_out):
         lines.append(
             "The generator was trained on all of the data, so copying is judged by pictures alone: a run with "
-            "split=train leaves real images to compare with."
+            "split=train leaves real images to compare with. Data without a split get one by facet prepare --valid N."
         )
     warnings = score_warnings(evidence.samples, evidence.images.size, evidence.reference, evidence.extractor.features)
     return lines + [f"{warning[0].upper()}{warning[1:]}." for warning in warnings]
@@ -246,6 +269,28 @@ def provenance(config: ReportConfig, evidence: Evidence, software: dict[str, str
         "device": str(features.device),
         "versions": software,
     }
+
+
+def summary(report: dict[str, Any]) -> list[str]:
+    """For the terminal: what other networks say of a generator that pleased one, and the checks."""
+    judge, lines = report["judge"], []
+    if judge is not None:
+        which = (
+            ", the very network of this score, which flatters it" if judge["same"] else ", which flatters this score"
+        )
+        lines.append(f"trained against {judge['network']}{'' if report['metric'] == 'fd_random' else which}")
+        lines += [f"  {told(view)}" for view in judge["views"]]
+    width = max(len(entry["judgement"]) for entry in report["checks"]) + 2
+    return lines + [f"{each['judgement']:<{width}}{each['name']}: {each['headline']}" for each in report["checks"]]
+
+
+def told(view: dict[str, Any]) -> str:
+    """What one network sees: `fd_random 0.311 (real images 0.0164), recall 0.04 (real images 0.61)`."""
+    pairs = ((view["metric"], "value", "floor"), ("recall", "recall", "recall_of_reals"))
+    shown = [(name, view[value], view[usual]) for name, value, usual in pairs if view[value] is not None]
+    return ", ".join(
+        f"{name} {value:.3g}" + ("" if usual is None else f" (real images {usual:.3g})") for name, value, usual in shown
+    )
 
 
 def target(config: ReportConfig) -> Path:
@@ -268,18 +313,21 @@ def main(config: ReportConfig) -> None:
     check(config)
     folder = target(config)
     set_up_cpu()
-    built = build(config, folder / "cache")
+    try:
+        built = build(config, folder / "cache")
+    except KeyboardInterrupt:
+        raise Interrupted("features and figures computed so far are kept; the same command continues") from None
     if built is None:
         return
-    report, pictures = built
+    report, pictures = {"made": when()} | built[0], built[1]
     write_json(folder / "report.json", report)
     with atomic_path(folder / "report.html") as temporary:
         temporary.write_text(render_page(report, pictures), encoding="utf-8")
     first = report["scores"][0]
     by = "" if first["sd"] is None else f" ± {first['sd']:.3g}"
     print(f"{report['metric']} {first['mean']:.4g}{by} against {first['against']}")
-    for entry in report["checks"]:
-        print(f"{entry['verdict']:<8}{entry['headline']}")
+    for line in summary(report):
+        print(line)
     say(f"report: {folder / 'report.html'}")
 
 

@@ -18,17 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from core import __version__
-from core.cli.errors import UserError
+from core.cli.errors import Interrupted, UserError
 from core.cli.files import writable
 from core.training.distributed import Ranks
 from core.training.rundir import flatten
 from eval.distances import Score, plan_floor, score_against, spread
-from eval.features.cache import Extractor
+from eval.features.cache import ExtractionInterrupted, Extractor
 from eval.features.extractors import PUBLISHED_SHA256_PREFIX, Features, dims_of, make_features
 from eval.features.image_sets import Samples, is_run, open_samples
 from eval.features.reference import RealFeatures, Reference, open_reference
 from eval.features.settings import FID_DIMS, InceptionSection, metric_name, require_features
 from eval.features.statistics_file import SUFFIX, KnownStatistics, open_statistics
+from eval.judged import flattery
 from eval.metrics.frechet import frechet_distance
 
 RUN_FEATURES = "features"  # folder in a run that keeps the features of its samples
@@ -94,6 +95,8 @@ def score_source(config: FidConfig) -> dict[str, Any] | None:
     ranks = Ranks.join()
     samples = open_samples(Path(config.source), config.n, config.sets, config.seed, config.device)
     reference = open_real(config)
+    if config.floor and isinstance(reference, Reference):
+        require_floor(reference, samples.count, config.seed)
     features = make_features(config.features, config.fid, config.device, ranks)
     extractor = Extractor(features, config.batch_size, ranks)
     with _sample_features(samples, result_path(config), ranks) as folder:
@@ -101,9 +104,6 @@ def score_source(config: FidConfig) -> dict[str, Any] | None:
     if found is None:
         return None
     warnings = score_warnings(samples, samples.open_set(0).size, reference, features)
-    if config.floor and not found.floor and isinstance(reference, Reference):
-        count, real = samples.count, len(reference.every)
-        warnings.append(f"no floor at {count:,} images: it needs {2 * count:,} real images, there are {real:,}")
     figures = {
         "mean": found.mean,
         "sd": spread(found.values),
@@ -116,6 +116,22 @@ def score_source(config: FidConfig) -> dict[str, Any] | None:
     terms["weights"] = weights | terms["weights"]
     made = {"device": str(features.device), "versions": software, "warnings": warnings}
     return {"metric": terms.pop("metric")} | figures | terms | made
+
+
+def require_floor(reference: Reference, count: int, seed: int) -> None:
+    """Refuse, before any work, a floor for which there are too few real images.
+
+    Raises:
+        UserError: says how many there are and how many are needed.
+    """
+    total, rows = len(reference.every), reference.rows
+    if plan_floor(total, rows, count, 1, seed).subsets:
+        return
+    needed = 2 * count if len(rows) == total else len(rows) + count
+    raise UserError(
+        f"floor=true: {count:,} images a set need {needed:,} real images, there are {total:,}: "
+        "give more, score fewer (n=), or leave out floor=true"
+    )
 
 
 def open_real(config: FidConfig) -> Reference | KnownStatistics:
@@ -186,7 +202,8 @@ def score_warnings(
         warnings.append(f"scored images are {width}x{height}, the reference is {real_width}x{real_height}")
     if features.name == "inception" and not features.weights_sha256.startswith(PUBLISHED_SHA256_PREFIX):
         warnings.append("the Inception weights are not pytorch-fid's published file (another sha256)")
-    return warnings
+    flattered = flattery(samples, features)
+    return warnings if flattered is None else [flattered, *warnings]
 
 
 def result_path(config: FidConfig) -> Path:
@@ -228,12 +245,21 @@ def _sample_features(samples: Samples, result: Path, ranks: Ranks) -> Iterator[P
     """The folder for features of samples: kept in a run, else a temporary one beside the result."""
     kept = run_features(samples)
     if kept is not None:
-        yield kept
+        try:
+            yield kept
+        except KeyboardInterrupt:
+            raise Interrupted(f"features are kept in {kept} and with the data; the same command continues") from None
         return
     folder = result.with_name(f".{result.name}.{ranks.of_first(os.getpid())}.features")
     try:
         yield folder
         ranks.wait()
+    except KeyboardInterrupt:
+        raise Interrupted("features of the scored images are not kept, those of the real ones are") from None
+    except ExtractionInterrupted as stop:
+        if stop.folder.is_relative_to(folder):
+            raise Interrupted("these features are not kept, those of real images extracted before are") from None
+        raise
     finally:
         if ranks.first:
             shutil.rmtree(folder, ignore_errors=True)

@@ -30,7 +30,7 @@ examples:
   facet prepare archive.zip --out data/celeba
   facet prepare drawn --count 10000 --seed 0 --out data/drawn
   facet prepare celeba --download --root data/raw --out data/celeba
-  facet prepare photos/ --out data/photos --size 128 --limit 500
+  facet prepare photos/ --out data/photos --size 128 --valid 500
   facet prepare isbi2012.zip --out data/isbi --size 512 --classes membrane,cell --valid 5
   facet prepare cells/ --out data/cells --size 256 --fit pad --classes cells.csv
   facet prepare carvana.zip --out data/cars --size 256 --threshold 128
@@ -73,7 +73,8 @@ class, those pixels are ignored. Masks with grey levels, as after scaling or in 
 all pixels from the grey level N on are foreground, the others background.
 
 Pairs without a split of their own: one tenth validates, chosen by a hash of the file stem, or the last N by name (2.png
-before 10.png) with --valid N. --limit takes the first pairs and leaves each in the part it has without.
+before 10.png) with --valid N. --limit takes the first pairs and leaves each in the part it has without. Pictures
+without masks and without a partition file have no split: with --valid N, N validate, chosen by a hash of the name.
 
 A picture without mask is refused. Where only some pictures have one, as in Pascal VOC with its 2,913 masks for 17,125
 JPEGImages, give a folder of the pairs alone: SegmentationClass, and JPEGImages with just the pictures of its stems.
@@ -90,7 +91,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--classes", help="masks: a table file, names as in membrane,cell, or celebamask-hq")
     parser.add_argument("--threshold", type=_deep, help="masks: grey levels from here on are foreground, e.g. 128")
     parser.add_argument("--range", type=_wide, metavar="MAX", help="16-bit pictures: the value that becomes white")
-    parser.add_argument("--valid", type=_positive, help="masks: hold out the last VALID pairs for validation")
+    parser.add_argument("--valid", type=_positive, help="hold out VALID pictures (see --help-all) for validation")
     parser.add_argument("--limit", type=_positive, help="only the first LIMIT images, for a quick try")
     parser.add_argument("--workers", type=_positive, help="processes (default: one per core)")
     parser.add_argument("--force", action="store_true", help="replace a prepared data set at --out")
@@ -167,7 +168,8 @@ def summary(result: Prepared) -> str:
         + (f", masks with {len(data.meta['classes'])} classes" if data.masks is not None else ""),
         "split: " + ", ".join(f"{name} {number:,}" for name, number in zip(SPLITS, counts, strict=True))
         if counts is not None
-        else "split: none (neither masks nor a list_eval_partition file found): train on split=all",
+        else "split: none (neither masks nor a list_eval_partition file found): train on split=all, or prepare with "
+        "--valid 1000, so that `facet report` can tell copies",
         f"skipped: {len(data.meta['skipped'])}" + (" (listed in meta.json)" if data.meta["skipped"] else ""),
         f"{result.seconds:.1f} s, {fresh / result.seconds:,.0f} images/s"
         + (f" ({result.resumed:,} were done before)" if result.resumed else "")

@@ -14,9 +14,10 @@ from scipy.spatial.distance import cdist
 from core.drawn.face import draw_face
 from core.prepare.geometry import resize_crop
 from core.prepare.sources import open_image_source
+from eval.checks.collapse import unlearned
 from eval.checks.copies import duplicates, memorisation
 from eval.checks.pixels import FEWEST_IMAGES, on_grid_detail, pixel_statistics
-from eval.checks.verdicts import Check, mode_collapse
+from eval.checks.verdicts import Check, Manifold, mode_collapse
 from eval.features.extractors import RandomFeatures
 
 
@@ -83,8 +84,10 @@ def remember(faces: Faces, samples: Part, held_out: bool = True) -> Check:
 
 
 def collapse(faces: Faces, samples: Part, *coverage: float) -> Check:
-    train = faces.train
-    return mode_collapse(samples.features, train.features, samples.pixels, train.pixels, *coverage)
+    train, compared = faces.train, pixel_statistics(samples.pixels, faces.train.pixels)
+    manifold = Manifold((0.7, 0.7), coverage, "the random network") if coverage else None
+    early = unlearned(samples.pixels, compared)
+    return mode_collapse(samples.features, train.features, samples.pixels, train.pixels, manifold, early)
 
 
 # --- quiet on held-out faces --------------------------------------------------------------------------------------
@@ -123,8 +126,8 @@ def test_a_picture_twice_is_found_wherever_it_stands(faces):
     check = duplicates(pixels, features, faces.held_out.features)
     assert check.verdict == "bad" and "1 of the" in check.headline and "pixel for pixel" in check.headline
     assert (check.figures["exact_duplicates"], check.figures["with_a_twin"]) == (1, 2)
-    assert np.array_equal(check.pictures[4:68, 4:68], faces.samples.pixels[4])
-    assert np.array_equal(check.pictures[4:68, 68:132], faces.samples.pixels[4])
+    assert np.array_equal(check.pictures[4:68, 4:68, :3], faces.samples.pixels[4])
+    assert np.array_equal(check.pictures[4:68, 68:132, :3], faces.samples.pixels[4])
 
 
 @pytest.mark.parametrize("with_reals", [True, False])
@@ -153,8 +156,8 @@ def test_a_few_mirrored_copies_among_good_samples_are_found_and_shown_first(face
     check = memorisation(pixels, nearest, (distance, index), lambda i: faces.train.pixels[i])
     assert check.figures["copies"] == 1
     assert check.verdict == ("doubt" if len(pixels) > 100 else "bad")
-    assert np.array_equal(check.pictures[4:68, 4:68], copies[0])
-    assert np.array_equal(check.pictures[4:68, 68:132], faces.train.pixels[0])
+    assert np.array_equal(check.pictures[4:68, 4:68, :3], copies[0])
+    assert np.array_equal(check.pictures[4:68, 68:132, :3], faces.train.pixels[0])
 
 
 def test_without_held_out_images_memorisation_is_skipped_with_advice(faces):
@@ -251,11 +254,26 @@ def test_one_repeated_mode_among_good_samples_is_found_and_shown(faces):
     assert check.verdict == "bad" and "One mode is repeated" in check.headline
     assert check.figures["densest_share"] == pytest.approx(0.3, abs=0.02)
     # The picture in the middle of the mode is one of its noisy repetitions.
-    assert np.abs(check.pictures[2:66, 2:66].astype(int) - faces.samples.pixels[0]).mean() < 5
+    assert np.abs(check.pictures[2:66, 2:66, :3].astype(int) - faces.samples.pixels[0]).mean() < 5
 
 
 def test_few_modes_of_equal_weight_are_found(faces):
     check = collapse(faces, repeated(faces, 300, 12), 0.2, 0.95)
-    assert check.verdict == "bad"
+    assert check.judgement == "bad: collapsed" and "mode collapse: whole kinds" in check.details
     assert check.figures["effective_number"] == pytest.approx(12, abs=0.5)
-    assert "whole kinds of faces are missing" in check.details
+
+
+def grey_squares(pixels):
+    return (126 + 0.05 * (pixels - 128.0)).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("early", [grey_squares, softened], ids=["grey squares", "soft"])
+def test_what_has_hardly_been_trained_is_not_called_collapsed(faces, early):
+    """Both repeat themselves as far as features and thumbnails go; the pixels tell why."""
+    if len(faces.samples.pixels) < 100:
+        pytest.skip("modes need at least 100 samples: there are no real faces")
+    pixels = early(faces.samples.pixels)
+    check = collapse(faces, Part(pixels, 1e-3 * faces.samples.features), 0.01, 0.95)
+    assert check.judgement == "bad: undertrained" and "has not learned enough yet" in check.details
+    assert ("one colour" if early is grey_squares else "soft") in check.headline
+    assert "Use an earlier checkpoint" not in check.details

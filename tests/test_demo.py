@@ -85,18 +85,19 @@ def run(monkeypatch, out, *words):
     demo.main()
 
 
-def test_every_command_is_valid_and_they_fit_together(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("faces", "floor"), [(1000, False), (2000, True)])  # 1,000 samples need twice as many reals
+def test_every_command_is_valid_and_they_fit_together(tmp_path, monkeypatch, capsys, faces, floor):
     out = tmp_path / "demo"
     pipeline = Pipeline(out)
     monkeypatch.setattr(demo, "step", pipeline)
-    run(monkeypatch, out, "--faces", "1000", "--features", "random")
+    run(monkeypatch, out, "--faces", str(faces), "--features", "random")
     drawn, trained, sampled, scored, packed, checked, segmenter, tested, predicted = [
         settings for _, settings in pipeline.read
     ]
-    assert drawn.out == out / "data" and drawn.count == 1000 and drawn.source == "drawn"
+    assert drawn.out == out / "data" and drawn.count == faces and drawn.source == "drawn"
     assert trained.data == str(out / "data") and f"{trained.runs}/{trained.name}" == str(sampled.source)
     assert sampled.n == 1000 and str(sampled.out) == scored.source == str(packed.source)
-    assert scored.data == str(out / "data") and scored.features == "random" and scored.floor
+    assert scored.data == str(out / "data") and scored.features == "random" and scored.floor is floor
     assert checked.check == out / f"{packed.student_number}.tar.gz"
     assert segmenter.data == trained.data and f"{segmenter.runs}/{segmenter.name}" == str(predicted.model)
     assert str(tested.source) == str(predicted.model) and tested.split == "test" and str(tested.data) == trained.data

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from scoring import pictures, write_folder, write_prepared, write_short_weights, write_two_folders
 
+from core.cli.errors import UserError
 from core.cli.files import sha256_of
 from eval.features.image_sets import list_images
 from eval.fid import describe, main
@@ -289,8 +290,13 @@ def test_unusable_weights_are_refused_in_one_line(
     assert "64, 192, 768, 2048" in refused(monkeypatch, capsys, *arguments, "fid.dims=100")
 
 
-def test_a_floor_that_cannot_be_had_is_said(two_folders: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize(("more", "needed"), [({}, 2), ({"reference_count": 5}, 1)])
+def test_a_floor_that_cannot_be_had_is_refused_before_any_work(monkeypatch, two_folders, more, needed) -> None:
+    """The real images must hold a set besides the reference, or two sets."""
     fake, real = two_folders
-    result = score_source(FidConfig(str(fake), str(real), features="random", floor=True))
-    assert result["floor"] is None and result["excess"] is None
-    assert any("no floor" in warning for warning in result["warnings"])
+    count = len(list(fake.iterdir()))
+    total = needed * count + more.get("reference_count", 0)
+    config = FidConfig(str(fake), str(real), features="random", floor=True, **more)
+    monkeypatch.setattr("eval.score.make_features", lambda *arguments: pytest.fail("work began"))
+    with pytest.raises(UserError, match=rf"floor=true: {count} images a set need {total} real images, there are"):
+        score_source(config)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from markupsafe import escape
 from page_facts import check, score
 
-from core.data.images import png_bytes
+from core.data.images import make_grid, png_bytes
 from eval.measures import MEASURES, Figure, Measure
 from eval.page import page as page_module
 from eval.page.page import HERE, render_page
@@ -199,7 +199,9 @@ def test_a_new_measure_is_shown_by_its_row_alone(monkeypatch) -> None:
     row = Measure("mmd", lambda evidence, subsets: None, (Figure("mean", "lower", "Of {n} pairs."),), note="Twice {n}.")
     monkeypatch.setattr(page_module, "MEASURES", (*MEASURES, row))
     text = page_of(a_report() | {"mmd": {"mean": 0.625, "n": 77}}).text
-    assert "Mean 0.625 lower is better Of 77 pairs." in text and "Twice 77." in text and "Precision" in text
+    assert (
+        "Mean on Inception 0.625 lower is better Of 77 pairs." in text and "Twice 77." in text and "Precision" in text
+    )
 
 
 def test_a_single_set_without_floor_says_what_is_not_known() -> None:
@@ -281,3 +283,55 @@ def test_rendering_leaves_the_report_as_it_was() -> None:
     before = copy.deepcopy(report)
     render_page(report, PICTURES)
     assert report == before
+
+
+def test_figures_settings_and_origins_are_behind_folds_and_pictures_have_captions() -> None:
+    report = a_report() | {
+        "made": "2026-11-26 16:21 UTC",
+        "run": {"images_seen": 100_000, "written": "2026-11-25 08:00 UTC", "settings": {"loss": "hinge", "flip": True}},
+    }
+    text = render_page(report, PICTURES | {"curves": PICTURES["samples"]})
+    page = Page(text)
+    folded = re.findall(r"<details.*?</details>", text, re.DOTALL)
+    assert len(folded) == len(report["checks"]) + 2
+    for hidden in ("0.941", "flip", HASH):
+        assert hidden not in re.sub(r"<details.*?</details>", "", text, flags=re.DOTALL)
+        assert any(hidden in fold for fold in folded)
+    captions = [Page(caption).text for caption in re.findall(r"<figcaption>.*?</figcaption>", text)]
+    assert len(captions) == len(page.attributes("img")) == 3 and "Of duplicates" in captions
+    assert "after 100,000 training images, model of 2026-11-25 08:00 UTC; report of 2026-11-26 16:21 UTC" in page.text
+    assert "loss=hinge" in page.text
+
+
+def test_columns_without_any_value_and_empty_cells_are_left_out() -> None:
+    page = page_of(a_report() | {"scores": [score(floor=None)], "checks": []}).text
+    assert "Floor" not in page and "Excess" not in page and "–" not in page
+    page = page_of(a_report() | {"scores": [score(), score("all of the data", floor=None)], "checks": []}).text
+    assert "Floor Excess" in page and "too few real images" in page and "–" not in page
+
+
+def test_verdicts_and_measures_name_what_they_are_of() -> None:
+    bad = check("bad", fault="undertrained")
+    text = page_of(a_report() | {"metric": "fd_efficientnet", "checks": [bad]}).text
+    assert "bad: undertrained" in text and "the generator has not learned enough yet" in text
+    assert "Precision on EfficientNet-Lite0 0.713" in text and "Kernel distance on EfficientNet-Lite0" in text
+    assert "Published values are on those of Inception or VGG" in text
+    text = page_of(a_report()).text
+    assert "Precision on Inception 0.713" in text and "KID on Inception" in text and "Published" not in text
+
+
+def test_a_small_share_is_not_none() -> None:
+    assert (
+        "40 (0.2%) is the generator's"
+        in page_of(a_report() | {"scores": [score(mean=20_000, floor=19_960, sd=None)]}).text
+    )
+
+
+def test_grids_of_the_page_are_transparent_between_their_pictures() -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 6, 8, 3), np.uint8)
+    grid = make_grid(pictures, columns=3, gap=2, transparent=True)
+    white = make_grid(pictures, columns=3, gap=2)
+    assert grid.shape == (18, 32, 4) and np.array_equal(grid[..., :3], white)
+    assert grid[..., 3].sum() == 255 * pictures[..., 0].size
+    assert (grid[2:8, 2:10, 3] == 255).all() and np.array_equal(grid[10:16, 12:20, :3], pictures[4])
+    assert (grid[10:, 22:, 3] == 0).all(), "the place of the sixth picture"

@@ -94,7 +94,9 @@ def test_masks_are_those_of_the_command(segmenter, tmp_path):
     assert np.array_equal(tinted, overlay(picture, expected, palette))
     assert np.array_equal(coloured, np.array(palette)[expected])
     found = {name: share for name, _, share in classes}
-    assert found == {name: pytest.approx((expected == index).mean()) for index, name in enumerate("abc")}
+    assert found == {
+        name: pytest.approx((expected == index).mean()) for index, name in enumerate(["0 a", "1 b", "2 c"])
+    }
     assert list(found.values()) == sorted(found.values(), reverse=True) and len(np.unique(expected)) > 1
     assert {name: colour for name, colour, _ in classes} == {"a": "#000000", "b": "#090909", "c": "#000900"}
     # As a camera that was held upright writes it

@@ -1,6 +1,7 @@
 """The report: its scores are those of eval.fid, planted faults show, and a second report does no work twice."""
 
 import json
+import re
 import shutil
 import sys
 
@@ -125,7 +126,8 @@ def test_copied_training_images_are_found_and_shown(data, tmp_path, monkeypatch,
     page = (out / "report.html").read_text()
     assert page.count("data:image/png") >= 3
     shown = capsys.readouterr()
-    assert "fd_random" in shown.out and "bad" in shown.out and "report.html" in shown.err
+    assert "fd_random" in shown.out and "report.html" in shown.err
+    assert re.search(r"^bad: copied +memorisation: 20 of the 20 samples", shown.out, re.MULTILINE)
     assert found["subject"]["sets"] == 1 and any("one sample set" in line for line in found["limits"])
 
 

@@ -1,4 +1,4 @@
-"""Names as messages show them."""
+"""Names and shares as messages show them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ def shown(name: str, most: int = 100) -> str:
     """A file name fit for a terminal: control characters escaped, cut to `most` characters."""
     text = name if name.isprintable() else ascii(name)
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def percent(share: float) -> str:
+    """A share as text with two significant digits, never 0% for something that occurs, nor 100% for less than all."""
+    if share >= 0.995 and share < 1:
+        return f"{min(99.99, float(f'{100 * share:.4g}')):g}%"
+    return f"{100 * share:.0f}%" if abs(share) >= 0.0995 or share == 0 else f"{100 * share:.2g}%"
 
 
 def from_here(text: str) -> str:

@@ -126,7 +126,7 @@ class PreparedData:
         if self.split is None:
             raise UserError(
                 f"{self.path} has no train/valid/test split (its source had neither masks nor a partition file): "
-                "use split=all"
+                "use split=all, or prepare it with --valid N"
             )
         chosen = np.flatnonzero(self.split == SPLITS.index(split))
         if not len(chosen):

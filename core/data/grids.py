@@ -14,16 +14,22 @@ from core.cli.files import atomic_path
 CAPTION = 20  # height in pixels of the strip with a line of text
 
 
-def make_grid(pixels: np.ndarray, columns: int | None = None, gap: int = 2) -> np.ndarray:
+def make_grid(pixels: np.ndarray, columns: int | None = None, gap: int = 2, transparent: bool = False) -> np.ndarray:
     """Arrange uint8 pictures (N, H, W, C) row by row on white; by default in about as many columns as rows.
 
+    Args:
+        transparent: leave the gaps and what the last row lacks transparent, for pages that may be dark; C is 3.
+
     Returns:
-        uint8 array (rows * (H + gap) + gap, columns * (W + gap) + gap, C).
+        uint8 array (rows * (H + gap) + gap, columns * (W + gap) + gap, C), or 4 channels where transparent.
     """
+    if transparent:
+        pixels = np.concatenate([pixels, np.full((*pixels.shape[:3], 1), 255, np.uint8)], axis=3)
     count, height, width, channels = pixels.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     grid = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, np.uint8)
+    grid[..., 3:] = 0
     for index, picture in enumerate(pixels):
         top = gap + (index // columns) * (height + gap)
         left = gap + (index % columns) * (width + gap)
@@ -41,13 +47,13 @@ def captioned(pixels: np.ndarray, text: str) -> np.ndarray:
 
 
 def write_png(path: str | Path, pixels: np.ndarray) -> None:
-    """Write one uint8 picture (H, W, 3) or (H, W) as PNG, atomically."""
+    """Write one uint8 picture (H, W, 3), (H, W, 4) or (H, W) as PNG, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(png_bytes(pixels))
 
 
 def png_bytes(pixels: np.ndarray) -> bytes:
-    """One uint8 picture (H, W, 3) or (H, W) as the content of a PNG file."""
+    """One uint8 picture (H, W, 3), (H, W, 4) or (H, W) as the content of a PNG file."""
     buffer = io.BytesIO()
     # Level 1 takes a third of the default's time and a tenth more bytes.
     Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)

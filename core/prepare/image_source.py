@@ -29,6 +29,7 @@ class ImageSource:
         chunk: images per unit of work, which should take a fraction of a second.
         native_side: side in pixels if every picture is known to be a square of that side, else None.
         value_range: the value of 16-bit pictures that becomes 255, or None for 65,535; part of `identity`.
+        valid: images held out for validation because it was asked for; None where the split has another origin.
     """
 
     label: str
@@ -41,6 +42,7 @@ class ImageSource:
     chunk: int = 128
     native_side: int | None = None
     value_range: int | None = None
+    valid: int | None = None
 
 
 def load_image(store: Store, name: str, value_range: int | None = None) -> Image.Image:

@@ -29,7 +29,7 @@ class PairOptions:
     """The command-line options for sources with masks."""
 
     classes: ClassTable | None = None
-    valid: int | None = None  # number of pairs to hold out, the last ones by name
+    valid: int | None = None  # number of pictures to hold out: the last pairs by name, of others random ones
     limit: int | None = None  # take only the first pairs
     quiet: bool = False  # no progress bar
     workers: int = 1  # threads that read masks
@@ -88,6 +88,7 @@ def open_pairs(store: Store, pairs: list[tuple[str, str]], options: PairOptions)
         chunk=CHUNK,
         native_side=sides.pop() or None if len(sides) == 1 else None,
         value_range=options.value_range,
+        valid=options.valid,
     )
 
 
@@ -154,6 +155,25 @@ def choose_split(store: Store, stems: list[str], own: np.ndarray | None, options
             f"{store.path}: too few pairs, both train and valid need one (of {len(split)}: {held}): "
             "add pairs, or lower --valid or raise --limit where given"
         )
+    return split
+
+
+def split_at_random(place: str, names: list[str], options: PairOptions) -> np.ndarray | None:
+    """The split of pictures without one, uint8 (N,): `options.valid` of the first `options.limit` validate.
+
+    A hash of the name chooses them, so that a sequence of similar pictures does not end up in one part. None without
+    `options.valid`.
+
+    Raises:
+        UserError: fewer than two are left to train on.
+    """
+    if options.valid is None:
+        return None
+    names = names[: options.limit]
+    if options.valid > len(names) - 2:
+        raise UserError(f"{place}: --valid {options.valid} leaves too few of {len(names):,} pictures to train on")
+    split = np.zeros(len(names), np.uint8)
+    split[np.argsort([_share(name) for name in names], kind="stable")[: options.valid]] = 1
     return split
 
 

@@ -116,7 +116,23 @@ def _is_prepared(out: Path, plan: Plan, force: bool) -> bool:
             return True
     except UserError as error:
         raise UserError(f"{error} (with --force)") from error
-    raise UserError(f"{out} was prepared from another source or with other settings: add --force to replace it")
+    how = _differences(meta, plan) or "from another source or with other settings"
+    raise UserError(f"{out} was prepared {how}: add --force to replace it")
+
+
+def _differences(meta: dict[str, Any], plan: Plan) -> str:
+    """The options with which a data set was prepared other than planned, as far as meta.json tells them."""
+    planned = {"image_size": plan.size, "fit": plan.fit, "value_range": plan.source.value_range}
+    planned["valid"] = plan.source.valid
+    options = {"image_size": "size", "value_range": "range"}
+
+    def said(key: str, value: object) -> str:
+        return (
+            f"{'without' if value is None else 'with'} --{options.get(key, key)}{'' if value is None else f' {value}'}"
+        )
+
+    different = [(key, meta.get(key), new) for key, new in planned.items() if meta.get(key) != new]
+    return " and ".join(f"{said(key, old)}, not {said(key, new)}" for key, old, new in different)
 
 
 def _resume(plan: Plan) -> dict[int, Done]:
@@ -193,6 +209,7 @@ def _finish(plan: Plan, done: dict[int, Done]) -> None:
         "fit": plan.fit,
         "resized": source.native_side != plan.size,
         "value_range": source.value_range,
+        "valid": source.valid,
         "largest_value": max(largest, default=None),
         "classes": source.classes,
         "palette": source.palette,

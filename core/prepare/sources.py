@@ -20,7 +20,7 @@ from core.drawn.face import CLASSES, PALETTE, draw_face
 from core.prepare.celebamask import is_celebamask, open_celebamask
 from core.prepare.image_source import ImageSource, load_image
 from core.prepare.pair_layouts import LOOKED_FOR, find_pairs
-from core.prepare.pairs import PairOptions, digest, open_pairs, range_identity
+from core.prepare.pairs import PairOptions, digest, open_pairs, range_identity, split_at_random
 from core.prepare.pets import open_pets, pet_folder
 from core.prepare.store import Store, as_text, one_line, open_store, short_names, stem_of
 
@@ -62,8 +62,8 @@ def open_image_source(path: str | Path, options: PairOptions | None = None) -> I
     """
     path, options = Path(path), options or PairOptions()
     if path.suffix.lower() == ".npy" and path.is_file():
-        options.refuse(str(path), classes="has no masks", valid="has no masks", value_range="has pictures of 8 bits")
-        return _open_array(path)
+        options.refuse(str(path), classes="has no masks", value_range="has pictures of 8 bits")
+        return _open_array(path, options)
     if not path.exists():
         hint = f" (for CelebA from the net: celeba --download; else {MANUAL_CELEBA})" if str(path) == "celeba" else ""
         raise UserError(f"no folder or zip at {path}{hint}")
@@ -78,24 +78,30 @@ def open_image_source(path: str | Path, options: PairOptions | None = None) -> I
     pairs = find_pairs(store)
     if pairs is not None:
         return open_pairs(store, pairs, options)
-    options.refuse(str(path), classes="has no masks", valid="has no masks", hint=f" ({LOOKED_FOR})")
+    options.refuse(str(path), classes="has no masks", hint=f" ({LOOKED_FOR})")
     return _open_images(store, options)
 
 
 def _open_images(store: Store, options: PairOptions) -> ImageSource:
     members = store.images
     names = short_names(members)
-    split = _split_of(names, _partition_inside(store) or _partition_beside(names, store.path.resolve().parent))
+    place, partition = str(store.path), _partition_inside(store)
+    partition = partition or _partition_beside(names, store.path.resolve().parent)
+    if partition is not None:
+        options.refuse(place, valid=f"has a split of its own, in {partition[0]}")
+    split = _split_of(names, partition) if partition else split_at_random(place, names, options)
     identity = store.identity(members) | {"split": digest(split)} | range_identity(options)
-    load = partial(_load, store, members, options.value_range)
-    return ImageSource(store.label, names, split, identity, load=load, value_range=options.value_range)
+    load, largest = partial(_load, store, members, options.value_range), options.value_range
+    return ImageSource(store.label, names, split, identity, load, value_range=largest, valid=options.valid)
 
 
-def _open_array(path: Path) -> ImageSource:
+def _open_array(path: Path, options: PairOptions) -> ImageSource:
     images, stat = open_images(path), path.stat()
     names = [f"{one_line(path.stem)}-{index:06d}" for index in range(len(images))]
+    split = split_at_random(str(path), names, options)
     identity = {"array": str(path.resolve()), "size": stat.st_size, "mtime": stat.st_mtime_ns}
-    return ImageSource(path.name, names, None, identity, load=partial(_load_row, path))
+    identity |= {"split": digest(split)} if split is not None else {}
+    return ImageSource(path.name, names, split, identity, load=partial(_load_row, path), valid=options.valid)
 
 
 def _load_row(path: Path, index: int) -> tuple[Image.Image, None]:
@@ -126,10 +132,8 @@ def _partition_beside(names: list[str], folder: Path) -> tuple[str, str] | None:
     return None
 
 
-def _split_of(names: list[str], partition: tuple[str, str] | None) -> np.ndarray | None:
+def _split_of(names: list[str], partition: tuple[str, str]) -> np.ndarray:
     """The split of each name by lines `000001.jpg 0` or `000001.jpg,0`, where 0, 1, 2 are train, valid, test."""
-    if partition is None:
-        return None
     place, content = partition
     parts: dict[str, int] = {}
     for number, line in enumerate(content.splitlines(), start=1):

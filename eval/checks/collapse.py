@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from core.data.images import make_grid
+from eval.checks.pixels import SOFT_DOUBT
 from eval.checks.verdicts import Check, Figures, Finding, conclude
 
 SHOWN = 64
@@ -49,12 +50,14 @@ def _findings(deviation: float, correlation: float, spread: float) -> Iterator[F
             "bad",
             f"The samples are nearly one colour: their standard deviation is {deviation:.0f} grey levels (faces: 74).",
             "The generator has hardly been trained, or has collapsed: train longer, or with another recipe.",
+            "undertrained",
         )
     elif correlation < LEAST_CORRELATION:
         yield Finding(
             "bad",
             f"The samples are noise: neighbouring pixels correlate by {correlation:.2f} (faces: 0.96).",
             "The generator has not been trained, or has diverged: use an earlier checkpoint, or another recipe.",
+            "noise",
         )
     elif spread < LEAST_SPREAD:
         yield Finding(
@@ -62,4 +65,23 @@ def _findings(deviation: float, correlation: float, spread: float) -> Iterator[F
             f"The samples are one picture over and over: from one to another, a pixel spreads by {spread:.2f} of what "
             "all pixels do (faces: 0.91).",
             "The generator has collapsed: use an earlier checkpoint, or another recipe.",
+            "collapsed",
         )
+
+
+def unlearned(pixels: np.ndarray, compared: Check) -> str:
+    """What tells samples that are not learned yet from collapsed ones, in a sentence; empty where nothing does.
+
+    Args:
+        pixels: uint8 (N, H, W, 3) of samples.
+        compared: what `pixel_statistics` found.
+    """
+    alone, figures = collapse(pixels), compared.figures
+    if alone.fault:
+        return "" if alone.fault == "collapsed" else alone.headline
+    ratio = figures["gradient"] / max(figures["real_gradient"], 1e-9) if figures else 1.0
+    return (
+        f"The samples are soft: neighbouring pixels differ {ratio:.2f} times as much as in reals."
+        if ratio < SOFT_DOUBT
+        else ""
+    )

@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 from scipy.stats import betabinom, rankdata
 
+from core.cli.text import percent
 from core.data.images import make_grid
-from eval.checks.verdicts import BLOCK, Check, Figures, Finding, as_many, conclude, nearest_among, percent, thumbnails
+from eval.checks.verdicts import BLOCK, Check, Figures, Finding, as_many, conclude, nearest_among, thumbnails
 
 # Two pictures are the same when their root mean square difference is at most this share of the standard deviation of
 # all pixels: 15 of 74 grey levels for faces. The closest two of 1,000 faces differ by 25, noise of 5 levels by 5.
@@ -27,6 +28,7 @@ NEARER_DOUBT = 0.60
 CERTAIN = 4.0  # standard deviations of the rank sum
 SHRUNK = 0.95  # median distance relative to that of held-out reals; below, all distances have shrunk
 PAIRS_SHOWN, PAIRS_A_ROW = 12, 4
+NEAREST = "Samples, each with the training image nearest to it on its right, the closest first"
 
 Nearest = tuple[np.ndarray, np.ndarray]  # distances and indices
 Reader = Callable[[np.ndarray], np.ndarray]
@@ -68,7 +70,8 @@ def duplicates(pixels: np.ndarray, features: np.ndarray, real_features: np.ndarr
             f"Only {len(twins):,} of the {count:,} samples look the same as another one.",
             "So few may be chance, or in the data: CelebA itself holds some photographs twice. Look at them.",
         )
-    return conclude("duplicates", _duplicate_findings(count, repeats, len(twins)), fine, figures, shown)
+    findings = _duplicate_findings(count, repeats, len(twins))
+    return conclude("duplicates", findings, fine, figures, shown, "Samples beside their twins, the closest first")
 
 
 def _duplicate_findings(count: int, repeats: int, twins: int) -> Iterator[Finding]:
@@ -78,6 +81,7 @@ def _duplicate_findings(count: int, repeats: int, twins: int) -> Iterator[Findin
             f"{repeats:,} of the {count:,} samples repeat another one pixel for pixel.",
             "The same seeds were drawn twice, or files were copied to reach the number. Draw every sample with a "
             "seed of its own; the score of a set with repetitions is worth nothing.",
+            "repeated",
         )
     # Exact repeats count here with their originals; more twins than those are altered copies.
     if twins > 2 * repeats and twins / count > TWINS_DOUBT:
@@ -86,6 +90,7 @@ def _duplicate_findings(count: int, repeats: int, twins: int) -> Iterator[Findin
             f"{twins:,} of the {count:,} samples ({percent(twins / count)}) look the same as another one.",
             "The generator gives nearly one picture for different seeds (mode collapse), or samples were altered "
             "and added again. Look at the pairs; an earlier checkpoint may be better.",
+            "repeated",
         )
 
 
@@ -119,17 +124,17 @@ def memorisation(
             "where the data hold a picture several times; more mean that the generator has learned pictures by heart "
             "(or that training images were handed in), and the score rewards it. Train on more images, or stop earlier."
         )
-        findings.append(Finding("bad" if share >= COPIES_BAD else "doubt", headline, advice))
+        findings.append(Finding("bad" if share >= COPIES_BAD else "doubt", headline, advice, "copied"))
     if held_out_nearest is not None and len(held_out_nearest[0]) > 1:
         return _against_held_out(distance, held_out_nearest[0], findings, figures, shown)
     if findings:
-        return conclude("memorisation", findings, ("", ""), figures, shown)
+        return conclude("memorisation", findings, ("", ""), figures, shown, NEAREST)
     headline = "There are no held-out real images to compare with."
     details = (
         "No sample equals its nearest training image in pixels, but how near is too near only held-out reals can tell: "
-        "train on split=train of data with a split and keep the rest for this check."
+        "train on split=train of data with a split (facet prepare --valid N makes one), which keeps the rest for it."
     )
-    return Check("memorisation", "skipped", headline, details, figures, shown)
+    return Check("memorisation", "skipped", headline, details, figures, shown, caption=NEAREST)
 
 
 def _distance_from_originals(pixels: np.ndarray, index: np.ndarray, read_train: Reader) -> np.ndarray:
@@ -166,7 +171,7 @@ def _against_held_out(
             "everything because they lack detail. See what the pixel check says of sharpness, and look at the pairs: "
             "the same person in the same pose is memorised, a mere resemblance is not."
         )
-        findings.append(Finding("doubt", headline, advice))
+        findings.append(Finding("doubt", headline, advice, "near the data"))
     elif many_close or as_a_whole:
         headline = (
             f"{percent(close)} of the samples are nearer to a training image than 1% of held-out reals are "
@@ -176,7 +181,7 @@ def _against_held_out(
             "A generator that has not memorised has about 1% there and z near 0. Look at the pairs; train on more "
             "images, or use an earlier checkpoint."
         )
-        findings.append(Finding("bad" if close > CLOSE_BAD else "doubt", headline, advice))
+        findings.append(Finding("bad" if close > CLOSE_BAD else "doubt", headline, advice, "copied"))
     told, more = "about as far from the training images as", ""
     if z > CERTAIN:
         told, more = "farther from the training images than", " Farther means that they do not look like the data yet."
@@ -184,7 +189,7 @@ def _against_held_out(
         f"No sample is a copy: {percent(close)} are nearer to a training image than 1% of held-out reals are.",
         f"As a whole they are {told} held-out reals (z = {z:.1f}; below -{CERTAIN:.0f} would mean copying).{more}",
     )
-    return conclude("memorisation", findings, fine, figures, shown)
+    return conclude("memorisation", findings, fine, figures, shown, NEAREST)
 
 
 def rank_sum(distance: np.ndarray, held_out: np.ndarray) -> tuple[float, float]:
@@ -230,6 +235,6 @@ def _at_size(pixels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 
 def pairs_grid(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """A grid of at most 12 pairs of pictures (N, H, W, 3) side by side, four pairs per row: uint8 RGB."""
+    """A grid of at most 12 pairs of pictures (N, H, W, 3) side by side, four pairs per row: uint8 RGBA."""
     pairs = np.concatenate([left[:PAIRS_SHOWN], right[:PAIRS_SHOWN]], axis=2)
-    return make_grid(pairs, columns=min(PAIRS_A_ROW, len(pairs)), gap=4)
+    return make_grid(pairs, columns=min(PAIRS_A_ROW, len(pairs)), gap=4, transparent=True)

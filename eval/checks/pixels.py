@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.fft import dctn
 
+from core.cli.text import percent
 from core.submission.rules import implausible
-from eval.checks.verdicts import Check, Figures, Finding, conclude, percent
+from eval.checks.verdicts import Check, Figures, Finding, conclude
 
 MOST_IMAGES = 1000  # more cost time and hardly change the statistics
 MOST_CUT = 200  # for the search for JPEG blocks, the slowest part
@@ -147,6 +148,7 @@ def _broken(pixels: np.ndarray, reals: np.ndarray) -> Iterator[Finding]:
             f"The pictures are saved wrongly: {reason}.",
             "The score measures this mistake and not the generator. core.data.images.to_uint8 is the right conversion "
             "from [-1, 1]; images that `gen.sample` writes have it.",
+            "saved wrongly",
         )
 
 
@@ -157,6 +159,7 @@ def _grey(figures: Figures) -> Iterator[Finding]:
             "bad" if excess > GREY_BAD else "doubt",
             f"{percent(figures['grey'])} of the samples are grey (reals: {percent(figures['real_grey'])}).",
             "All three channels are equal: one channel was written three times, or the generator has lost its colours.",
+            "grey",
         )
 
 
@@ -171,6 +174,7 @@ def _swapped(shares: np.ndarray, real_shares: np.ndarray) -> Iterator[Finding]:
             f"The channels are swapped: as {name} the colours are {best:.0f} grey levels from the reals', as RGB "
             f"{as_is:.0f}.",
             "OpenCV reads and writes BGR: convert with pixels[..., ::-1] before saving with Pillow.",
+            "channels swapped",
         )
 
 
@@ -183,6 +187,7 @@ def _clipped(figures: Figures) -> Iterator[Finding]:
             f"{percent(figures['real_zeros'])} and {percent(figures['real_full'])}).",
             "Values outside the range were cut off: the generator saturates, or pixels were scaled by too much, such "
             "as normalised with other numbers than 0.5 and 0.5.",
+            "clipped",
         )
 
 
@@ -198,17 +203,19 @@ def _colours(pixels: np.ndarray, reals: np.ndarray, figures: Figures) -> Iterato
             f"Colours differ from the data by {figures['histogram_distance']:.0f} grey levels.",
             f"The channels are shifted by {shifts} and have {contrast:.2f} times the contrast. Either the generator "
             "has not learned the colours yet, or samples and data went through different conversions.",
+            "colours off",
         )
 
 
 def _sharpness(figures: Figures) -> Iterator[Finding]:
     ratio = figures["gradient"] / max(figures["real_gradient"], 1e-9)
     if not SOFT_DOUBT <= ratio <= NOISY_DOUBT:
-        how, advice = "rougher", "They are noisy, or have a pattern of the upsampling: look at one of them enlarged."
+        how, fault = "rougher", "rough"
+        advice = "They are noisy, or have a pattern of the upsampling: look at one of them enlarged."
         if ratio < SOFT_DOUBT:
-            how, advice = "softer", "They are blurred, or were enlarged from a smaller size."
+            how, fault, advice = "softer", "soft", "They are blurred, or were enlarged from a smaller size."
         headline = f"The samples are {how} than the reals: neighbouring pixels differ {ratio:.2f} times as much."
-        yield Finding("doubt", headline, advice)
+        yield Finding("doubt", headline, advice, fault)
 
 
 def _jpeg(figures: Figures) -> Iterator[Finding]:
@@ -219,6 +226,7 @@ def _jpeg(figures: Figures) -> Iterator[Finding]:
             f"The samples were JPEG files: detail in 8x8 blocks is {percent(on_grid)} of what it is between them.",
             "Compression adds blocks and takes away detail, and the score counts both; saving as PNG afterwards does "
             "not bring it back. Save PNG from the start.",
+            "JPEG",
         )
     elif real < JPEG_DOUBT and on_grid > real / JPEG_DOUBT:
         yield Finding(
@@ -227,4 +235,5 @@ def _jpeg(figures: Figures) -> Iterator[Finding]:
             "between them.",
             "They have artefacts that good samples lack, and the score counts that. Prepare the data from the "
             "originals, which are shrunk after decoding.",
+            "JPEG reals",
         )

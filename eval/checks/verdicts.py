@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from core.cli.text import percent
 from core.data.images import make_grid
 
 Size = tuple[int, int]
@@ -27,11 +28,16 @@ DISTINCT_DOUBT, DISTINCT_BAD = 0.4, 0.15
 FEWEST = 100  # samples; among fewer, a handful that look alike by chance is a large share
 DENSEST_SHOWN = 16  # pictures of the most repeated mode
 BLOCK = 500  # rows of a distance matrix in memory at once: 200 MB for 50,000 samples
-# What low coverage means without and with repeated samples.
+PRECISE = 0.5  # precision as a share of that of other reals; below, samples lie off the data
+UNLEARNED = (
+    "This is no collapse: the generator has not learned enough yet. Train longer, or with another recipe; the score "
+    "says how far it is."
+)
+# What low coverage means where samples do not lie off the data, without and with repetitions.
 FEW = (
-    "The samples differ from one another, so either kinds of faces are missing or the samples lie off the data "
-    "altogether: low precision and density say the latter.",
-    "Together with the repetitions this is mode collapse: whole kinds of faces are missing.",
+    "The samples differ from one another and look like the data, but leave out whole kinds of it: the generator has "
+    "dropped modes. Larger batches and more data help; an earlier checkpoint may have more.",
+    "Together with the repetitions this is mode collapse: whole kinds of pictures are missing.",
 )
 
 
@@ -45,7 +51,9 @@ class Check:
         headline: the result, one sentence.
         details: what it means and what to do, a few sentences.
         figures: the numbers behind it.
-        pictures: RGB uint8 (H, W, 3) that illustrate it, or None.
+        pictures: uint8 (H, W, 3), or (H, W, 4) with transparent gaps, that illustrate it; or None.
+        fault: what a doubt or a bad verdict is about, in a word or two, such as `collapsed`.
+        caption: what the pictures show.
     """
 
     name: str
@@ -54,26 +62,50 @@ class Check:
     details: str
     figures: Figures
     pictures: np.ndarray | None = None
+    fault: str = ""
+    caption: str = ""
+
+    @property
+    def judgement(self) -> str:
+        """The verdict, with what it is about: `bad: collapsed`."""
+        return f"{self.verdict}: {self.fault}" if self.fault else self.verdict
 
 
 class Finding(NamedTuple):
-    """A problem: how bad, what (one sentence), what it means and what to do (a few sentences)."""
+    """A problem: how bad, what (one sentence), what it means and what to do (a few sentences), and its name."""
 
     verdict: Verdict
     headline: str
     advice: str
+    fault: str
+
+
+class Manifold(NamedTuple):
+    """Precision and coverage (Naeem et al. 2020), each of the samples and of as many other reals.
+
+    `network` names what the features are of: other features give other values.
+    """
+
+    precision: tuple[float, float]
+    coverage: tuple[float, float]
+    network: str
 
 
 def conclude(
-    name: str, found: Iterable[Finding], fine: tuple[str, str], figures: Figures, pictures: np.ndarray | None = None
+    name: str,
+    found: Iterable[Finding],
+    fine: tuple[str, str],
+    figures: Figures,
+    pictures: np.ndarray | None = None,
+    caption: str = "",
 ) -> Check:
-    """A check from its findings: the gravest gives verdict and headline, all of them the details; `fine` if none."""
+    """A check from its findings: the gravest gives verdict, headline and name, all the details; `fine` if none."""
     findings = sorted(found, key=lambda finding: -_GRAVITY.index(finding.verdict))
     if not findings:
-        return Check(name, "ok", *fine, figures, pictures)
+        return Check(name, "ok", *fine, figures, pictures, caption=caption)
     first, *others = findings
     details = " ".join([first.advice, *(f"{finding.headline} {finding.advice}" for finding in others)])
-    return Check(name, first.verdict, first.headline, details, figures, pictures)
+    return Check(name, first.verdict, first.headline, details, figures, pictures, first.fault, caption)
 
 
 def distances_among(features: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -112,20 +144,18 @@ def as_many(features: np.ndarray, count: int) -> np.ndarray:
     return features[np.sort(np.random.default_rng(0).choice(len(features), count, replace=False))]
 
 
-def percent(share: float) -> str:
-    """A share as text with two significant digits, never 0% for something that occurs."""
-    return f"{100 * share:.0f}%" if share >= 0.0995 or share == 0 else f"{100 * share:.2g}%"
-
-
 def mode_collapse(
     features: np.ndarray,
     real_features: np.ndarray,
     pixels: np.ndarray,
     real_pixels: np.ndarray,
-    coverage: float | None = None,
-    floor_coverage: float | None = None,
+    manifold: Manifold | None = None,
+    unlearned: str = "",
 ) -> Check:
-    """Whether the samples leave out parts of the data or repeat a few modes.
+    """Whether the samples leave out parts of the data or repeat a few modes, and if so, whether that is a collapse.
+
+    A generator that has hardly been trained repeats itself, too, and covers nothing. Its pixels give it away, or, where
+    nothing is repeated, its precision.
 
     Two pictures count as the same mode when they are nearer, both in features and in thumbnails, than half of all reals
     are to their nearest neighbour. Either alone misleads: smooth pictures are near in features whatever they show, and
@@ -135,7 +165,8 @@ def mode_collapse(
     Args:
         features, real_features: float (N, D) of samples and (M, D) of reals, M at least N where possible.
         pixels, real_pixels: uint8 (N, H, W, 3) and (M, H', W', 3) of the same.
-        coverage, floor_coverage: of the reals by the samples (Naeem et al. 2020) and by as many other reals, if known.
+        manifold: what precision and coverage are, if known.
+        unlearned: what the pixels say against the samples being pictures yet, a sentence; empty if nothing.
     """
     # Equal numbers of both, with the distances between reals as the yardstick
     count = min(len(features), len(real_features))
@@ -152,23 +183,43 @@ def mode_collapse(
     figures: Figures = {"samples": count, "densest_share": dense, "densest_share_of_reals": real_dense}
     figures |= {"effective_number": distinct, "effective_number_of_reals": real_distinct}
     findings = list(_repetition(dense, real_dense, distinct, real_distinct))
-    shown = None
+    repeated, shown = bool(findings), None
     if findings:  # the sample at the centre of the densest mode, and those nearest to it
         apart = np.square(np.asarray(spaces[0], np.float64) - spaces[0][neighbours.argmax()]).sum(axis=1)
-        shown = make_grid(pixels[chosen[np.argsort(apart, kind="stable")[:DENSEST_SHOWN]]])
+        shown = make_grid(pixels[chosen[np.argsort(apart, kind="stable")[:DENSEST_SHOWN]]], transparent=True)
     covered = ""
-    if coverage is not None and floor_coverage:
-        figures |= {"coverage": coverage, "coverage_of_other_reals": floor_coverage}
-        if (ratio := coverage / floor_coverage) < COVERAGE_DOUBT:
-            headline = (
-                f"Only {percent(coverage)} of the real images have a sample near them (of as many other reals: "
-                f"{percent(floor_coverage)})."
-            )
-            findings.append(Finding("bad" if ratio < COVERAGE_BAD else "doubt", headline, FEW[bool(findings)]))
-        covered = f" They cover {percent(coverage)} of the data's neighbourhoods."
+    if manifold is not None:
+        figures |= {"coverage": manifold.coverage[0], "coverage_of_other_reals": manifold.coverage[1]}
+        findings += _low_coverage(manifold, repeated)
+        covered = f" They cover {percent(manifold.coverage[0])} of the data's neighbourhoods ({manifold.network})."
+    if unlearned and findings:  # which explains them
+        gravest = max((finding.verdict for finding in findings), key=_GRAVITY.index)
+        findings = [Finding(gravest, unlearned, UNLEARNED, "undertrained")]
     headline = f"The samples are about as varied as {count:,} real images."
     worth = f"they are worth {distinct:,.0f} different pictures (reals: {real_distinct:,.0f}).{covered}"
-    return conclude("mode collapse", findings, (headline, f"Counted by neighbourhoods, {worth}"), figures, shown)
+    fine = (headline, f"Counted by neighbourhoods, {worth}")
+    caption = "The samples around the one that is repeated most"
+    return conclude("mode collapse", findings, fine, figures, shown, caption)
+
+
+def _low_coverage(manifold: Manifold, repeated: bool) -> Iterator[Finding]:
+    (coverage, usual), (precision, usual_precision) = manifold.coverage, manifold.precision
+    ratio = coverage / usual if usual else 1.0
+    if ratio >= COVERAGE_DOUBT:
+        return
+    headline = (
+        f"{_few(coverage)} of the real images have a sample near them (of as many other reals: {percent(usual)}), as "
+        f"{manifold.network} sees them."
+    )
+    advice, fault = FEW[repeated], "collapsed" if repeated else "few kinds"
+    if not repeated and precision < PRECISE * usual_precision:
+        off = f"{_few(precision)} of the samples lie where real images do (of other reals {percent(usual_precision)})."
+        advice, fault = f"{off} {UNLEARNED}", "undertrained"
+    yield Finding("bad" if ratio < COVERAGE_BAD else "doubt", headline, advice, fault)
+
+
+def _few(share: float) -> str:
+    return f"Only {percent(share)}" if share else "None"
 
 
 def thumbnails(pixels: np.ndarray) -> np.ndarray:
@@ -197,6 +248,7 @@ def _repetition(dense: float, real_dense: float, distinct: float, real_distinct:
             f"({percent(real_dense)} among reals).",
             "The generator draws nearly the same picture from many seeds. Use an earlier checkpoint; a smaller "
             "learning rate of the discriminator or a gradient penalty keeps it from happening.",
+            "collapsed" if excess > DENSE_BAD else "repetitive",
         )
     if ratio < DISTINCT_DOUBT:
         yield Finding(
@@ -204,6 +256,7 @@ def _repetition(dense: float, real_dense: float, distinct: float, real_distinct:
             f"The samples are worth only {distinct:,.0f} different pictures, as many reals {real_distinct:,.0f}.",
             "They crowd together: few modes, or pictures so blurred that they resemble one another. Look at the "
             "grid of samples; sampling with less truncation or training longer gives more variety.",
+            "collapsed" if ratio < DISTINCT_BAD else "repetitive",
         )
 
 
@@ -239,12 +292,14 @@ def _size_findings(count: int, dims: int, sizes: tuple[Size, Size], lossy: tuple
             f"The samples are {width}x{height} pixels, the reals {real_width}x{real_height}.",
             "Inception sees both at 299x299, so the difference in sharpness counts as a difference in content. Sample "
             "at the size of the data, or prepare the data at the size of the samples.",
+            "other size",
         )
     if lossy[0]:
         yield Finding(
             "bad",
             f"{lossy[0]:,} of the scored files are JPEG or WebP.",
             "Lossy files score differently from the pictures they were made of: save PNG.",
+            "lossy files",
         )
     if lossy[1]:
         yield Finding(
@@ -252,6 +307,7 @@ def _size_findings(count: int, dims: int, sizes: tuple[Size, Size], lossy: tuple
             f"{lossy[1]:,} of the real files are JPEG or WebP.",
             "Samples saved as PNG then lack artefacts that the reals have: prepare the data set from its originals, "
             "which are shrunk after decoding.",
+            "lossy reals",
         )
     if count <= dims:
         yield Finding(
@@ -259,4 +315,5 @@ def _size_findings(count: int, dims: int, sizes: tuple[Size, Size], lossy: tuple
             f"The {count:,} real images are fewer than the {dims:,} dimensions.",
             "Their covariance is singular: there is a distance, but it depends strongly on which reals were taken. "
             "Take all of the data as the reference.",
+            "few reals",
         )

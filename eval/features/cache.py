@@ -21,7 +21,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from core.cli.console import progress_bar, say
-from core.cli.errors import UserError
+from core.cli.errors import Interrupted, UserError
 from core.cli.files import atomic_path, digest_of, read_json, sha256_of, write_json
 from core.cli.lock import sole_owner
 from core.data.arrays import map_array, require_sha256
@@ -33,9 +33,18 @@ from eval.metrics.frechet import RunningSums, Statistics
 
 FORMAT = 2  # raise it when the code computes other values than those kept on disk
 PARTS, KEY = ".parts", "key.json"  # folder of blocks beside the future features file, and the key of the images
+BLOCK_SUFFIX = ".block"
 BLOCK = 256  # images in a block
 LONG = 20_000  # from this many features on, a pass over them takes seconds and shows a progress bar
 ROWS = 4096  # features in memory at once
+
+
+class ExtractionInterrupted(Interrupted):
+    """The user stopped the extraction of features, of which `folder` keeps what is done."""
+
+    def __init__(self, message: str, folder: Path) -> None:
+        super().__init__(message)
+        self.folder = folder
 
 
 class KeptFeatures:
@@ -116,6 +125,7 @@ class Extractor:
 
         Raises:
             UserError: the folder cannot be written to, or an image cannot be read; raised on all processes.
+            ExtractionInterrupted: on Ctrl-C.
         """
         whole, path = self._place(key, folder)
         # Two commands would write the same blocks, and one would remove them while the other reads.
@@ -132,6 +142,11 @@ class Extractor:
                     self._extract_blocks(images, parts, label)
                 except UserError as error:
                     failure = error
+                except KeyboardInterrupt:
+                    size = 4 * self.features.dims
+                    done = sum(block.stat().st_size // size for block in parts.glob(f"*{BLOCK_SUFFIX}"))
+                    kept = f"features of {done:,} of {len(images):,} images ({label}) are kept in {folder}"
+                    raise ExtractionInterrupted(f"{kept}; the same command continues", folder) from None
                 self.ranks.share_failure(failure)
                 if self.ranks.first:
                     _join(parts, path, (len(images), self.features.dims))
@@ -217,7 +232,7 @@ class Extractor:
 
 def _block(parts: Path, start: int) -> Path:
     """The file of a block: a SHA-256 and the float32 features that have it."""
-    return parts / f"{start:09d}.block"
+    return parts / f"{start:09d}{BLOCK_SUFFIX}"
 
 
 def _read_block(path: Path) -> bytes | None:

@@ -274,6 +274,8 @@ def _open_model(path: Path, count: int, sets: int, seed: int, device: str) -> Sa
         "first_seeds": first_seeds,
         "seeds": "image i of a set is drawn with the set's first seed + i",
     }
+    if "judged_by" in info:
+        facts["judged_by"] = info["judged_by"]
     warnings = _count_warnings(count)
     if seed < chose:
         warnings.append(

@@ -41,8 +41,16 @@ def scale_of(metric: str) -> str:
     alone = f"compare it with {metric} alone."
     if metric.startswith("FID"):
         return f"{metric} is on another scale than FID: {alone}"
-    network = "EfficientNet-Lite0, trained on ImageNet" if metric == "fd_efficientnet" else metric.removeprefix("fd_")
+    network = network_of(metric) + ", trained on ImageNet" * (metric == "fd_efficientnet")
     return f"{metric} is the distance of FID, but between features of another network ({network}): no FID, {alone}"
+
+
+def network_of(metric: str) -> str:
+    """The network whose features a metric compares, in words."""
+    if metric.startswith("FID"):
+        return "Inception" + metric.removeprefix("FID").replace("-", " up to its layer of ")
+    known = {"fd_random": "a small random network", "fd_efficientnet": "EfficientNet-Lite0"}
+    return known.get(metric, metric.removeprefix("fd_"))
 
 
 def require_features(features: str, dims: int | None) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from eval.features.settings import scale_of
+from eval.features.settings import network_of, scale_of
 from eval.measures import MEASURES
 from eval.page.plots import bar_chart, curve_chart
 from eval.page.text import COURSE_TARGET, has_target, number, on_one_line, title_of, verdict, with_spread
@@ -40,7 +40,7 @@ def render_page(report: dict[str, Any], pictures: dict[str, bytes]) -> str:
 
     Args:
         report: the content of report.json. Parts that are None or missing are left out; the first score is shown large.
-        pictures: PNG files: `samples`, `reals` and those that checks name.
+        pictures: PNG files: `samples`, `reals`, `curves` of the run, and those that checks name.
 
     Returns:
         A complete HTML document, to be written as UTF-8.
@@ -57,6 +57,11 @@ def render_page(report: dict[str, Any], pictures: dict[str, bytes]) -> str:
             subject=subject,
             kind=KINDS.get(subject["kind"], subject["kind"]),
             metric=metric,
+            network=network_of(metric),
+            inception=metric.startswith("FID"),
+            made=report.get("made"),
+            run=report.get("run"),
+            judge=report.get("judge"),
             scale=FID_SCALE if metric == "FID" else scale_of(metric),
             scores=scores,
             bars=bar_chart(scores, target) if scores else None,

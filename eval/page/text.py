@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from core.cli.text import percent
+
 COURSE_TARGET = 20  # FID that the course asks for, at 1,000 images against 1,000 reals
 COURSE_COUNT = 1000
 # FID points that 1,000 reals add: a perfect sampler has 18 to 21 against them, 13 to 15 against all of CelebA.
@@ -68,6 +70,8 @@ def verdict(report: dict[str, Any]) -> tuple[str, str]:
     """What the score means: a tone (`ok`, `doubt`, `bad` or `plain`) and up to three sentences, failed checks first."""
     scores, checks = report.get("scores") or [], report.get("checks") or []
     found = [_failed_checks(checks), _against_target(report["metric"], scores), _above_floor(scores)]
+    if judge := report.get("judge"):  # first of all if the score means little for it, else last
+        found.insert(0 if judge["same"] else 3, _trained_against(judge, report["metric"]))
     said = [part for part in found if part]
     # "ok" only if nothing speaks against it
     tones = (tone for tone, _ in said if tone)
@@ -113,16 +117,38 @@ def _above_floor(scores: list[dict[str, Any]]) -> tuple[str | None, str] | None:
             f"Closer to {score['against']} than other real images are: a sign of copied images, or of a reference "
             "that is not what it seems."
         )
-    share = f"{100 * excess / score['mean']:.0f}%"
+    share = percent(excess / score["mean"])
     return None, (
         f"Against {score['against']}, {number(excess)} ({share}) is the generator's; real images in its place would "
         f"score {number(floor['mean'])}."
     )
 
 
+def _trained_against(judge: dict[str, Any], metric: str) -> tuple[str | None, str] | None:
+    network = judge["network"]
+    if judge["same"]:
+        return "doubt", (
+            f"This score looks through {network}, the very network that the generator was trained against, so it "
+            "flatters the generator: see what others say of it, below."
+        )
+    if metric == "fd_random":
+        return None
+    return None, (
+        f"The generator was trained against {network}, and pretrained networks see alike: the score flatters it beside "
+        "generators that were not."
+    )
+
+
 def _failed_checks(checks: list[dict[str, Any]]) -> tuple[str, str] | None:
     for tone, words in (("bad", "the score means little until that is put right"), ("doubt", "read what they found")):
-        names = [title_of(check["name"]).lower() for check in checks if check["verdict"] == tone]
+        found = [check for check in checks if check["verdict"] == tone]
+        faults = [check.get("fault") for check in found]
+        names = [
+            title_of(check["name"]).lower() + (f": {fault}" if fault else "")
+            for check, fault in zip(found, faults, strict=True)
+        ]
+        if tone == "bad" and set(faults) == {"undertrained"}:
+            words = "the generator has not learned enough yet, and the score says how far it is"
         if names:
             return tone, f"{'Failed' if tone == 'bad' else 'Doubtful'} checks ({', '.join(names)}): {words}."
     return None
