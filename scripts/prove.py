@@ -27,7 +27,7 @@ examples:
   facet prove                                    ten minutes a call; the same command goes on until all is done
   facet prove --data data/celeba --images 32000000 --minutes 600
   facet prove --stages course model.width=32     settings of facet train for the run
-  facet prove --device cpu --faces 300 --images 640 --seconds 1 --stages bench course model.width=4 batch_size=8
+  facet prove --device cpu --faces 300 --images 640 --stages bench,course model.width=4 batch_size=8
                                                  try the way there without a GPU
 
 What a stage has done is not done again. summary.json in the folder says what was found, and what is left. To repeat
@@ -42,7 +42,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("settings", nargs="*", metavar="KEY=VALUE", help="further settings of facet train for the course run")
     add("--out", type=Path, default=Path("runs/gpu"), help="folder for everything (default %(default)s)")
     add("--minutes", type=float, default=9, help="after which the call ends by itself (default %(default)g)")
-    add("--stages", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE", help="default: all")
+    add("--stages", default=",".join(STAGES), metavar="NAMES", help="some of %(default)s (default: all)")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a stand-in for a GPU, with tiny networks")
     add("--select", default="", metavar="WORDS", help="run tests that match alone, as pytest -k")
     add("--seconds", type=float, default=5, help="per part of the bench (default %(default)g)")
@@ -56,6 +56,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         raise UserError("--minutes must be at least 3: no part is begun in the last one")
     if options.faces < 64 or options.images < 1 or options.seconds <= 0:
         raise UserError("--faces must be at least 64, --images and --seconds above 0")
+    options.stages = options.stages.split(",")
+    if unknown := [stage for stage in options.stages if stage not in STAGES]:
+        raise UserError(f"--stages {unknown[0]} is unknown: use some of {','.join(STAGES)}")
     for word in options.settings:
         if "=" not in word:
             raise UserError(f"{word!r} is no setting KEY=VALUE of facet train (see --help)")

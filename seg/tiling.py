@@ -60,8 +60,7 @@ def _probabilities(model: SegmentationNetwork, pixels: np.ndarray, tile: int) ->
     # A padded network also gives an output for the surroundings, which other tiles predict better.
     skip = 0 if model.padding == "valid" else _round_up(model.margin, model.multiple)
     tiles = list(itertools.product(_windows(model, height, side), _windows(model, width, side)))
-    on_gpu = next(model.parameters()).is_cuda
-    at_once = max(1, GPU_PIXELS_AT_ONCE // side**2) if on_gpu else 1
+    at_once = tiles_at_once(next(model.parameters()).device, side)
     for start in range(0, len(tiles), at_once):
         part = tiles[start : start + at_once]
         shown = np.stack([pixels[np.ix_(rows, columns)] for (_, rows), (_, columns) in part])
@@ -69,6 +68,11 @@ def _probabilities(model: SegmentationNetwork, pixels: np.ndarray, tile: int) ->
             place = result[:, top : top + side, left : left + side]
             place.copy_(output[:, skip : skip + place.shape[1], skip : skip + place.shape[2]])
     return result
+
+
+def tiles_at_once(device: torch.device, side: int) -> int:
+    """Tiles of this side in a forward pass."""
+    return max(1, GPU_PIXELS_AT_ONCE // side**2) if device.type == "cuda" else 1
 
 
 def _windows(model: SegmentationNetwork, length: int, side: int) -> list[tuple[int, np.ndarray]]:

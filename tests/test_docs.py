@@ -27,7 +27,7 @@ from core.cli.errors import UserError
 from core.data.dataset import PreparedData
 from core.submission.rules import write_archive
 from eval.features.extractors import RANDOM_DIMS
-from scripts import bench, demo, prepare
+from scripts import bench, demo, prepare, prove
 from scripts.facet import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,7 +59,11 @@ TINY_IF_GIVEN = {
     "eval.every": "8",
     "eval.n": "2000",
 }
-PARSED: dict[str, Callable[[list[str]], object]] = {"scripts.demo": demo.parse, "scripts.bench": bench.parse}
+PARSED: dict[str, Callable[[list[str]], object]] = {
+    "scripts.demo": demo.parse,
+    "scripts.bench": bench.parse,
+    "scripts.prove": prove.parse,
+}
 
 
 def blocks(text: str) -> list[tuple[str, str]]:

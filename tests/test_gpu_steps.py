@@ -96,6 +96,8 @@ def test_continues(preset: Preset, data: dict[str, Path], tmp_path: Path) -> Non
         torch.testing.assert_close(on_cpu(part.state_dict()), saved[name], rtol=0, atol=0)
     found = steps(second, 1)
     assert second.images_seen == seen
+    for means in (found, expected):
+        means.pop("d_accuracy", None)  # rounding may turn the decision on one of few images
     assert found == pytest.approx(expected, rel=0.02, abs=0.02)  # TF32, and sums in another order
 
 
