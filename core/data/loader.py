@@ -104,21 +104,21 @@ class ImageBank(InfiniteSampler):
         if self.resident is not None:
             pixels = self.resident[to_device(torch.from_numpy(rows), self.device)]
         else:
-            pixels = to_device(self._read(rows), self.device)
+            pixels = to_device(self._rows(rows), self.device)
             if self._reader is not None:
                 following, _ = self.window(images_seen + batch_size + rank * share, share)
-                self._ahead = following, self._reader.submit(self._pinned, following)
+                self._ahead = following, self._reader.submit(self._read, following)
         pixels = torch.where(mirrored[:, None, None, None], pixels.flip(2), pixels)
         return to_float(pixels)
 
-    def _read(self, rows: np.ndarray) -> Tensor:
-        """These pictures, uint8 (N, H, W, 3) on the CPU."""
+    def _rows(self, rows: np.ndarray) -> Tensor:
+        """These pictures, uint8 (N, H, W, 3) on the CPU; what was read ahead if that is them."""
         if self._ahead is not None and np.array_equal(self._ahead[0], rows):
             return self._ahead[1].result()
-        return torch.from_numpy(read_rows(self.images, rows))
+        return self._read(rows)
 
-    def _pinned(self, rows: np.ndarray) -> Tensor:
-        return torch.from_numpy(read_rows(self.images, rows)).pin_memory()
+    def _read(self, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(read_rows(self.images, rows))
 
 
 def copy_in_pieces(array: np.ndarray, device: torch.device, piece: int = 1 << 26) -> Tensor:

@@ -158,7 +158,7 @@ class RealFeatures:
         return sums
 
 
-def reference_sums(reference: Reference, features: Features, batch_size: int | None, spare: Path) -> RunningSums:
+def reference_sums(reference: Reference, features: Features, batch_size: int, spare: Path) -> RunningSums:
     """Sums over the features of a reference, kept beside its images or else in `spare`; for a single process.
 
     Raises:
