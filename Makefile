@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m scripts.demo
@@ -17,6 +17,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The tests that need a GPU, the bench and a training run, within 9 minutes a call; `make gpu` goes on. Nothing is
+# installed: a lent machine may have no network, but its own torch. PROVE_OPTIONS: see facet prove --help.
+gpu:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m scripts.prove $(PROVE_OPTIONS)
 
 clean:
 	rm -rf .venv demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*

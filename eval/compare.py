@@ -87,7 +87,7 @@ class CompareConfig:
     reference_seed: int = 0
     floor: bool = False
     out: str | None = None
-    batch_size: int = 16
+    batch_size: int | None = None
     device: str = "auto"
 
 

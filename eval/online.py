@@ -27,12 +27,12 @@ from core.training.best import BestWeights
 from core.training.callbacks import Callback
 from core.training.loop import TrainingLoop
 from core.training.meter import is_due
-from eval.features.extractors import Features, make_features, without_download
+from eval.features.extractors import GPU_BATCH, Features, make_features, without_download
 from eval.features.reference import open_reference, reference_sums
 from eval.features.settings import InceptionSection
 from eval.metrics.frechet import Statistics, frechet_distance
 from gen.latents import sample_latents
-from gen.sample import render
+from gen.sample import BATCH_SIZE, render
 from gen.trainer import Trainer
 
 Result = TypeVar("Result")
@@ -45,12 +45,12 @@ class OnlineScore(Callback):
 
     Args:
         every: images between scores.
-        n, batch_size: samples a score, and samples at a time on each process.
+        n, batch_size: samples a score, and samples at a time on each process (None: what suits the device).
         features: `auto` (`efficientnet`, or `random` where it is not installed) or those of `eval.fid`.
         fid: `weights` and `dims` of the network, as in `eval.fid`.
     """
 
-    def __init__(self, every: int, n: int, features: str, fid: dict[str, Any], batch_size: int) -> None:
+    def __init__(self, every: int, n: int, features: str, fid: dict[str, Any], batch_size: int | None) -> None:
         self.every, self.n, self.batch_size, self.features = every, n, batch_size, features
         self.fid = InceptionSection(**fid)
         self.scorer: Scorer | None = None
@@ -70,7 +70,8 @@ class OnlineScore(Callback):
                 raise UserError(f"eval: {error}") from error
 
         folder, split = trainer.run.path / "features", trainer.config.split
-        self.scorer = Scorer(make, self.n, self.batch_size, trainer.data, split, trainer.accelerator, folder)
+        at_once = self.batch_size or (GPU_BATCH if trainer.accelerator.device.type == "cuda" else BATCH_SIZE)
+        self.scorer = Scorer(make, self.n, at_once, trainer.data, split, trainer.accelerator, folder)
         if not main:
             return
         if self.scorer.features.trustworthy:

@@ -61,7 +61,7 @@ class ReportConfig:
     infinity: bool = False
     kid_subsets: int = 50
     out: str | None = None
-    batch_size: int = 16
+    batch_size: int | None = None
     device: str = "auto"
 
 

@@ -53,7 +53,7 @@ class FidConfig:
     floor: bool = False
     floor_sets: int = 3
     out: str | None = None
-    batch_size: int = 16
+    batch_size: int | None = None
     device: str = "auto"
 
 
@@ -74,8 +74,9 @@ def require_at_least(config: object, **least: int) -> None:
         UserError: naming the first key below its limit.
     """
     for key, limit in least.items():
-        if getattr(config, key) < limit:
-            raise UserError(f"{key}={getattr(config, key)}: must be at least {limit}")
+        value = getattr(config, key)
+        if value is not None and value < limit:
+            raise UserError(f"{key}={value}: must be at least {limit}")
 
 
 def score_source(config: FidConfig) -> dict[str, Any] | None:

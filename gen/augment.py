@@ -29,7 +29,12 @@ def augmentation_draws(seed: int, images_seen: int, stream: int, count: int) -> 
     return torch.from_numpy(rng.random((count, DRAWS), dtype=np.float32))
 
 
-def augment(images: Tensor, p: float, draws: Tensor) -> Tensor:
+def is_off(p: float | Tensor) -> bool:
+    """Whether nothing is augmented at this probability; one on a device counts as on, since reading it would wait."""
+    return not isinstance(p, Tensor) and p == 0
+
+
+def augment(images: Tensor, p: float | Tensor, draws: Tensor) -> Tensor:
     """Change each image in up to five ways, each with probability `p`.
 
     Brightness: + U(-1/2, 1/2). Saturation: colours 0 to 2 times as far from their mean over the channels. Contrast: 1/2
@@ -38,10 +43,10 @@ def augment(images: Tensor, p: float, draws: Tensor) -> Tensor:
 
     Args:
         images: (N, 3, H, W), square, in [-1, 1].
-        p: in [0, 1]; at 0 the images come back as they are.
+        p: in [0, 1], a number or a scalar on the device of the images; at 0 the images come back as they are.
         draws: (N, 12), rows of `augmentation_draws`.
     """
-    if p == 0:
+    if is_off(p):
         return images
     draws = draws.to(images.device)[:, :, None, None, None]  # each column (N, 1, 1, 1)
     gate = dict(zip(GATES, (draws[:, : len(GATES)] < p).unbind(1), strict=True))
@@ -86,33 +91,38 @@ class AdaptiveProbability:
     poor). Where only differences of logits mean anything it is E[sign(D(real) - D(fake))] over pairs. After every
     `every` updates p moves by the images seen since / `ada_images`: up if the mean was above `target`, else down.
     For `target`, 0 to 1, see `gen.losses.GanLoss.overfitting_target`; p could rise from 0 to 1 in `ada_images` images.
+
+    Attributes:
+        p: float64 scalar on the device, where it stays: reading it in a step would wait for all work before it.
     """
 
-    def __init__(self, target: float, ada_images: int = 500_000, every: int = 4) -> None:
+    def __init__(
+        self, target: float, ada_images: int = 500_000, every: int = 4, device: torch.device | str = "cpu"
+    ) -> None:
         self.target, self.ada_images, self.every = target, ada_images, every
-        self.p, self.images = 0.0, 0
+        self.p, self.images = torch.zeros((), dtype=torch.float64, device=device), 0
         self.pending: list[Tensor] = []
 
     def update(self, mean_sign: Tensor, batch_size: int) -> None:
         """Note one step of D on a global batch of `batch_size` images.
 
-        `mean_sign` is the mean of `gen.losses.GanLoss.decisions` over its reals, a scalar that is the same on all
-        processes. It is read (which waits for the device) only when p moves.
+        `mean_sign` is the mean of `gen.losses.GanLoss.decisions` over its reals, a scalar on the device that is the
+        same on all processes.
         """
         self.pending.append(mean_sign.detach())
         self.images += batch_size
         if len(self.pending) < self.every:
             return
-        # Values restored from a checkpoint are on the CPU.
-        excess = torch.stack([value.to(mean_sign.device) for value in self.pending]).mean().item() - self.target
-        self.p = float(np.clip(self.p + np.sign(excess) * self.images / self.ada_images, 0.0, 1.0))
+        excess = torch.stack(self.pending).mean().double() - self.target
+        self.p = (self.p + excess.sign() * (self.images / self.ada_images)).clamp(0.0, 1.0)
         self.pending, self.images = [], 0
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs."""
-        return {"p": self.p, "images": self.images, "pending": [value.item() for value in self.pending]}
+        return {"p": self.p.item(), "images": self.images, "pending": [value.item() for value in self.pending]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
-        self.p, self.images = float(state["p"]), int(state["images"])
-        self.pending = [torch.tensor(value) for value in state["pending"]]
+        device = self.p.device
+        self.p, self.images = torch.tensor(state["p"], dtype=torch.float64, device=device), int(state["images"])
+        self.pending = [torch.tensor(value, device=device) for value in state["pending"]]

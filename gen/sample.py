@@ -24,7 +24,7 @@ from core.training.machine import full_precision, pick_device, set_up_cpu
 from gen.latents import sample_latents
 from gen.networks import Generator
 
-BATCH_SIZE = 64
+BATCH_SIZE, GPU_BATCH_SIZE = 64, 256
 GRID_SAMPLES = 64
 INTERPOLATION_ROWS, INTERPOLATION_STEPS = 8, 10
 
@@ -53,13 +53,14 @@ def generate_batches(
     run_or_file: str | Path,
     seeds: Iterable[int],
     truncation: float | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     device: str = "auto",
 ) -> Iterator[np.ndarray]:
     """Samples of a run folder or model file, uint8 (batch, H, W, 3): the i-th picture depends on the i-th seed alone.
 
     Uses the averaged weights in eval mode. Another batch size or machine changes a picture by at most 1 grey level
-    (floating-point sums in another order). For `truncation` see `gen.latents.sample_latents`.
+    (floating-point sums in another order). `batch_size` is 64 if not given, on a GPU 256. For `truncation` see
+    `gen.latents.sample_latents`.
 
     Raises:
         UserError: no model, a damaged one, one that is not a generator, or no such device.
@@ -67,7 +68,8 @@ def generate_batches(
     model, _ = load_generator(run_or_file, device)
     latent_dim = int(model.latent_dim)  # type: ignore[arg-type]
     remaining = iter(seeds)
-    chunks = iter(lambda: list(islice(remaining, batch_size)), [])
+    at_once = batch_size or (GPU_BATCH_SIZE if next(model.parameters()).is_cuda else BATCH_SIZE)
+    chunks = iter(lambda: list(islice(remaining, at_once)), [])
     return (render(model, sample_latents(chunk, latent_dim, truncation)) for chunk in chunks)
 
 
@@ -154,12 +156,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=float, default=12, help="of the walk (default 12)")
     parser.add_argument("--fps", type=int, default=25, help=f"pictures a second, at most {MOST_FPS} (default 25)")
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help=f"default {BATCH_SIZE}")
+    usual = f"default {BATCH_SIZE}, on a GPU {GPU_BATCH_SIZE}"
+    parser.add_argument("--batch-size", type=int, help=usual)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
     parser.add_argument("--overwrite", action="store_true", help="replace samples already in the folder")
     options = parser.parse_args(arguments)
     for name in ("n", "batch_size"):
-        if getattr(options, name) < 1:
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
     if options.seed < 0:
         raise UserError("--seed must not be negative")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from core.cli.errors import UserError
@@ -65,7 +65,7 @@ class EvalSection:
     n: int
     features: str
     fid: FidSection
-    batch_size: int
+    batch_size: int | None
 
 
 @dataclass
@@ -98,7 +98,7 @@ class TrainConfig(LoopConfig):
         """What the steps of this run report."""
         return (*STATISTICS, *self.penalties, *(["augment_p"] if self.diffaug.adaptive else []))
 
-    def objective(self, images_seen: int, augment_p: float) -> Objective:
+    def objective(self, images_seen: int, augment_p: float | Tensor) -> Objective:
         """What the step that begins at `images_seen` minimises."""
         half = Schedule(**self.regularize["schedule"]).factor(images_seen) / 2
         factors = {name: self.regularize[name] * (half if PENALTIES[name].halved else 1.0) for name in self.penalties}
@@ -117,7 +117,8 @@ def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
             "least 2 (batch norm needs them)"
         )
     check_least(config.eval, 0, "every", prefix="eval.")
-    check_least(config.eval, 1, "batch_size", prefix="eval.")
+    if config.eval.batch_size is not None:
+        check_least(config.eval, 1, "batch_size", prefix="eval.")
     if config.eval.n < LEAST_SAMPLES:
         raise UserError(
             f"eval.n={config.eval.n} must be at least {LEAST_SAMPLES:,}: with fewer samples, bias and noise of the "

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from gen.augment import augment
+from gen.augment import augment, is_off
 from gen.losses import LOSSES, GanLoss, Logits, image_logits
 from gen.penalties import PENALTIES, DiscriminatorPass
 
@@ -35,11 +35,11 @@ class Objective:
 
     loss: GanLoss = LOSSES["non_saturating"]
     penalties: Mapping[str, float] = field(default_factory=dict)  # factor of each of `gen.penalties.PENALTIES` in use
-    augment_p: float = 0.0  # probability of each augmentation of what D sees
+    augment_p: float | Tensor = 0.0  # probability of each augmentation of what D sees
 
     def shown(self, images: Tensor, batch: Batch, name: str) -> Tensor:
         """The images as D sees them."""
-        return augment(images, self.augment_p, batch.augment[name]) if self.augment_p else images
+        return images if is_off(self.augment_p) else augment(images, self.augment_p, batch.augment[name])
 
 
 PLAIN = Objective()

@@ -18,7 +18,7 @@ from core.training.callbacks import Callback, Pictures
 from core.training.curves import Panel
 from core.training.loop import TrainingLoop, make_optimizer
 from core.training.rundir import RunFolder
-from gen.augment import STREAMS, AdaptiveProbability, augmentation_draws
+from gen.augment import STREAMS, AdaptiveProbability, augmentation_draws, is_off
 from gen.latents import sample_latents, training_latents
 from gen.losses import gan_loss
 from gen.monitor import PATIENCE, CollapseMonitor, identical_samples
@@ -64,7 +64,8 @@ class Trainer(TrainingLoop):
         self.adaptive: AdaptiveProbability | None = None
         if config.diffaug.adaptive:
             target, suited = config.diffaug.ada_target, gan_loss(config.loss).overfitting_target
-            self.adaptive = AdaptiveProbability(suited if target is None else target, config.diffaug.ada_images)
+            target = suited if target is None else target
+            self.adaptive = AdaptiveProbability(target, config.diffaug.ada_images, device=accelerator.device)
         self.load()
         # Wrapped only now: the average and the optimisers hold the bare networks.
         bf16 = accelerator.mixed_precision == "bf16"
@@ -111,7 +112,7 @@ class Trainer(TrainingLoop):
             d, d_optimizer = self.wrapped_discriminator, self.d_optimizer
             row = discriminator_step(d, d_optimizer, batches, fakes, objective, self.accelerator)
             if self.adaptive is not None:
-                row["augment_p"] = torch.full((), p, device=self.accelerator.device)
+                row["augment_p"] = p
                 self.adaptive.update(self.accelerator.reduce(row["d_sign"], "mean"), config.batch_size)
             rows.append(row)
         g, d, g_optimizer, kept = self.wrapped_generator, self.d_of_generator, self.g_optimizer, fakes if keep else None
@@ -122,7 +123,7 @@ class Trainer(TrainingLoop):
             self.meter.add(row | of_generator)
         self.images_seen += passed
 
-    def batches(self, start: int, augment_p: float) -> list[Batch]:
+    def batches(self, start: int, augment_p: float | Tensor) -> list[Batch]:
         """This process's share of the global batch that begins at `start`, in `accumulate` parts.
 
         Every random number is drawn for the global batch, as a function of the seed and `start`.
@@ -135,7 +136,7 @@ class Trainer(TrainingLoop):
 
         z = own(training_latents(seed, start, size, self.latent_dim))
         reals = self.bank.batch(start, size, rank, ranks).chunk(count)
-        streams = STREAMS if augment_p else {}
+        streams = {} if is_off(augment_p) else STREAMS
         augment = {name: own(augmentation_draws(seed, start, stream, size)) for name, stream in streams.items()}
         makers = {name: PENALTIES[name].draw for name in config.penalties}
         draws = {name: own(draw(seed, start, size, self.data.image_size)) for name, draw in makers.items() if draw}

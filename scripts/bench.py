@@ -12,7 +12,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -107,12 +107,10 @@ def choose_settings(options: argparse.Namespace, device: torch.device) -> Settin
 def describe_run(bench: Bench) -> dict[str, Any]:
     """Machine, software, command and commit, without which a measured number means nothing."""
     device = bench.accelerator.device
-    git = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    known = shutil.which("git") and subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True)
     return {
         "command": shlex.join(["python", "-m", "scripts.bench", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": (known and known.stdout.strip()) or None,  # None outside a repository or without git
+        "commit": describe_commit(),
         "cpu": cpuinfo("model name") or platform.processor() or platform.machine(),
         "cores": cpu_cores(),
         "threads": torch.get_num_threads(),
@@ -124,6 +122,13 @@ def describe_run(bench: Bench) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def describe_commit() -> str | None:
+    """The commit of this checkout, `-dirty` if files were changed; None outside a repository or without git."""
+    git = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    known = shutil.which("git") and subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True)
+    return (known and known.stdout.strip()) or None
 
 
 def table_of(results: list[Result]) -> Table:
@@ -144,7 +149,9 @@ def table_of(results: list[Result]) -> Table:
 def measure(bench: Bench, names: list[str]) -> list[Result]:
     """The results of the parts, one after another."""
     if bench.accelerator.is_main_process:
-        parts.make_data(bench.settings, bench.folder)
+        # The black pictures of `scaling` take no room, but their checksums take time.
+        needed = bench.settings if "scaling" in names else replace(bench.settings, counts=())
+        parts.make_data(needed, bench.folder)
     wait_for_all()
     results, hidden = [], not bench.accelerator.is_main_process
     with Progress(console=Console(stderr=True), auto_refresh=False, disable=hidden) as bar:  # a thread would take time

@@ -69,7 +69,7 @@ class Settings:
     moments: tuple[int, int] = (1000, 2048)  # samples and dimensions in `frechet`
     faces: int = 64  # drawn once each
     count: int = 2048  # pictures, by repeating the faces
-    counts: tuple[int, int, int] = (1_000_000, 100_000, 10_000)  # pictures in `scaling`
+    counts: tuple[int, ...] = (1_000_000, 100_000, 10_000)  # pictures in `scaling`
     rank_batch: int = 64  # in `ranks`
     matrix: int = 2048  # side of the matrices whose product is the yardstick
     data: Path | None = None  # of `quality`: a prepared data set, weights of Inception, where to continue, and the goal
@@ -262,8 +262,7 @@ def features(bench: Bench) -> Result:
         write_png(folder / f"{index:04d}.png", np.asarray(faces[index % len(faces)]))
     pictures = list_images(folder)
     weights, network = inception_networks(dims, bench.folder)
-    batch = int(compose("fid", ["source=none", "data=none"]).batch_size)  # as in eval.fid
-    extractor = Extractor(InceptionFeatures(dims, weights, device), batch, Ranks())
+    extractor = Extractor(InceptionFeatures(dims, weights, device), None, Ranks())
     keys = ({"kind": "run", "number": number} for number in itertools.count())  # a new one, since features are kept
     ours = Side("ours", lambda: extractor.extract(lambda: pictures, next(keys), bench.folder, "features"), count)
     loop = partial(reference.published_features, pictures.files, network.to(device), dims, device, cpu_cores())

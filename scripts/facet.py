@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "inspect": ("scripts.inspect_network", [], "parameters, multiplications and memory of a network"),
     "demo": ("scripts.demo", [], "run the whole pipeline on drawn faces"),
     "bench": ("scripts.bench", [], "measure speed against plain implementations"),
+    "prove": ("scripts.prove", [], "try everything on this machine's GPU, in ten minutes a call"),
 }
 
 ASKING = {"-h", "--help", "--help-all", "--version"}

@@ -338,6 +338,7 @@ def main() -> None:
         jobs = [job for job in jobs if not all(job.target(suffix).exists() for suffix in suffixes)]
         say(f"{present - len(jobs)} of {present} pictures are done already")
     set_up_cpu()
+    torch.backends.cudnn.benchmark = False  # pictures come in many sizes, and each would be tried out
     segmenter = load_segmenter(options.model, options.device, options.size)
     try:
         options.out.mkdir(parents=True, exist_ok=True)

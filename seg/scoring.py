@@ -21,6 +21,7 @@ from seg.network import SegmentationNetwork
 from seg.tiling import mirror
 
 PIXELS_AT_ONCE = 1 << 19  # 32 pictures of 128x128 in a forward pass, 2 of 512x512
+GPU_PIXELS_AT_ONCE = 1 << 21  # which does not fill up small GPUs beside a training run
 
 
 def whole_logits(model: SegmentationNetwork, images: Tensor) -> Tensor:
@@ -39,7 +40,8 @@ def predictions(model: SegmentationNetwork, data: PreparedData, rows: np.ndarray
     """Predicted and true masks, int64 (N, H, W), of the given rows of `data` in batches."""
     assert data.masks is not None
     device = next(model.parameters()).device
-    batch_size = max(1, PIXELS_AT_ONCE // data.image_size**2)
+    pixels = GPU_PIXELS_AT_ONCE if device.type == "cuda" else PIXELS_AT_ONCE
+    batch_size = max(1, pixels // data.image_size**2)
     for start in range(0, len(rows), batch_size):
         chosen = rows[start : start + batch_size]
         images = to_float(torch.from_numpy(data.images[chosen]).to(device))

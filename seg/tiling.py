@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch import Tensor
 from core.data.images import to_float
 from core.training.machine import full_precision
 from seg.network import SegmentationNetwork
+
+GPU_PIXELS_AT_ONCE = 1 << 20  # of the outputs of tiles in a forward pass: 4 tiles of 512x512; a larger tile goes alone
 
 
 @torch.inference_mode()
@@ -52,22 +55,28 @@ def _probabilities(model: SegmentationNetwork, pixels: np.ndarray, tile: int) ->
     height, width = pixels.shape[:2]
     side = _round_up(tile, model.multiple)
     if model.padding == "same" and max(height, width) <= side:
-        return _forward(model, pixels)
+        return _forward(model, pixels[None])[0]
     result = torch.empty(model.classes, height, width)
-    tops, row_windows = _windows(model, height, side)
-    lefts, column_windows = _windows(model, width, side)
-    for top, rows in zip(tops, row_windows, strict=True):
-        for left, columns in zip(lefts, column_windows, strict=True):
-            output = _forward(model, pixels[np.ix_(rows, columns)])
-            # A padded network also gives an output for the surroundings, which other tiles predict better.
-            skip = 0 if model.padding == "valid" else _round_up(model.margin, model.multiple)
+    # A padded network also gives an output for the surroundings, which other tiles predict better.
+    skip = 0 if model.padding == "valid" else _round_up(model.margin, model.multiple)
+    tiles = list(itertools.product(_windows(model, height, side), _windows(model, width, side)))
+    at_once = tiles_at_once(next(model.parameters()).device, side)
+    for start in range(0, len(tiles), at_once):
+        part = tiles[start : start + at_once]
+        shown = np.stack([pixels[np.ix_(rows, columns)] for (_, rows), (_, columns) in part])
+        for ((top, _), (left, _)), output in zip(part, _forward(model, shown), strict=True):
             place = result[:, top : top + side, left : left + side]
             place.copy_(output[:, skip : skip + place.shape[1], skip : skip + place.shape[2]])
     return result
 
 
-def _windows(model: SegmentationNetwork, length: int, side: int) -> tuple[range, list[np.ndarray]]:
-    """Along one axis: where the outputs of the tiles begin, and the pixels that each shows the network.
+def tiles_at_once(device: torch.device, side: int) -> int:
+    """Tiles of this side in a forward pass."""
+    return max(1, GPU_PIXELS_AT_ONCE // side**2) if device.type == "cuda" else 1
+
+
+def _windows(model: SegmentationNetwork, length: int, side: int) -> list[tuple[int, np.ndarray]]:
+    """Along one axis: where the output of each tile begins, and the pixels that it shows the network.
 
     Outputs begin at multiples of `model.multiple` and windows a constant number of pixels earlier, so that pooling
     falls on the same grid in all of them. All windows are equally long.
@@ -78,8 +87,9 @@ def _windows(model: SegmentationNetwork, length: int, side: int) -> tuple[range,
     else:
         before = _round_up(model.margin, model.multiple)
         shown = side + 2 * before
-    starts = range(0, length, side)
-    return starts, [mirror(np.arange(start - before, start - before + shown), length) for start in starts]
+    return [
+        (start, mirror(np.arange(start - before, start - before + shown), length)) for start in range(0, length, side)
+    ]
 
 
 def mirror(positions: np.ndarray, length: int) -> np.ndarray:
@@ -94,12 +104,12 @@ def mirror(positions: np.ndarray, length: int) -> np.ndarray:
 
 
 def _forward(model: SegmentationNetwork, pixels: np.ndarray) -> Tensor:
-    """Probabilities (classes, H', W') on the CPU of uint8 pixels (H, W, 3)."""
+    """Probabilities (N, classes, H', W') on the CPU of uint8 pixels (N, H, W, 3)."""
     device = next(model.parameters()).device
     # Full float32 even where a GPU would use TF32, so that a picture gives the same mask on every machine.
     with full_precision(device):
-        batch = to_float(torch.from_numpy(np.array(pixels, order="C"))[None].to(device))
-        return model(batch).softmax(dim=1)[0].cpu()
+        batch = to_float(torch.from_numpy(np.array(pixels, order="C")).to(device))
+        return model(batch).softmax(dim=1).cpu()
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -4,12 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-
-# The tests compare CPU arithmetic bit by bit; tests/test_gpu.py starts commands that see the GPUs again.
-VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
-# ruff: noqa: E402
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,11 +18,15 @@ from core.cli.files import sha256_of, write_json
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def pytest_configure() -> None:
-    """Give each worker of pytest-xdist a core of its own: torch would start a thread for every core in all of them.
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs from all tests but those of `-m gpu`: they compare CPU arithmetic bit by bit.
+
+    Give each worker of pytest-xdist a core of its own: torch would start a thread for every core in all of them.
 
     Shells start background jobs with SIGINT ignored, which the commands that are tested would inherit.
     """
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = os.environ.get("PYTEST_XDIST_WORKER")

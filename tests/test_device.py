@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
@@ -18,11 +19,13 @@ from core.data.dataset import PreparedData
 from core.training import distributed
 from core.training.distributed import start_accelerator
 from core.training.loop import TrainingLoop
-from core.training.machine import full_precision, native_bf16, pick_device
+from core.training.machine import full_precision, gpu_memory, native_bf16, pick_device
 from core.training.rundir import RunFolder
+from eval.features.extractors import RandomFeatures
 from gen.settings import TrainConfig
 from gen.trainer import Trainer
 from seg.settings import TrainConfig as SegConfig
+from seg.tiling import tiles_at_once
 from seg.trainer import Trainer as SegTrainer
 
 META = torch.device("meta")
@@ -113,7 +116,7 @@ def accelerator(monkeypatch) -> Any:
     )
 
 
-def two_steps(trainer: TrainingLoop) -> None:
+def steps(trainer: TrainingLoop, count: int = 2) -> None:
     """Train; fails where a copy to the device would wait until it has done all that it was given."""
     to = torch.Tensor.to
 
@@ -122,9 +125,16 @@ def two_steps(trainer: TrainingLoop) -> None:
         assert moved.device == self.device or more.get("non_blocking"), "this copy waits for the device"
         return moved
 
-    with mock.patch.object(torch.Tensor, "to", checked):
-        trainer.step()
-        trainer.step()
+    def placed(*values: Any, device: Any = None, **more: Any) -> torch.Tensor:
+        assert torch.device(device or "cpu").type == "cpu", (
+            "what is made of numbers is copied to the device, which waits"
+        )
+        return tensor(*values, device=device, **more)
+
+    tensor = torch.tensor
+    with mock.patch.object(torch.Tensor, "to", checked), mock.patch.object(torch, "tensor", placed):
+        for _ in range(count):
+            trainer.step()
     assert {value.device for value in trainer.meter.pending} == {META}
 
 
@@ -134,6 +144,7 @@ GAMES = [
     "model=resnet model.attention=16 loss=hinge n_critic=2",
     "model=r3gan loss=relativistic regularize.r1=1 regularize.r2=1 diffaug.p=adaptive",
     "model=unetgan loss=hinge regularize.cutmix=1",
+    "model=projected model.discriminator.weights=none loss=hinge",
     "model=dcgan model.norm=none loss=wasserstein regularize.gradient_penalty=10 accumulate=2",
 ]
 
@@ -143,7 +154,7 @@ def test_a_step_of_a_gan_stays_on_its_device(prepared, tmp_path, accelerator, ga
     sizes = ["batch_size=4", "model.image_size=32", "model.width=8"]
     config = typed(compose("gen", words(prepared, tmp_path, *sizes, *game.split())), TrainConfig)
     trainer = Trainer(config, accelerator, PreparedData.open(prepared), RunFolder(tmp_path))
-    two_steps(trainer)
+    steps(trainer, 5 if config.diffaug.adaptive else 2)  # after four p moves
     assert {value.device for value in trainer.ema.model.state_dict().values()} == {META}
 
 
@@ -151,4 +162,37 @@ def test_a_step_of_a_gan_stays_on_its_device(prepared, tmp_path, accelerator, ga
 def test_a_step_of_a_segmenter_stays_on_its_device(discs, tmp_path, accelerator, more):
     config = typed(compose("seg", words(discs, tmp_path, *SMALL, "workers=0", *more.split())), SegConfig)
     trainer = SegTrainer(config, accelerator, PreparedData.open(discs), RunFolder(tmp_path))
-    two_steps(trainer)
+    steps(trainer)
+
+
+def test_batches_that_do_not_fit_are_read_ahead(monkeypatch):
+    """The same pictures as without reading ahead, also over the end of an epoch and after a jump."""
+    images, cpu = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3), np.uint8), torch.device("cpu")
+    plain = loader.ImageBank(images, np.arange(20), cpu, seed=1)
+    monkeypatch.setattr(loader, "copies_ahead", lambda device: True)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    bank, read, usual = loader.ImageBank(images, np.arange(20), cpu, seed=1), [], loader.read_rows
+    monkeypatch.setattr(loader, "read_rows", lambda array, rows: read.append(rows.tolist()) or usual(array, rows))
+    for start in (0, 8, 16, 40, 48):
+        found = bank.batch(start, 8, rank=1, ranks=2)
+        assert bank._ahead is not None
+        bank._ahead[1].result()
+        assert read[-1] == plain.window(start + 12, 4)[0].tolist()  # the share of the batch that follows
+        assert len(read) == 1 if start in (8, 16, 48) else len(read) == 2  # else its own as well
+        assert torch.equal(found, plain.batch(start, 8, rank=1, ranks=2))
+        read.clear()
+
+
+def test_rows_of_statistics_tell_the_memory_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 << 19)
+    assert gpu_memory(torch.device("cuda")) == {"gpu_peak_mib": 1.5}
+    assert gpu_memory(torch.device("cpu")) == {}
+
+
+def test_a_gpu_gets_larger_batches():
+    features = RandomFeatures(torch.device("cpu"))
+    assert features.batch_size == 16
+    features.device = torch.device("cuda")
+    assert features.batch_size == 128
+    assert [tiles_at_once(torch.device("cuda"), side) for side in (256, 512, 2048)] == [16, 4, 1]
+    assert tiles_at_once(torch.device("cpu"), 256) == 1

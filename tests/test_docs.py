@@ -27,7 +27,7 @@ from core.cli.errors import UserError
 from core.data.dataset import PreparedData
 from core.submission.rules import write_archive
 from eval.features.extractors import RANDOM_DIMS
-from scripts import bench, demo, play, prepare, watch
+from scripts import bench, demo, play, prepare, prove, watch
 from scripts.facet import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,6 +63,7 @@ PARSED: dict[str, Callable[[list[str]], object]] = {
     "scripts.demo": demo.parse,
     "scripts.bench": bench.parse,
     "scripts.play": play.parse,
+    "scripts.prove": prove.parse,
 }
 
 

@@ -98,7 +98,9 @@ def test_masks_are_those_of_the_command(segmenter, tmp_path):
         name: pytest.approx((expected == index).mean()) for index, name in enumerate(["0 a", "1 b", "2 c"])
     }
     assert list(found.values()) == sorted(found.values(), reverse=True) and len(np.unique(expected)) > 1
-    assert {name: colour for name, colour, _ in classes} == {"a": "#000000", "b": "#090909", "c": "#000900"}
+    assert {name: colour for name, colour, _ in classes} == dict(
+        zip(named, ("#000000", "#090909", "#000900"), strict=True)
+    )
     # As a camera that was held upright writes it
     turned, exif = Image.fromarray(np.rot90(picture)), Image.Exif()
     exif[0x0112] = 6  # Orientation: to be turned clockwise by 90 degrees

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from core.data.images import to_float
 from core.nn.init import init_he
+from seg import tiling
 from seg.tiling import mirror, segment
 from seg.unet import UNet
 
@@ -144,3 +145,12 @@ def test_rotated_and_read_only_pictures_are_taken():
     pixels.flags.writeable = False
     result = segment(MODELS["padded"], pixels.transpose(1, 0, 2), 8, False, SWAP)
     assert result.shape == (CLASSES, 20, 30)
+
+
+@pytest.mark.parametrize("kind", ["padded", "unpadded"])
+def test_several_tiles_at_a_time_change_nothing(kind, monkeypatch):
+    """As on a GPU; 12 tiles are no multiple of 5."""
+    pixels = picture(44, 60)
+    alone = segment(MODELS[kind], pixels, 16, False, SWAP)
+    monkeypatch.setattr(tiling, "tiles_at_once", lambda device, side: 5)
+    torch.testing.assert_close(segment(MODELS[kind], pixels, 16, False, SWAP), alone, rtol=0, atol=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import mmap
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeGuard
 
 import numpy as np
@@ -77,7 +78,7 @@ class ImageBank(InfiniteSampler):
         images: uint8 (N, H, W, 3), a memory map or an array.
         indices: rows of `images` to train on.
         device: of the batches. All images are copied to a CUDA device if they fit into half of its free memory;
-            otherwise each batch is read from the memory map.
+            otherwise each batch is read from the memory map, for a CUDA device while the one before is trained on.
         flip: mirror each picture with probability 1/2.
     """
 
@@ -88,6 +89,8 @@ class ImageBank(InfiniteSampler):
         self.images, self.device = images, device
         fits = device.type == "cuda" and images.nbytes <= torch.cuda.mem_get_info(device)[0] // 2
         self.resident = copy_in_pieces(images, device) if fits else None
+        self._ahead: tuple[np.ndarray, Future[Tensor]] | None = None  # the rows that are being read
+        self._reader = ThreadPoolExecutor(1) if copies_ahead(device) and not fits else None
 
     def batch(self, images_seen: int, batch_size: int, rank: int = 0, ranks: int = 1) -> Tensor:
         """The share of `rank` in the global batch that follows `images_seen`.
@@ -101,9 +104,21 @@ class ImageBank(InfiniteSampler):
         if self.resident is not None:
             pixels = self.resident[to_device(torch.from_numpy(rows), self.device)]
         else:
-            pixels = to_device(torch.from_numpy(read_rows(self.images, rows)), self.device)
+            pixels = to_device(self._rows(rows), self.device)
+            if self._reader is not None:
+                following, _ = self.window(images_seen + batch_size + rank * share, share)
+                self._ahead = following, self._reader.submit(self._read, following)
         pixels = torch.where(mirrored[:, None, None, None], pixels.flip(2), pixels)
         return to_float(pixels)
+
+    def _rows(self, rows: np.ndarray) -> Tensor:
+        """These pictures, uint8 (N, H, W, 3) on the CPU; what was read ahead if that is them."""
+        if self._ahead is not None and np.array_equal(self._ahead[0], rows):
+            return self._ahead[1].result()
+        return self._read(rows)
+
+    def _read(self, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(read_rows(self.images, rows))
 
 
 def copy_in_pieces(array: np.ndarray, device: torch.device, piece: int = 1 << 26) -> Tensor:

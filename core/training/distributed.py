@@ -31,9 +31,6 @@ def start_accelerator(mixed_precision: str, tracker: str | None, run_folder: Pat
     set_up_cpu(mixed_precision)
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it: about 3 times faster, enough for training
     torch.backends.cudnn.allow_tf32 = True
-    # Every step has the same shapes, so cuDNN tries its kernels once and keeps the fastest: 1.4 times faster U-Nets and
-    # ResNets on an H100.
-    torch.backends.cudnn.benchmark = True
     # Else the second forward through D would overwrite BatchNorm buffers that the first one's backward pass needs.
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
     # Newer torch has renamed the option, which accelerate does not know yet.

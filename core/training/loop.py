@@ -27,7 +27,7 @@ from core.nn.model_file import FILE_NAME
 from core.training.callbacks import Callback, Tracker
 from core.training.checkpoint import Checkpoints
 from core.training.distributed import Ranks, start_accelerator
-from core.training.machine import choose_precision, pick_device
+from core.training.machine import choose_precision, gpu_memory, pick_device
 from core.training.meter import MeanMeter, NonFiniteError, Speed, is_due
 from core.training.rundir import RunFolder
 from core.training.stopping import StopRequest
@@ -257,7 +257,8 @@ class TrainingLoop(ABC):
         self.meter.reset()
         warnings = self.warnings(self.means)
         if self.accelerator.is_main_process:
-            self.record({**self.means, "images_per_s": speed.read(self.images_seen)}, self.means)
+            speeds = {"images_per_s": speed.read(self.images_seen)}
+            self.record(self.means | speeds | gpu_memory(self.accelerator.device), self.means)
             for warning in warnings:
                 self.warn(warning)
 
@@ -266,7 +267,8 @@ class TrainingLoop(ABC):
         self.fold()
         means = self.meter.means()
         if means and self.accelerator.is_main_process:
-            self.record({**means, "images_per_s": speed.read(self.images_seen), "partial": True}, means)
+            speeds = {"images_per_s": speed.read(self.images_seen)}
+            self.record(means | speeds | gpu_memory(self.accelerator.device) | {"partial": True}, means)
 
     def show(self, bar: StatusProgress) -> None:
         """Update the line below the bar, and every half minute a log file."""

@@ -104,11 +104,11 @@ def features_key(features: Features) -> dict[str, Any]:
 class Extractor:
     """A feature network with its batch size and the processes that share the work.
 
-    Every process must request the same features in the same order.
+    Every process must request the same features in the same order. Without a `batch_size` it is what suits the device.
     """
 
     features: Features
-    batch_size: int
+    batch_size: int | None
     ranks: Ranks
 
     def extract(
@@ -191,13 +191,12 @@ class Extractor:
 
     def _extract_blocks(self, images: ImageSet, parts: Path, label: str) -> None:
         """Write those of this process's blocks that are missing."""
+        at_once = self.batch_size or self.features.batch_size
         starts = range(0, len(images), BLOCK)[self.ranks.index :: self.ranks.count]
         spans = [(start, min(start + BLOCK, len(images))) for start in starts]
         missing = [span for span in spans if not self._is_block(_block(parts, span[0]), span[1] - span[0])]
         batches = [
-            (first, min(first + self.batch_size, stop))
-            for start, stop in missing
-            for first in range(start, stop, self.batch_size)
+            (first, min(first + at_once, stop)) for start, stop in missing for first in range(start, stop, at_once)
         ]
         if self.ranks.count > 1:
             label += f" (process 1 of {self.ranks.count})"
@@ -208,7 +207,7 @@ class Extractor:
             pixels = _ahead(lambda span: images.read(*span), batches)
             for start, stop in missing:
                 found = []
-                for _ in range(start, stop, self.batch_size):
+                for _ in range(start, stop, at_once):
                     batch = next(pixels)
                     found.append(self.features(batch))
                     bar.advance(task, len(batch))

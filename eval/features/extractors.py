@@ -38,6 +38,7 @@ INCEPTION_TRANSFORM = "uint8 pixels / 255, bilinear to 299x299 (align_corners=Fa
 EFFICIENTNET_SIDE = 128  # pixels; part of the definition of fd_efficientnet
 EFFICIENTNET_DIMS = 1280
 CPU_BATCH = 16  # images whose maps fit a CPU's cache
+GPU_BATCH = 128  # keeps a GPU busy; Inception's maps of so many images take 2 GB
 RANDOM_TRANSFORM = "uint8 pixels / 127.5 - 1, bilinear to 64x64 (align_corners=False), mean pooled"
 RANDOM_DIMS = 256
 RANDOM_SEED = 2022  # part of the definition of fd_random; another seed changes every value
@@ -64,6 +65,11 @@ class Features(ABC):
     transform: str
     trustworthy: bool
     device: torch.device
+
+    @property
+    def batch_size(self) -> int:
+        """Images at a time that suit the device."""
+        return GPU_BATCH if self.device.type == "cuda" else CPU_BATCH
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 pixels (N, H, W, 3), RGB -> float32 features (N, D)."""
