@@ -94,13 +94,11 @@ def test_masks_are_those_of_the_command(segmenter, tmp_path):
     assert np.array_equal(tinted, overlay(picture, expected, palette))
     assert np.array_equal(coloured, np.array(palette)[expected])
     found = {name: share for name, _, share in classes}
-    assert found == {
-        name: pytest.approx((expected == index).mean()) for index, name in enumerate(["0 a", "1 b", "2 c"])
-    }
+    names = ["0 a", "1 b", "2 c"]
+    assert found == {name: pytest.approx((expected == index).mean()) for index, name in enumerate(names)}
     assert list(found.values()) == sorted(found.values(), reverse=True) and len(np.unique(expected)) > 1
-    assert {name: colour for name, colour, _ in classes} == dict(
-        zip(named, ("#000000", "#090909", "#000900"), strict=True)
-    )
+    colours = dict(zip(names, ("#000000", "#090909", "#000900"), strict=True))
+    assert {name: colour for name, colour, _ in classes} == colours
     # As a camera that was held upright writes it
     turned, exif = Image.fromarray(np.rot90(picture)), Image.Exif()
     exif[0x0112] = 6  # Orientation: to be turned clockwise by 90 degrees
