@@ -78,6 +78,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     for name, least in (("images", 1), ("seed", 0)):
         if getattr(options, name) < least:
             raise UserError(f"--{name} must be at least {least}")
+    if options.seed >= 2**62:
+        raise UserError("--seed must be below 2^62")
     if not writable(options.out.parent):
         raise UserError(f"cannot write to {options.out.parent}: give another --out")
     return options

@@ -17,7 +17,7 @@ from seg.network import padded
 from seg.unet import UNet
 
 LEAST = 16  # pixels of a side
-CODES = 16  # channels of the noise that the network turns into the picture
+CODES = 32  # channels of the noise that the network turns into the picture
 CODE_SCALE, CODE_NOISE = (
     0.1,
     0.03,
@@ -88,8 +88,10 @@ class DeepPrior:
         self.pixels, self.missing, self.steps = pixels, missing, 0
         device = device or torch.device("cpu")
         self.generator = torch.Generator().manual_seed(seed)
-        network = Hourglass.for_picture(*missing.shape)
-        network.initialise(seed)
+        # PyTorch's own initial weights, smaller than He's: before a norm, that makes Adam's steps relatively larger.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = Hourglass.for_picture(*missing.shape)
         self.network = network.to(device).to(memory_format=MEMORY_FORMAT)
         self.optimizer = torch.optim.Adam(self.network.parameters(), RATE)
         self.known = torch.from_numpy(~missing).to(device).float()

@@ -172,6 +172,7 @@ def test_the_command_with_a_mask_file_and_an_original(tmp_path, monkeypatch, cap
         (["photo.png", "--mask", "black.png"], "nothing is missing (white marks what is)"),
         (["photo.png", "--mask", "white.png"], "everything is missing"),
         (["photo.png", "--mask", "drawn:1", "--out", "o.jpg"], "must end in .png"),
+        (["photo.png", "--mask", "drawn:1", "--seed", str(2**62)], "--seed must be below 2^62"),
         (["photo.png", "--mask", "drawn:1", "--size", "8"], "--size must be at least 16"),
         (["photo.png", "--mask", "drawn:1", "--iterations", "0"], "--iterations must be at least 1"),
         (["wide.png", "--mask", "drawn:1"], "128x6 is too small: a side"),

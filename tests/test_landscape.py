@@ -247,6 +247,7 @@ def test_infinite_losses_are_drawn_as_high_as_the_highest_finite_one(tmp_path, d
         (["--points", "4"], "--points 4: give an odd number"),
         (["--reach", "0.1"], "--reach 0.1 must be a number from 0.25 up"),
         (["--reach", "nan"], "--reach nan must be"),
+        (["--seed", str(2**62)], "--seed must be below 2^62"),
         (["--images", "0"], "--images must be at least 1"),
         (["--out", "o.jpg"], "must end in .png"),
         (["--data", "none"], "no prepared data set at none"),
