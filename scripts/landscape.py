@@ -32,6 +32,7 @@ from seg.network import SegmentationNetwork
 from seg.scoring import PIXELS_AT_ONCE, whole_logits
 
 RADIUS = 0.25  # of the square in which sharpness looks for the largest loss
+FLOOR, CEILING = 1e-6, 100.0  # of the losses as drawn: rounding can make 0, and beyond it height says nothing more
 SAVE_EVERY = 2.0  # seconds between writings of the points
 EPILOG = """
 Each filter of a random direction has the length of the model's own filter, so that models can be compared; biases and
@@ -164,8 +165,8 @@ class Points:
             for subject in subjects:
                 found = self.losses[subject.sha256]
                 task = bar.add_task(subject.name, total=len(places), completed=len(found))
-                seed = self.settings["seed"]
-                ways = tuple(random_direction(subject.network, 2 * seed + number) for number in (0, 1))
+                seed = 2 * self.settings["seed"]
+                ways = random_direction(subject.network, seed), random_direction(subject.network, seed + 1)
                 for value in losses_at(subject.network, places[len(found) :], ways, loss):
                     found.append(value if math.isfinite(value) else None)
                     bar.update(task, advance=1)
@@ -185,17 +186,21 @@ class Points:
 
 
 def draw(surfaces: dict[str, np.ndarray], reach: float, path: Path) -> None:
-    """Contours above, the surface below, a column for each model, all on one logarithmic scale of the loss."""
+    """Contours above, the surface below, a column for each model, all on one logarithmic scale of the loss.
+
+    Losses above `CEILING` are drawn as high as it: around deep networks they reach millions.
+    """
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    floor = 1e-6  # of a loss, which rounding can make 0
-    clipped = {title: np.maximum(surface, floor) for title, surface in surfaces.items()}
+    clipped = {title: np.clip(surface, FLOOR, CEILING) for title, surface in surfaces.items()}
     low, high = min(map(np.min, clipped.values())), max(map(np.max, clipped.values()))
     high = max(high, 1.01 * low)
     norm, levels = LogNorm(low, high), np.geomspace(low, high, 16)
-    figure = Figure(figsize=(4.2 * len(clipped) + 0.9, 8), dpi=110, layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=0.2)  # inches, for axes in space, which it does not measure
+    figure = Figure(figsize=(4.2 * len(clipped) + 0.9, 7.5), dpi=100, layout=layout)
     line = np.linspace(-reach, reach, len(next(iter(clipped.values()))))
     tops = []
     for column, (title, surface) in enumerate(clipped.items(), 1):
@@ -209,9 +214,11 @@ def draw(surfaces: dict[str, np.ndarray], reach: float, path: Path) -> None:
         x, y = np.meshgrid(line, line)
         # Axes in space cannot be logarithmic.
         below.plot_surface(x, y, np.log10(surface), facecolors=filled.cmap(norm(surface)), rcount=99, ccount=99)
-        below.set(zlim=(math.log10(low), math.log10(high)), zlabel="loss")
-        below.zaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{10**value:.2g}"))
-    bar = figure.colorbar(filled, ax=tops, label="cross-entropy, logarithmic", ticks=LogLocator(subs=(1, 2, 5)))
+        below.set(zlim=(math.log10(low), math.log10(high)), xlabel="second", ylabel="first")
+        below.set_box_aspect(None, zoom=1.2)
+        below.zaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{10**value:.3g}"))
+    label = f"cross-entropy (at most {CEILING:g}), logarithmic"
+    bar = figure.colorbar(filled, ax=tops, label=label, ticks=LogLocator(subs=(1, 2, 5)))
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     bar.ax.yaxis.set_minor_formatter(NullFormatter())
     with atomic_path(path) as temporary:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from core.cli.errors import UserError
 from core.data.images import MEMORY_FORMAT, to_float, to_uint8
-from core.nn.blocks import DoubleConv, Upsampling
+from core.nn.blocks import DoubleConv
 from seg.network import padded
 from seg.unet import UNet
 
@@ -27,14 +27,14 @@ KEEP = 0.98  # of the running mean of the last pictures, with each step
 
 
 class Hourglass(UNet):
-    """A `UNet` without its skip connections: codes (N, channels, H, W) -> pictures (N, 3, H, W) in [-1, 1].
+    """A `UNet` without its skip connections: codes (N, CODES, H, W) -> pictures (N, 3, H, W) in [-1, 1].
 
-    Skips would let the noise of the finest level into large holes, where nothing but the network's own smoothness
-    decides (section 3 of the paper, "inpainting": no skips, up-sampling by interpolation).
+    Skips would let the noise of the finest level into large holes, where the structure of the network alone decides
+    (the paper's settings for region inpainting: no skips, up-sampling by interpolation).
     """
 
-    def __init__(self, widths: list[int], channels: int = CODES, up: Upsampling = "bilinear") -> None:
-        super().__init__(channels, 3, widths, up=up, norm="batch")
+    def __init__(self, widths: list[int]) -> None:
+        super().__init__(CODES, 3, widths, up="bilinear", norm="batch")
         self.merge = nn.ModuleList(DoubleConv(width, width, norm=nn.BatchNorm2d) for width in reversed(widths[:-1]))
 
     @classmethod
