@@ -18,10 +18,8 @@ from seg.unet import UNet
 
 LEAST = 16  # pixels of a side
 CODES = 32  # channels of the noise that the network turns into the picture
-CODE_SCALE, CODE_NOISE = (
-    0.1,
-    0.03,
-)  # the noise is uniform from 0 to the first; each step adds normal noise of the second
+CODE_SCALE = 0.1  # it is uniform from 0 to this
+CODE_NOISE = 0.03  # standard deviation of what each step adds to it
 RATE = 0.01
 KEEP = 0.98  # of the running mean of the last pictures, with each step
 
