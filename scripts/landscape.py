@@ -23,7 +23,7 @@ from core.cli.lock import sole_owner
 from core.data.dataset import PreparedData
 from core.data.images import to_float
 from core.data.mask_classes import IGNORE
-from core.nn.landscape import losses_at, not_convex, positions, random_direction, sharpness
+from core.nn.landscape import losses_at, positions, random_direction, sharpness
 from core.nn.model_file import FILE_NAME, model_file
 from core.training.machine import PRECISIONS, full_precision, pick_device, set_up_cpu
 from core.training.stopping import StopRequest
@@ -226,7 +226,7 @@ def draw(surfaces: dict[str, np.ndarray], reach: float, path: Path) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, np.ndarray]:
-    """Compute and draw; the surface of each model by its name, with its figures in it."""
+    """Compute and draw; the surface of each model by its title, which has its figures."""
     device = pick_device(options.device)
     data = PreparedData.open(options.data)
     subjects = load_subjects(options.models, data, device)
@@ -254,8 +254,7 @@ def main() -> None:
     lock = options.out.with_suffix(".lock")
     with sole_owner(lock, f"computes {options.out}", "wait until it has ended, or give another --out"):
         surfaces = run(options)
-    for title, surface in surfaces.items():
-        print(f"{title}, not convex at {100 * not_convex(surface):.0f}% of the points")
+    print(*surfaces, sep="\n")
     print(f"written: {options.out} and {options.out.with_suffix('.json')}")
 
 

@@ -87,16 +87,3 @@ def sharpness(surface: np.ndarray, reach: float, radius: float) -> float:
     near = surface[middle - steps : middle + steps + 1, middle - steps : middle + steps + 1]
     centre = surface[middle, middle]
     return float((near.max() - centre) / (1 + centre))
-
-
-def not_convex(surface: np.ndarray) -> float:
-    """Share of the inner points (of n x n) at which the surface is bent downwards in some direction.
-
-    By the smaller eigenvalue of the matrix of second differences; the paper looks at its sign in figure 7.
-    """
-    inner = surface[1:-1, 1:-1]
-    across = surface[1:-1, 2:] - 2 * inner + surface[1:-1, :-2]
-    down = surface[2:, 1:-1] - 2 * inner + surface[:-2, 1:-1]
-    mixed = (surface[2:, 2:] - surface[2:, :-2] - surface[:-2, 2:] + surface[:-2, :-2]) / 4
-    smaller = (across + down) / 2 - np.hypot((across - down) / 2, mixed)
-    return float((smaller < -1e-9 * np.abs(surface).max()).mean())
