@@ -97,8 +97,9 @@ def test_the_first_picture_is_the_first_output():
 def test_it_beats_diffusion_by_two_decibels_on_a_drawn_face():
     pixels, missing = face(), draw_damage(64, 64, 0)
     fit = DeepPrior(pixels, missing)
-    for _ in range(400):
+    for _ in range(500):
         fit.step()
+    # 2.15 dB after 400 steps already: processors and versions of PyTorch round differently
     ours, theirs = psnr(fit.picture(), pixels, missing), psnr(diffuse(pixels, missing).round(), pixels, missing)
     assert ours > theirs + 2, f"{ours:.2f} dB, diffusion {theirs:.2f} dB"
 
