@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "seg-train": ("seg.train", [], "train a U-Net on pictures with masks"),
     "seg-evaluate": ("seg.evaluate", [], "score a trained U-Net"),
     "predict": ("seg.predict", [], "segment pictures with a trained U-Net"),
+    "inpaint": ("scripts.inpaint", [], "fill holes in one picture by a network fitted to it alone"),
+    "landscape": ("scripts.landscape", [], "the loss around trained U-Nets, as contours and a surface"),
     "export": ("scripts.export", [], "write a model as ONNX, to run without PyTorch"),
     "play": ("scripts.play", [], "play with trained models in a browser"),
     "inspect": ("scripts.inspect_network", [], "parameters, multiplications and memory of a network"),

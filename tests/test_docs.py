@@ -45,6 +45,8 @@ TINY: dict[str, list[str]] = {
     "eval.fid": ["features=random", "n=8", "sets=2", "floor_sets=2"],
     "eval.report": ["features=random", "n=8", "sets=2", "floor_sets=2", "reference_count=8", "kid_subsets=2"],
     "eval.compare": ["features=random", "n=8", "sets=2"],
+    "scripts.inpaint": ["--size", "20", "--iterations", "2"],
+    "scripts.landscape": ["--points", "3", "--images", "2"],
     "seg.train": [*SHORT[:3], "batch_size=2", "warmup=0", "valid_every=8", "model.network.widths=[4,8]"],
 }
 # The same, only where a command gives the option or key itself.
@@ -196,7 +198,7 @@ class Stock:
         if name.startswith("data/"):
             return self.data
         if name.startswith("runs/"):
-            run = self.segmenter if module.startswith("seg.") else self.generator
+            run = self.segmenter if module.startswith("seg.") or module == "scripts.landscape" else self.generator
             return run.joinpath(*Path(name).parts[2:])
         return self.pictures if name in ("samples", "real", "photos/") else None
 
