@@ -82,7 +82,7 @@ class OtherViews:
         self.samples, self.count, self.ranks = samples, count, ranks
         self.features = [make_features(name, inception, device, ranks) for name in names]
 
-    def extract(self, own: RealFeatures, drawn: KeptFeatures, batch_size: int, folder: Path, seed: int) -> None:
+    def extract(self, own: RealFeatures, drawn: KeptFeatures, batch_size: int | None, folder: Path, seed: int) -> None:
         """Load or extract features; every process must call it.
 
         Args:
