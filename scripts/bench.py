@@ -49,7 +49,6 @@ parts (default: all but scaling, fold, ranks and quality, in two to three minute
 examples:
   facet bench
   facet bench --parts gan-step gan-epoch --seconds 60 --json bench.json
-  facet bench --parts gan-step --batch 512 --precision bf16 --compile
   facet bench --parts unet-step --paper --precision bf16            the paper's widths at 256x256, for a GPU
   facet bench --parts quality --data data/celeba --weights pt_inception-2015-12-05-6726825d.pth --keep runs/quality
   accelerate launch --quiet --multi_gpu --num_processes 4 -m scripts.bench --parts gan-step gan-epoch --batch 2048
@@ -63,21 +62,22 @@ launch the parts that train run on all processes, and the others are left out. d
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read and check the command line (default: sys.argv)."""
     parser = CommandParser(prog="facet bench", description=__doc__, epilog=EXAMPLES)
-    parser.add_argument("--parts", nargs="+", choices=["all", *PARTS, *LONG], metavar="PART", help="what to measure")
+    parser.add_argument("--parts", nargs="+", choices=["all", *PARTS, *LONG], metavar="P", help="what to measure")
     parser.add_argument("--seconds", type=float, default=Settings.seconds, help="per part (default %(default)g)")
     parser.add_argument("--batch", type=int, default=Settings.batch, help="images per DCGAN step (default %(default)d)")
     parser.add_argument("--size", type=int, default=Settings.size, help="side of the faces (default %(default)d)")
     parser.add_argument("--width", type=int, default=Settings.width, help="DCGAN feature maps (default %(default)d)")
-    parser.add_argument("--unet-batch", type=int, default=Settings.unet_batch, help="images (default %(default)d)")
+    parser.add_argument(
+        "--unet-batch", type=int, metavar="N", default=Settings.unet_batch, help="images (default %(default)d)"
+    )
     parser.add_argument("--precision", choices=("auto", *PRECISIONS), default="auto", help="of our side (default auto)")
     parser.add_argument("--compile", action="store_true", help="torch.compile and fused optimisers on our side")
     parser.add_argument("--paper", action="store_true", help="U-Net of the paper's widths at 256x256")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the table as JSON, too")
-    quality = parser.add_argument_group("of quality, which takes hours and is not part of all")
-    quality.add_argument("--data", type=Path, help="prepared data set")
-    quality.add_argument("--weights", metavar="PATH", help="of Inception (default: downloaded by pytorch-fid)")
-    quality.add_argument("--keep", type=Path, metavar="FOLDER", help="where the same command continues")
-    quality.add_argument("--target", type=float, default=Settings.target, help="FID-768 (default %(default)g)")
+    parser.add_argument("--data", type=Path, help="of quality: prepared data set")
+    parser.add_argument("--weights", metavar="PATH", help="of quality: Inception (default: a download)")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="of quality: where the same command continues")
+    parser.add_argument("--target", type=float, default=Settings.target, help="of quality (default %(default)g)")
     options, processes = parser.parse_args(arguments), process_count()
     for name, batch in (("--batch", options.batch), ("--unet-batch", options.unet_batch)):
         if batch < 2 * processes or batch % processes:

@@ -93,9 +93,9 @@ def test_augmentation_is_held_at_what_suits_the_loss(prepared, tmp_path, loss, t
     seen = []
 
     class Watched(AdaptiveProbability):
-        def __init__(self, *args):
+        def __init__(self, *args, **more):
             seen.append(args)
-            super().__init__(*args)
+            super().__init__(*args, **more)
 
     monkeypatch.setattr(trainer, "AdaptiveProbability", Watched)
     run(prepared, tmp_path, total_images=8, loss=loss, **{"diffaug.p": "adaptive"})

@@ -29,6 +29,7 @@ MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml") i
 OPTIMISERS = sorted(path.stem for path in (ROOT / "conf" / "optim").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml") if "unet" not in path.stem)
 SMALL = ["model.image_size=32", "model.width=4", "batch_size=8", "log_every=24", "save_every=0", "grid_every=0"]
+SMALL.append("mixed_precision=fp32")  # on any machine
 
 
 @pytest.fixture(autouse=True)
