@@ -26,6 +26,7 @@ from gen.dcgan import Discriminator as PixelDiscriminator
 from gen.losses import image_logits
 
 Projections = Literal["none", "channels", "scales"]
+COARSE = 16  # side in pixels of the images for the coarse discriminator
 COARSEST = 4  # side in pixels down to which a head halves its map
 SPREAD = (49471, 37345)  # of 2^16: multiples of these two fill the unit square evenly (the R2 sequence, Roberts 2018)
 NOISE_SIDES = (4, 8, 16, 32, 64)  # of the noise at which the maps are scaled
@@ -82,8 +83,11 @@ class Discriminator(nn.Module):
         minibatch_deviation: give the heads the mean standard deviation over the batch as one more channel (Karras et
             al. 2018, section 3). Images are then no longer judged each by itself.
         pixel_width: `width` of a `gen.dcgan.Discriminator` of the pixels; 0 for none.
-        pixel_gain: factor of the gradient of its logits with respect to the images. At 1 it is a tenth of those of the
-            other heads, so that G hardly hears of textures to which the frozen network is blind.
+        coarse_width: channels of an ordinary discriminator of the images at 16 pixels, which also sees their deviation
+            over the batch; 0 for none. Only a seventh of the gradient that comes through the frozen network is about
+            areas of 8 pixels or more, and backgrounds are of two or three kinds for lack of it.
+        pixel_gain: factor of the gradient of the logits of both with respect to the images. At 1 that of the pixels is
+            a tenth of those of the heads, so that G hardly hears of textures to which the frozen network is blind.
         jitter: in training, the frozen network sees all images of a batch moved by up to so many pixels, mirrored at
             the edges. Its strides otherwise leave stripes and grids in the samples.
 
@@ -111,6 +115,7 @@ class Discriminator(nn.Module):
         head_width: int = 64,
         minibatch_deviation: bool = False,
         pixel_width: int = 16,
+        coarse_width: int = 0,
         pixel_gain: float = 10.0,
         jitter: int = 4,
     ) -> None:
@@ -134,6 +139,7 @@ class Discriminator(nn.Module):
             _head(channels, resolution // stride, head_width, minibatch_deviation)
             for channels, stride in zip(network.widths, network.strides, strict=True)
         )
+        self.coarse = _coarse(coarse_width) if coarse_width else None
         apply_spectral_norm(self)
         self.pixels = PixelDiscriminator(image_size, pixel_width, norm="spectral") if pixel_width else None
 
@@ -155,11 +161,13 @@ class Discriminator(nn.Module):
         return image_logits(self.forward_all(images))
 
     def forward_all(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Logits of each head at the places of its map (N, H', W'), fine to coarse, then those of the pixels (N,)."""
+        """Logits of each head at the places of its map (N, H', W'), fine to coarse, then of the ordinary ones (N,)."""
         maps = self.frozen.module(self._moved(images))
         judged = [head(found * scale) for head, found, scale in zip(self.heads, maps, self.scale, strict=True)]
-        on_pixels = [] if self.pixels is None else [self.pixels(_Gain.apply(images, self.pixel_gain))]
-        return (*(logits.squeeze(1) for logits in judged), *on_pixels)
+        images = _Gain.apply(images, self.pixel_gain)
+        on_coarse = [] if self.coarse is None else [self.coarse(F.interpolate(images, (COARSE, COARSE), mode="area"))]
+        on_pixels = [] if self.pixels is None else [self.pixels(images)]
+        return (*(logits.squeeze(1) for logits in judged), *on_coarse, *on_pixels)
 
     def _moved(self, images: Tensor) -> Tensor:
         """The images, in training moved by at most `jitter` pixels, all ways alike."""
@@ -240,6 +248,20 @@ def _head(channels: int, side: int, width: int, minibatch_deviation: bool) -> nn
         layers.append(_MinibatchDeviation())
     last = ConvBlock(width, 1, kernel=1, norm=None, activation=None)
     return nn.Sequential(*layers, block(width + minibatch_deviation, width), last)
+
+
+def _coarse(width: int) -> nn.Sequential:
+    """Images (N, 3, 16, 16) and how much they differ -> logits (N,)."""
+    block = partial(ConvBlock, padding=1, norm=None, activation=partial(nn.LeakyReLU, 0.2, inplace=True))
+    return nn.Sequential(
+        block(3, width),
+        block(width, 2 * width, kernel=4, stride=2),
+        block(2 * width, 4 * width, kernel=4, stride=2),
+        _MinibatchDeviation(),
+        block(4 * width + 1, 4 * width),
+        ConvBlock(4 * width, 1, kernel=4, norm=None, activation=None),
+        nn.Flatten(0),
+    )
 
 
 def _noise(seed: int, resolution: int) -> Tensor:

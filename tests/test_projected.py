@@ -181,6 +181,23 @@ def test_the_loss_is_the_sum_over_the_heads_and_the_pixels(judge):
     assert torch.allclose(network(real), image_logits(answers[0]))
 
 
+def test_the_coarse_discriminator_sees_what_is_left_at_16_pixels_and_how_much_the_batch_differs():
+    network = Discriminator(64, head_width=4, pixel_width=4, coarse_width=4, projections="none")
+    network.initialise(0)
+    network.eval()  # spectral norm stays as it is
+    checks = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).tile(32, 32)
+    images = torch.cat([noise(1, 3, 64, 64), torch.linspace(-1, 1, 3)[:, None, None, None].expand(3, 3, 64, 64)])
+    batches = images, images + checks, images[:1].expand(4, -1, -1, -1)
+    before, finer, alike = (network.forward_all(batch)[-2] for batch in batches)
+    assert before.shape == (4,)
+    assert torch.allclose(before, finer, atol=1e-5), "patterns of two pixels vanish"
+    assert torch.allclose(alike, alike[:1].expand(4)) and abs(alike[0] - before[0]) > 1e-5
+    x = images.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(network.forward_all(x)[-2].sum(), x)
+    assert torch.allclose(slope, F.interpolate(F.avg_pool2d(slope, 4), scale_factor=4), atol=1e-7)
+    assert slope.abs().sum() > 0 and all(is_parametrized(m) for m in network.coarse if hasattr(m, "weight"))
+
+
 def test_r1_is_the_gradient_of_the_mean_logit_through_the_frozen_network(judge):
     network = copy.deepcopy(judge).eval()
     real, fake = noise(2, 3, 64, 64, seed=1), noise(2, 3, 64, 64, seed=2)
