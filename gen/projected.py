@@ -252,6 +252,7 @@ def _head(channels: int, side: int, width: int, minibatch_deviation: bool) -> nn
 
 def _coarse(width: int) -> nn.Sequential:
     """Images (N, 3, 16, 16) and how much they differ -> logits (N,)."""
+    require_positive(coarse_width=width)
     block = partial(ConvBlock, padding=1, norm=None, activation=partial(nn.LeakyReLU, 0.2, inplace=True))
     return nn.Sequential(
         block(3, width),

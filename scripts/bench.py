@@ -74,9 +74,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="torch.compile and fused optimisers on our side")
     parser.add_argument("--paper", action="store_true", help="U-Net of the paper's widths at 256x256")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the table as JSON, too")
-    parser.add_argument("--data", type=Path, help="of quality: prepared data set")
+    parser.add_argument("--data", metavar="FOLDER", help="of quality: prepared data set")
     parser.add_argument("--weights", metavar="PATH", help="of quality: Inception (default: a download)")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="of quality: where the same command continues")
+    parser.add_argument("--keep", metavar="FOLDER", help="of quality: where the same command continues")
     parser.add_argument("--target", type=float, default=Settings.target, help="of quality (default %(default)g)")
     options, processes = parser.parse_args(arguments), process_count()
     for name, batch in (("--batch", options.batch), ("--unet-batch", options.unet_batch)):
@@ -184,7 +184,6 @@ def main() -> None:
             if options.json:
                 found = {"run": run, "settings": asdict(settings), "parts": [asdict(result) for result in results]}
                 write_json(options.json, found)
-        accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -72,9 +72,9 @@ class Settings:
     counts: tuple[int, ...] = (1_000_000, 100_000, 10_000)  # pictures in `scaling`
     rank_batch: int = 64  # in `ranks`
     matrix: int = 2048  # side of the matrices whose product is the yardstick
-    data: Path | None = None  # of `quality`: a prepared data set, weights of Inception, where to continue, and the goal
+    data: str | None = None  # of `quality`: a prepared data set, weights of Inception, where to continue, and the goal
     weights: str | None = None
-    keep: Path | None = None
+    keep: str | None = None
     target: float = 1.17
 
 

@@ -123,7 +123,7 @@ def quality(bench: Bench) -> Result:
     """Training until FID-768 is as low as --target: experiment=faces_fast against the usual loop, for hours."""
     settings, accelerator = bench.settings, bench.accelerator
     assert settings.data is not None
-    folder = settings.keep or bench.folder / "quality"
+    folder = Path(settings.keep or bench.folder / "quality")
     folder.mkdir(parents=True, exist_ok=True)
     data, network = PreparedData.open(settings.data), InceptionSection(settings.weights, DIMS)
     make = partial(make_features, "inception", network, str(accelerator.device))

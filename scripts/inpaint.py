@@ -10,7 +10,6 @@ from PIL import Image
 
 from core.cli.console import progress_bar, say
 from core.cli.errors import CommandParser, Interrupted, UserError, reports_errors
-from core.cli.files import writable
 from core.data.decode import decode, reason_of
 from core.data.grids import captioned
 from core.data.images import make_grid, write_png
@@ -18,6 +17,7 @@ from core.drawn.damage import draw_damage
 from core.drawn.face import draw_face
 from core.training.machine import pick_device, set_up_cpu
 from core.training.stopping import StopRequest
+from scripts.options import check_options
 from seg.deep_prior import DeepPrior, diffuse, psnr
 
 DRAWN = "drawn"
@@ -51,13 +51,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.out.suffix != ".png":
         raise UserError(f"--out {options.out}: the name must end in .png")
-    for name, least in (("size", 16), ("iterations", 1), ("seed", 0)):
-        if getattr(options, name) < least:
-            raise UserError(f"--{name} must be at least {least}")
-    if options.seed >= 2**62:
-        raise UserError("--seed must be below 2^62")
-    if not writable(options.out.parent):
-        raise UserError(f"cannot write to {options.out.parent}: give another --out")
+    check_options(options, size=16, iterations=1)
     return options
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from core.cli.console import progress_bar
 from core.cli.errors import CommandParser, Interrupted, UserError, reports_errors
-from core.cli.files import atomic_path, read_json, writable, write_json
+from core.cli.files import atomic_path, read_json, write_json
 from core.cli.lock import sole_owner
 from core.data.dataset import PreparedData
 from core.data.images import to_float
@@ -27,6 +27,7 @@ from core.nn.landscape import losses_at, positions, random_direction, sharpness
 from core.nn.model_file import FILE_NAME, model_file
 from core.training.machine import PRECISIONS, full_precision, pick_device, set_up_cpu
 from core.training.stopping import StopRequest
+from scripts.options import check_options
 from seg.loading import load_unet
 from seg.network import SegmentationNetwork
 from seg.scoring import PIXELS_AT_ONCE, whole_logits
@@ -76,13 +77,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         raise UserError(f"--points {options.points}: give an odd number from 3 up, which has the model in the middle")
     if not RADIUS <= options.reach < math.inf:
         raise UserError(f"--reach {options.reach} must be a number from {RADIUS} up")
-    for name, least in (("images", 1), ("seed", 0)):
-        if getattr(options, name) < least:
-            raise UserError(f"--{name} must be at least {least}")
-    if options.seed >= 2**62:
-        raise UserError("--seed must be below 2^62")
-    if not writable(options.out.parent):
-        raise UserError(f"cannot write to {options.out.parent}: give another --out")
+    check_options(options, images=1)
     return options
 
 

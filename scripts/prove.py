@@ -24,7 +24,7 @@ stages, in this order:
   compile   the tests of torch.compile, a minute each
 
 examples:
-  facet prove                                    ten minutes a call; the same command goes on until all is done
+  facet prove                                    nine minutes a call; the same command goes on until all is done
   facet prove --data data/celeba --images 32000000 --minutes 600
   facet prove --stages course model.width=32     settings of facet train for the run
   facet prove --device cpu --faces 300 --images 640 --stages bench,course model.width=4 batch_size=8

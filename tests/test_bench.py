@@ -5,7 +5,7 @@ import math
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from conftest import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
 from core.cli.errors import UserError
+from core.cli.files import read_json, write_json
 from core.data.dataset import PreparedData
 from core.data.images import write_png
 from core.nn.model_file import build_model
@@ -115,7 +116,7 @@ def test_the_race_to_a_quality_continues_where_it_was_and_counts_training_alone(
     monkeypatch.setattr(bench_quality.Ours, "turn", 16)
     monkeypatch.setattr(bench_quality.Usual, "turn", 8)
     accelerator = start_accelerator("fp32", None, tmp_path)
-    settings = replace(TINY, data=data / "faces", keep=tmp_path / "keep", target=0.0)
+    settings = replace(TINY, data=str(data / "faces"), keep=str(tmp_path / "keep"), target=0.0)
     result = bench_quality.quality(Bench(settings, accelerator, tmp_path))
     assert {name: len(rows) for name, rows in result.facts.items()} == {"ours": 2, "reference": 4}
     for rows in result.facts.values():
@@ -181,6 +182,12 @@ def test_several_processes_run_what_trains_and_nothing_else(monkeypatch):
         bench.parse(["--parts", "gan-step", "frechet"])
     with pytest.raises(UserError, match=r"--batch must be at least 4 and divisible by the 2 process\(es\)"):
         bench.parse(["--batch", "5"])
+
+
+def test_settings_with_paths_can_be_written(tmp_path):
+    settings = bench.choose_settings(bench.parse(["--parts", "quality", "--data", "d", "--keep", "k"]), CPU)
+    write_json(tmp_path / "b.json", {"settings": asdict(settings)})
+    assert (read_json(tmp_path / "b.json")["settings"]["data"], settings.keep) == ("d", "k")
 
 
 def test_the_papers_network_and_the_size_of_a_gpu():

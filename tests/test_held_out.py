@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from image_files import faces, write_folder, write_zip
+from test_prepare import run
 
 from core.cli.config import compose, typed
 from core.cli.errors import UserError
@@ -18,18 +18,8 @@ from core.prepare.pairs import PairOptions
 from core.prepare.pipeline import prepare
 from core.prepare.sources import open_image_source
 from eval.report import ReportConfig, build
-from scripts.prepare import main
 
 RECIPE = {"_target_": "gen.dcgan.Generator", "image_size": 64, "latent_dim": 6, "width": 4}
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["prepare", *map(str, words)])
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def held_out(path: Path, valid: int | None, limit: int | None = None) -> set[str]:

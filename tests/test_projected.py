@@ -290,6 +290,7 @@ def test_a_gan_learns_discs_of_two_colours():
         ({"projections": "all"}, "projections='all' is unknown: use one of none, channels, scales"),
         ({"head_width": 0}, "head_width=0 must be"),
         ({"resolution": 0}, "resolution=0 must be"),
+        ({"coarse_width": -1}, "coarse_width=-1 must be"),
         ({"jitter": 64}, "jitter=64 must be a whole number from 0 to 63"),
         ({"jitter": 4.0}, "jitter=4.0 must be"),
         ({"pixel_gain": 0.0}, "pixel_gain=0.0 must be above 0"),
