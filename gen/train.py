@@ -31,7 +31,7 @@ def make_callbacks(config: TrainConfig) -> list[Callback]:
             scores = [get_class(name)(**section)]
         except (ImportError, ValueError, TypeError) as error:
             raise UserError(f"eval._target_={name} names no callback that scores: leave it at its default") from error
-    advice = "experiment=faces_fast (100,000 images) and experiment=cpu (150,000) take a CPU about an hour or less"
+    advice = "experiment=faces_fast (100,000 images) and experiment=cpu (200,000) take a CPU about an hour"
     return [Forecast(advice), SampleGrid(config.grid_every), *scores, Curves(panels(config.loss))]
 
 

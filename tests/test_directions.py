@@ -29,7 +29,7 @@ def generator(preset):
     return model, (model.start if hasattr(model, "start") else model.layers[0])[0]
 
 
-@pytest.mark.parametrize("preset", [*GENERATORS, "projected_lean"])
+@pytest.mark.parametrize("preset", GENERATORS)
 def test_directions_are_the_singular_vectors_of_every_generators_entry(preset):
     model, layer = generator(preset)
     weight = layer.weight.detach().double()  # (latent_dim, outputs, 4, 4)

@@ -12,12 +12,12 @@ from core.cli.config import compose
 from core.cli.errors import UserError
 from core.nn.model_file import build_model, load_model, save_model
 from core.training.checkpoint import Checkpoints
-from gen import dcgan, lean, projected, r3gan, resnet, unetgan
+from gen import dcgan, projected, r3gan, resnet, unetgan
 from gen.penalties import float32_logits, zero_centred
 from gen.resnet import SelfAttention, level_widths
 from gen.unetgan import consistency, cutmix, cutmix_masks
 
-MODELS = ("dcgan", "dcgan_plus", "projected", "projected_lean", "resnet", "r3gan", "unetgan")
+MODELS = ("dcgan", "dcgan_plus", "projected", "resnet", "r3gan", "unetgan")
 SPECTRAL = {
     "dcgan_plus": lambda: dcgan.Discriminator(32, width=4, norm="spectral"),
     "resnet": lambda: resnet.Discriminator(32, width=4, attention=16),
@@ -26,7 +26,6 @@ SPECTRAL = {
 GENERATORS = {
     "resnet": lambda size=32: resnet.Generator(size, 6, 4, attention=16),
     "r3gan": lambda size=32: r3gan.Generator(size, 6, 4),
-    "lean": lambda size=32: lean.Generator(size, 6, 4, excitation=True),
 }
 DISCRIMINATORS = SPECTRAL | {
     "r3gan": lambda: r3gan.Discriminator(32, width=4),

@@ -1,4 +1,4 @@
-"""The discriminator in a frozen network's features, what makes that network faster, and the lean generator."""
+"""The discriminator in a frozen network's features, and what makes that network faster."""
 
 import copy
 import importlib.util
@@ -21,7 +21,6 @@ from core.nn.model_file import load_model
 from core.training.checkpoint import Checkpoints
 from eval.features.extractors import RandomFeatures
 from eval.metrics.frechet import Statistics, frechet_distance
-from gen import lean
 from gen.latents import training_latents
 from gen.losses import LOSSES, image_logits
 from gen.projected import Discriminator, FrozenFeatures
@@ -300,32 +299,3 @@ def test_a_gan_learns_discs_of_two_colours():
 def test_arguments_out_of_range(settings, text):
     with pytest.raises(UserError, match=text):
         Discriminator(**settings)
-
-
-# -- the lean generator
-
-
-@pytest.mark.parametrize("block", ["residual", "plain"])
-@pytest.mark.parametrize("excitation", [False, True])
-def test_the_lean_generator_learns_with_all_of_its_weights(block, excitation):
-    network = lean.Generator(64, 8, 4, block, excitation)
-    network.initialise(0)
-    images = network(noise(4, 8))
-    assert images.shape == (4, 3, 64, 64) and images.abs().max() <= 1
-    images.square().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
-    assert all(p.grad.any() for p in network.parameters() if p.ndim > 1)
-
-
-def test_excitation_scales_the_channels_of_a_map_8_times_as_large():
-    network = lean.Generator(128, 8, 2, excitation=True)
-    network.initialise(0)
-    sizes = []
-    for skip in network.skips:
-        skip.register_forward_hook(lambda _, given, out: sizes.append((given[0].shape[-1], given[1].shape[-1], out)))
-    network(noise(2, 8))
-    assert [size[:2] for size in sizes] == [(4, 32), (8, 64)]
-    coarse, fine = noise(2, 16, 4, 4), noise(2, 4, 32, 32)
-    switched = network.skips[0](coarse, fine) / fine
-    assert torch.allclose(switched, switched.mean((2, 3), keepdim=True).expand_as(fine), atol=1e-5)
-    assert switched.min() > 0 and switched.max() < 1

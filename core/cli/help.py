@@ -88,9 +88,9 @@ def choices(config: str, group: str) -> list[str]:
 
     def suits(member: str) -> bool:
         text = read(member)[1]
-        if model := re.search(r"override /model: (\w+)", text):
-            return suits(f"model/{model[1]}")
-        return set(re.findall(r"_target_: (gen|seg)\.", text)) <= {config}
+        bases = re.findall(r"^  - (?:override /model: (\w+)|(\w+))$", text, re.MULTILINE)
+        rests_on = [f"model/{model}" if model else f"{group}/{base}" for model, base in bases]
+        return set(re.findall(r"_target_: (gen|seg)\.", text)) <= {config} and all(map(suits, rests_on))
 
     return [name for name in members(group) if suits(f"{group}/{name}")]
 
