@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from core.cli.console import progress_bar
 from core.cli.errors import CommandParser, UserError, reports_errors
+from core.cli.files import IMAGE_CACHE
 from core.data.images import MEMORY_FORMAT, make_grid, png_bytes, to_uint8, write_png
 from core.data.movie import MOST_FPS, require_movie, write_movie
 from core.nn.fuse import fold_batch_norm
@@ -102,7 +103,7 @@ def check_target(out: Path, overwrite: bool) -> None:
     """Refuse, with a UserError, to mix new samples with what a folder already holds."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another folder with --out")
-    present = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    present = sorted(path.name for path in out.iterdir() if path.name != IMAGE_CACHE) if out.exists() else []
     foreign = [name for name in present if not (name.startswith("image_") and name.endswith(".png"))]
     if foreign:
         raise UserError(f"{out} holds other files ({foreign[0]}): choose a new or empty folder with --out")

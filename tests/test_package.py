@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import struct
 import subprocess
 import sys
@@ -271,6 +272,17 @@ def test_command_as_a_process(thousand: Path, packed: Path, tmp_path: Path) -> N
     assert (tmp_path / packed.name).read_bytes() == packed.read_bytes()
     checked = subprocess.run([*run, "--check", tmp_path / packed.name], **options)
     assert checked.returncode == 0 and "nothing wrong" in checked.stdout
+
+
+def test_features_that_a_score_has_kept_in_the_folder_are_not_packed(thousand: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "samples"
+    shutil.copytree(thousand, folder)
+    (folder / ".facet-fid").mkdir()
+    (folder / ".facet-fid" / "random-384.npy").write_bytes(b"x")
+    content = read_folder(folder)
+    assert content == (read_folder(thousand).entries, [".facet-fid"], [])
+    inside = hostile(tmp_path, [*FOUR, (".facet-fid/random-384.npy", b"x")])
+    assert len(found := check_archive(inside, count=4)) == 1 and "pack without it" in found[0]
 
 
 def test_command_lists_all_problems(

@@ -84,6 +84,9 @@ def test_samples_are_never_mixed_with_older_files(model, tmp_path, monkeypatch, 
         else:
             command(monkeypatch, model, "--n", 2, "--out", tmp_path / "s", *extra)
     assert len(list((tmp_path / "s").iterdir())) == 2
+    (tmp_path / "s" / ".facet-fid").mkdir()  # left where a score took these samples for real images
+    command(monkeypatch, model, "--n", 2, "--out", tmp_path / "s", "--overwrite")
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["image_0000.png", "image_0001.png"]
     (tmp_path / "s" / "thesis.doc").write_text("dear")
     with pytest.raises(SystemExit):
         command(monkeypatch, model, "--n", 2, "--out", tmp_path / "s", "--overwrite")

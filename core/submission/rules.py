@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from core.cli.errors import UserError
-from core.cli.files import atomic_path
+from core.cli.files import IMAGE_CACHE, atomic_path
 from core.cli.text import shown
 from core.submission.archive import (
     MAX_MEMBER_BYTES,
@@ -35,7 +35,9 @@ SUFFIX = ".tar.gz"
 
 # Safe as a file name on every system, and wide enough for usual student numbers (20231234, s1234567)
 _STUDENT_NUMBER = re.compile(r"[A-Za-z]?[0-9]{5,12}")
-_LITTER = re.compile(r"\.DS_Store|Thumbs\.db|desktop\.ini|__MACOSX|\._.*", re.IGNORECASE)
+_LITTER = re.compile(
+    rf"\.DS_Store|Thumbs\.db|desktop\.ini|__MACOSX|\._.*|{re.escape(IMAGE_CACHE)}", re.IGNORECASE
+)
 
 # Lower-case endings of the files that pytorch_fid takes for images
 _IMAGE_ENDINGS = frozenset({".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -67,7 +69,7 @@ class FolderContent(NamedTuple):
 
 
 def read_folder(folder: Path, on_file: Callable[[int, int], None] = lambda done, total: None) -> FolderContent:
-    """Read the files of a folder, except for what operating systems leave behind (.DS_Store, Thumbs.db, ...).
+    """Read the files of a folder, except for what operating systems and `facet score` leave (.DS_Store, .facet-fid, ...).
 
     `on_file` is called with the numbers of files done and in all.
 
@@ -137,7 +139,7 @@ def _flat_files(path: Path, folder: str | None, problems: Problems) -> Files:
         name = shown("/".join(member.parts))
         if any(_LITTER.fullmatch(part) for part in member.parts):
             # The evaluator takes `._face.png` for an image and stops at it.
-            problems.add("litter of an operating system: pack without it", name)
+            problems.add("left by a program and no image: pack without it", name)
             continue
         is_file, depth = member.data is not None, len(member.parts)
         if not folder and depth > is_file:  # it is a folder or lies in one
