@@ -28,7 +28,7 @@ clean:
 
 # Made once, and again when the dependencies change; a half-made one (no mark) is completed.
 $(INSTALLED): pyproject.toml
-	@echo "installing into .venv (a few minutes, once)"
+	@echo "installing into .venv: once, 2 to 10 minutes, about 7 GB with the GPU build of torch"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@

@@ -36,7 +36,7 @@ from eval.metrics.frechet import frechet_distance
 from eval.metrics.prdc import nearest
 from eval.page.page import render_page
 from eval.run_facts import curves_of, run_facts, when
-from eval.score import require_at_least, run_features, score_warnings, versions
+from eval.score import require_at_least, require_two_sides, run_features, score_warnings, versions
 
 GRID = 64  # samples and real images shown on the page
 CHECKED = 5_000  # samples that the checks look at, since they compare all with all
@@ -140,6 +140,7 @@ def check(config: ReportConfig) -> None:
     if not all(isinstance(count, int) and count >= 2 for count in config.large):  # OmegaConf lets lists into the list
         raise UserError(f"large={config.large}: each must be a whole number of at least 2")
     require_features(config.features, config.fid.dims)
+    require_two_sides(config.source, config.data)
     if config.infinity and max(config.large, default=0) < 10_000:
         raise UserError("infinity=true extrapolates from at least 10,000 samples: give large=[10000] or more")
 

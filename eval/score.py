@@ -65,6 +65,17 @@ def check(config: FidConfig) -> None:
     """
     require_at_least(config, n=2, sets=1, floor_sets=1, batch_size=1, seed=0, reference_seed=0)
     require_features(config.features, config.fid.dims)
+    require_two_sides(config.source, config.data)
+
+
+def require_two_sides(source: str, data: str) -> None:
+    """Refuse to compare a folder or file with itself, which would be taken for a perfect score.
+
+    Raises:
+        UserError: naming it.
+    """
+    if Path(source).exists() and Path(data).exists() and Path(source).samefile(data):
+        raise UserError(f"source and data are both {source}: data= is for the real images, such as data=data/celeba")
 
 
 def require_at_least(config: object, **least: int) -> None:

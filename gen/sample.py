@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from core.cli.console import progress_bar
 from core.cli.errors import CommandParser, UserError, reports_errors
+from core.cli.files import IMAGE_CACHE
+from core.cli.text import from_here
 from core.data.images import MEMORY_FORMAT, make_grid, png_bytes, to_uint8, write_png
 from core.data.movie import MOST_FPS, require_movie, write_movie
 from core.nn.fuse import fold_batch_norm
@@ -102,7 +104,7 @@ def check_target(out: Path, overwrite: bool) -> None:
     """Refuse, with a UserError, to mix new samples with what a folder already holds."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another folder with --out")
-    present = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    present = sorted(path.name for path in out.iterdir() if path.name != IMAGE_CACHE) if out.exists() else []
     foreign = [name for name in present if not (name.startswith("image_") and name.endswith(".png"))]
     if foreign:
         raise UserError(f"{out} holds other files ({foreign[0]}): choose a new or empty folder with --out")
@@ -119,7 +121,7 @@ def write_samples(batches: Iterable[np.ndarray], count: int, out: Path) -> np.nd
     try:
         part.mkdir(parents=True)
         with progress_bar() as bar:
-            task = bar.add_task(f"sampling to {out}", total=count)
+            task = bar.add_task(from_here(f"sampling to {out}"), total=count)
             for index, picture in enumerate(chain.from_iterable(batches)):
                 (part / f"image_{index:0{digits}d}.png").write_bytes(png_bytes(picture))
                 first += [picture] if index < GRID_SAMPLES else []
@@ -197,7 +199,7 @@ def write_walk(options: argparse.Namespace) -> None:
         write_movie(
             options.walk, bar.track(pictures, count, description=f"walking to {options.walk.name}"), options.fps
         )
-    print(f"walk of {count} pictures, {options.seconds:g} s: {options.walk}")
+    print(f"walk of {count:,} pictures, {options.seconds:g} s: {options.walk}")
 
 
 def write_folder(options: argparse.Namespace) -> None:
@@ -207,14 +209,14 @@ def write_folder(options: argparse.Namespace) -> None:
     seeds = range(options.seed, options.seed + options.n)
     batches = generate_batches(options.source, seeds, options.truncation, options.batch_size, options.device)
     first = write_samples(batches, options.n, out)
-    print(f"{options.n} samples (seeds {seeds[0]}-{seeds[-1]}): {options.out}")
+    print(f"{options.n:,} samples (seeds {seeds[0]}-{seeds[-1]}): {options.out}")
     if options.grid:
         write_png(path := out.with_name(f"{out.name}.grid.png"), make_grid(first))
-        print(f"grid of the first {len(first)}: {path}")
+        print(from_here(f"grid of the first {len(first)}: {path}"))
     if options.interpolate:
         grid = interpolation_grid(options.source, options.seed, options.truncation, options.device)
         write_png(path := out.with_name(f"{out.name}.interpolation.png"), grid)
-        print(f"interpolation: {path}")
+        print(from_here(f"interpolation: {path}"))
 
 
 @reports_errors

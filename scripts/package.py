@@ -1,4 +1,4 @@
-"""Pack 1,000 images as a submission, or check a packed one; all problems are listed, not only the first."""
+"""Pack 1,000 images as a submission; all problems are listed, not only the first."""
 
 from __future__ import annotations
 
@@ -17,40 +17,34 @@ from core.cli.files import sha256_of
 from core.cli.text import listed, shown
 from core.submission import rules
 from core.submission.rules import EXPECTED_COUNT
+from scripts.check import stop_on
 
 EXAMPLES = """
 examples:
   facet package runs/faces --student-number 20231234           sample 1,000 images and pack them
   facet package runs/faces --student-number 20231234 --seed 5000
   facet package images/ --student-number 20231234 --out handin  pack a folder of 1,000 PNGs unchanged
-  facet check 20231234.tar.gz                                   nothing is unpacked to disk
 
 A submission is <student number>.tar.gz with a folder <student number>/ of exactly 1,000 different 64x64 8-bit RGB PNGs.
 A student number is 5 to 12 digits, with at most one letter before. The same input gives the same bytes. Files that
-operating systems leave behind (.DS_Store, Thumbs.db, desktop.ini, __MACOSX, ._*) are not packed; in an archive they are
-a problem. What a collapsed generator draws (one colour, noise, one face over and over) is refused, too, and shown in
-NUMBER.refused.png beside the archive. The last score and the warnings of a run are told. Exit code 0: packed, or
-nothing wrong; 1: problems, all listed, and nothing packed.
+operating systems leave behind (.DS_Store, Thumbs.db, desktop.ini, __MACOSX, ._*) are not packed, nor are the features
+of facet score (.facet-fid); in an archive they are a problem. What a collapsed generator draws (one colour, noise, one
+face over and over) is refused, too, and shown in NUMBER.refused.png beside the archive. The last score and the warnings
+of a run are told. Exit code 0: packed; 1: problems, all listed, and nothing packed.
 """
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line (default: sys.argv)."""
     parser = CommandParser(prog="facet package", description=__doc__, epilog=EXAMPLES)
-    parser.add_argument("source", nargs="?", type=Path, help="folder of PNGs, run folder, or .safetensors model file")
-    parser.add_argument("--student-number", metavar="NUMBER", help="names the archive and the folder in it")
-    parser.add_argument("--out", type=Path, help="folder for the archive (default: the current one)")
+    parser.add_argument("source", type=Path, help="folder of PNGs, run folder, or .safetensors model file")
+    parser.add_argument("--student-number", required=True, metavar="NUMBER", help="names the archive and its folder")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for the archive (default: the current one)")
     parser.add_argument("--seed", type=int, help=f"run, model: image seeds SEED..SEED+{EXPECTED_COUNT - 1} (default 0)")
     parser.add_argument("--force", action="store_true", help="pack what looks collapsed; replace another archive")
-    parser.add_argument("--check", type=Path, metavar="ARCHIVE", help="only check an archive")
     options = parser.parse_args(arguments)
-    packing = [options.source, options.student_number, options.out, options.seed]
-    if options.check is None and None in packing[:2]:
-        parser.error("give SOURCE and --student-number to pack, or --check ARCHIVE")
     if options.seed is not None and options.seed < 0:
         parser.error("--seed must not be negative")
-    if options.check is not None and (options.force or any(value is not None for value in packing)):
-        parser.error("--check ARCHIVE cannot be combined with other arguments")
     return options
 
 
@@ -79,14 +73,6 @@ def gathered(source: Path) -> tuple[list[tuple[str, bytes]], list[str]]:
     if folder.left_out:
         print(f"left out, as no images: {listed([shown(name) for name in folder.left_out])}", file=sys.stderr)
     return folder.entries, folder.problems
-
-
-def stop_on(problems: list[str], what: Path) -> None:
-    """List problems on standard error, and raise a `UserError` if there are any."""
-    for problem in problems:
-        print(f"- {problem}", file=sys.stderr)
-    if problems:
-        raise UserError(f"{len(problems)} problem{'s' * (len(problems) > 1)} in {what}")
 
 
 def stop_on_collapse(entries: list[tuple[str, bytes]], picture: Path, force: bool) -> None:
@@ -148,7 +134,7 @@ def pack(source: Path, student_number: str, out: Path, seed: int | None, force: 
         entries = sampled(source, seed or 0)
         tell_of_run(model)
     elif source.is_file():
-        hint = f"to check an archive: --check {shlex.quote(str(source))}"
+        hint = f"to check an archive: facet check {shlex.quote(str(source))}"
         raise UserError(f"{source} is neither a folder nor a .safetensors model ({hint})")
     elif seed is not None:
         raise UserError(f"--seed is for a run or a model, and {source} has no model.safetensors")
@@ -163,11 +149,7 @@ def pack(source: Path, student_number: str, out: Path, seed: int | None, force: 
 def main() -> None:
     """Entry point."""
     options = parse()
-    if options.check is not None:
-        stop_on(rules.check_archive(options.check), options.check)
-        print(f"{options.check}: nothing wrong, {EXPECTED_COUNT:,} images")
-        return
-    target = pack(options.source, options.student_number, options.out or Path(), options.seed, options.force)
+    target = pack(options.source, options.student_number, options.out, options.seed, options.force)
     print(f"{target}: {EXPECTED_COUNT:,} images, {target.stat().st_size / 1e6:.1f} MB, sha256 {sha256_of(target)}")
 
 

@@ -187,7 +187,7 @@ def plot_confusion(counts: np.ndarray, classes: Sequence[str], path: str | Path,
     size = 10 if roomy else 8
     if len(classes) <= _NUMBERED_CLASSES:
         for (row, column), share in np.ndenumerate(shares):
-            if share > 0:
+            if share > 0 or (row == column and share == 0):  # an empty diagonal would look like a fault
                 colour = "white" if share > 55 else "black"
                 axes.text(column, row, _percent(share, roomy), ha="center", va="center", color=colour, fontsize=size)
     figure.colorbar(picture, label="% of the true class", shrink=0.8)
@@ -196,6 +196,8 @@ def plot_confusion(counts: np.ndarray, classes: Sequence[str], path: str | Path,
 
 
 def _percent(share: float, roomy: bool) -> str:
+    if share == 0:
+        return "0"
     if roomy:
         return f"{share:.1f}" if share >= 0.05 else "<0.1"
     return f"{share:.0f}" if share >= 0.5 else "<1"

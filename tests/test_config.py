@@ -280,7 +280,7 @@ def test_a_proposed_command_can_be_pasted(tmp_path):
     file.touch()
     with pytest.raises(UserError, match="`facet prepare SOURCE --out 'a b'`"):
         PreparedData.open("a b")
-    with pytest.raises(UserError, match=f"--check '{file}'"):
+    with pytest.raises(UserError, match=f"facet check '{file}'"):
         package.pack(file, "12345", tmp_path, None, False)
 
 

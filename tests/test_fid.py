@@ -300,3 +300,27 @@ def test_a_floor_that_cannot_be_had_is_refused_before_any_work(monkeypatch, two_
     monkeypatch.setattr("eval.score.make_features", lambda *arguments: pytest.fail("work began"))
     with pytest.raises(UserError, match=rf"floor=true: {count} images a set need {total} real images, there are"):
         score_source(config)
+
+
+def test_nothing_is_compared_with_itself(
+    two_folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples, _ = two_folders
+    (tmp_path / "link").symlink_to(samples)
+    np.save(tmp_path / "reals.npy", pictures(1, 20))
+    for source, data in ((samples, samples / "."), (tmp_path / "link", samples), (2 * (tmp_path / "reals.npy",))):
+        line = refused(monkeypatch, capsys, f"source={source}", f"data={data}", "features=random")
+        assert f"source and data are both {source}: data= is for the real images" in line
+    assert not (samples / ".facet-fid").exists()
+
+
+def test_a_failed_score_leaves_nothing_with_the_data(
+    two_folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples, reals = two_folders
+    Image.new("RGB", (9, 9)).save(reals / "zzz.png")
+    before = sorted(reals.iterdir())
+    assert "all must have one size" in refused(
+        monkeypatch, capsys, f"source={samples}", f"data={reals}", "features=random"
+    )
+    assert sorted(reals.iterdir()) == before

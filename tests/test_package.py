@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import struct
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from core.submission.rules import (
     require_student_number,
     write_archive,
 )
-from scripts import package
+from scripts import check, package
 
 
 @pytest.fixture(scope="module")
@@ -264,13 +265,24 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 
 
 def test_command_as_a_process(thousand: Path, packed: Path, tmp_path: Path) -> None:
-    run = [sys.executable, "-m", "scripts.package"]
+    run = [sys.executable, "-m"]
     options = {"capture_output": True, "text": True, "cwd": Path(__file__).parent.parent, "check": False}
-    made = subprocess.run([*run, thousand, "--student-number", NUMBER, "--out", tmp_path], **options)
+    made = subprocess.run([*run, "scripts.package", thousand, "--student-number", NUMBER, "--out", tmp_path], **options)
     assert made.returncode == 0 and f"{NUMBER}.tar.gz: 1,000 images" in made.stdout
     assert (tmp_path / packed.name).read_bytes() == packed.read_bytes()
-    checked = subprocess.run([*run, "--check", tmp_path / packed.name], **options)
+    checked = subprocess.run([*run, "scripts.check", tmp_path / packed.name], **options)
     assert checked.returncode == 0 and "nothing wrong" in checked.stdout
+
+
+def test_features_that_a_score_has_kept_in_the_folder_are_not_packed(thousand: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "samples"
+    shutil.copytree(thousand, folder)
+    (folder / ".facet-fid").mkdir()
+    (folder / ".facet-fid" / "random-384.npy").write_bytes(b"x")
+    content = read_folder(folder)
+    assert content == (read_folder(thousand).entries, [".facet-fid"], [])
+    inside = hostile(tmp_path, [*FOUR, (".facet-fid/random-384.npy", b"x")])
+    assert len(found := check_archive(inside, count=4)) == 1 and "pack without it" in found[0]
 
 
 def test_command_lists_all_problems(
@@ -287,7 +299,9 @@ def test_command_lists_all_problems(
     assert errors.rstrip().endswith(f"error: 2 problems in {source}")
     assert not out.exists()
     broken = hostile(tmp_path, FOUR[:1])
-    assert command(monkeypatch, "--check", broken) == 1
+    monkeypatch.setattr(sys, "argv", ["check", str(broken)])
+    with pytest.raises(SystemExit):
+        check.main()
     assert capsys.readouterr().err == (
         f"- 1 PNG files, 999 too few: sample more, with other seeds\nerror: 1 problem in {broken}\n"
     )
@@ -301,10 +315,9 @@ def test_command_refuses_what_makes_no_sense(
         ([thousand, "--student-number", "12"], "5 to 12 digits"),
         ([thousand, "--student-number", NUMBER, "--seed", 3], "has no model.safetensors"),
         (["run", "--student-number", NUMBER, "--seed", -1], "--seed must not be negative"),
-        ([__file__, "--student-number", NUMBER], "--check"),
+        ([__file__, "--student-number", NUMBER], "facet check"),
         ([thousand], "--student-number"),
-        (["--check", "a", "--force"], "cannot be combined"),
-        ([], "--check ARCHIVE"),
+        ([], "source, --student-number"),
     ):
         assert command(monkeypatch, *arguments) == 1
         assert message in capsys.readouterr().err

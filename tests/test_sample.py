@@ -61,7 +61,8 @@ def test_slerp_stays_on_the_circle():
 
 
 def test_the_command_writes_what_the_model_makes(model, tmp_path, monkeypatch, capsys):
-    command(monkeypatch, model, "--n", 70, "--seed", 5, "--out", tmp_path / "s", "--grid", "--interpolate")
+    monkeypatch.chdir(tmp_path)
+    command(monkeypatch, model, "--n", 70, "--seed", 5, "--out", "s", "--grid", "--interpolate")
     files = sorted((tmp_path / "s").iterdir())
     assert [files[0].name, files[-1].name, len(files)] == ["image_0000.png", "image_0069.png", 70]
     expected = generate(model.parent, range(5, 75))
@@ -71,7 +72,11 @@ def test_the_command_writes_what_the_model_makes(model, tmp_path, monkeypatch, c
         assert np.array_equal(np.asarray(picture), pixels)
     assert Image.open(tmp_path / "s.grid.png").size == (8 * 34 + 2, 8 * 34 + 2)
     assert Image.open(tmp_path / "s.interpolation.png").size == (10 * 34 + 2, 8 * 34 + 2)
-    assert "seeds 5-74" in capsys.readouterr().out
+    assert capsys.readouterr().out.splitlines() == [
+        "70 samples (seeds 5-74): s",
+        "grid of the first 64: s.grid.png",
+        "interpolation: s.interpolation.png",
+    ]
 
 
 def test_samples_are_never_mixed_with_older_files(model, tmp_path, monkeypatch, capsys):
@@ -84,6 +89,9 @@ def test_samples_are_never_mixed_with_older_files(model, tmp_path, monkeypatch, 
         else:
             command(monkeypatch, model, "--n", 2, "--out", tmp_path / "s", *extra)
     assert len(list((tmp_path / "s").iterdir())) == 2
+    (tmp_path / "s" / ".facet-fid").mkdir()  # left where a score took these samples for real images
+    command(monkeypatch, model, "--n", 2, "--out", tmp_path / "s", "--overwrite")
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["image_0000.png", "image_0001.png"]
     (tmp_path / "s" / "thesis.doc").write_text("dear")
     with pytest.raises(SystemExit):
         command(monkeypatch, model, "--n", 2, "--out", tmp_path / "s", "--overwrite")

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
 from PIL import Image
 from rich.console import Console
 from torch import Tensor
@@ -233,6 +234,16 @@ def test_the_plot_shades_rows_by_share_and_greys_classes_without_pixels(tmp_path
     assert 22 < shares[darkest] / cell < 30
     assert 500 < shares[lightest] / cell < 600
     assert [path.name for path in (tmp_path / "plots").iterdir()] == ["confusion.png"]
+
+
+def test_the_diagonal_of_the_plot_has_a_number_also_where_nothing_was_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = {}
+    monkeypatch.setattr(Axes, "text", lambda self, column, row, text, **style: shown.update({(row, column): text}))
+    counts = np.array([[5, 5, 0], [2, 0, 8], [0, 0, 0]])
+    plot_confusion(counts, ["face", "glasses", "absent"], tmp_path / "confusion.png", "")
+    assert shown == {(0, 0): "50.0", (0, 1): "50.0", (1, 0): "20.0", (1, 1): "0", (1, 2): "80.0"}
 
 
 def test_the_table_has_a_line_for_every_class_and_the_mean() -> None:

@@ -17,6 +17,7 @@ import psutil
 from core.cli.errors import UserError
 
 CHECKSUM = "checksum"  # last key of every JSON file
+IMAGE_CACHE = ".facet-fid"  # where a folder of images has been scored against: the features of these images
 
 
 def flush(path: Path) -> None:

@@ -31,10 +31,15 @@ _EXTENSION_TYPES = (*_PAX_TYPES, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGL
 
 
 class Problems:
-    """Problems grouped by kind, with the files that have each."""
+    """Problems grouped by kind, with the files that have each.
+
+    Attributes:
+        cut_short: whether they kept an archive from being read to its end, so that its files cannot be counted.
+    """
 
     def __init__(self) -> None:
         self._names: dict[str, list[str]] = {}
+        self.cut_short = False
 
     def add(self, kind: str, name: str = "") -> None:
         """Note a problem, of a file if `name` is given."""
@@ -91,6 +96,7 @@ class _Header(tarfile.TarInfo):
 
 def read_members(path: Path, problems: Problems) -> Iterator[Member]:
     """Yield the harmless members of a .tar.gz in order; anything else becomes a problem, never an exception."""
+    problems.cut_short = True
     try:
         if not path.is_file():
             raise FileNotFoundError(2, "no such file")
@@ -98,6 +104,7 @@ def read_members(path: Path, problems: Problems) -> Iterator[Member]:
             tape = _Tape(source)
             yield from _walk(tape, problems)
             _check_end(tape, problems)
+            problems.cut_short = False
     except _Refused as refusal:
         problems.add(str(refusal))
     except EOFError:
@@ -153,8 +160,7 @@ def _hazard(header: tarfile.TarInfo) -> str | None:
 def _check_end(tape: _Tape, problems: Problems) -> None:
     """Check that only zeros follow the last member."""
     if tape.last.strip(b"\0"):
-        problems.add("damaged: the header after the last readable member cannot be read, nor anything behind it")
-        return
+        raise _Refused("damaged: the header after the last readable member cannot be read, nor anything behind it")
     try:
         while not tape.read(1 << 16).strip(b"\0"):
             pass

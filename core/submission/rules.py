@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from core.cli.errors import UserError
-from core.cli.files import atomic_path
+from core.cli.files import IMAGE_CACHE, atomic_path
 from core.cli.text import shown
 from core.submission.archive import (
     MAX_MEMBER_BYTES,
@@ -35,7 +35,7 @@ SUFFIX = ".tar.gz"
 
 # Safe as a file name on every system, and wide enough for usual student numbers (20231234, s1234567)
 _STUDENT_NUMBER = re.compile(r"[A-Za-z]?[0-9]{5,12}")
-_LITTER = re.compile(r"\.DS_Store|Thumbs\.db|desktop\.ini|__MACOSX|\._.*", re.IGNORECASE)
+_LITTER = re.compile(rf"\.DS_Store|Thumbs\.db|desktop\.ini|__MACOSX|\._.*|{re.escape(IMAGE_CACHE)}", re.IGNORECASE)
 
 # Lower-case endings of the files that pytorch_fid takes for images
 _IMAGE_ENDINGS = frozenset({".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -67,7 +67,7 @@ class FolderContent(NamedTuple):
 
 
 def read_folder(folder: Path, on_file: Callable[[int, int], None] = lambda done, total: None) -> FolderContent:
-    """Read the files of a folder, except for what operating systems leave behind (.DS_Store, Thumbs.db, ...).
+    """Read the files of a folder, except for what systems and `facet score` leave there (.DS_Store, .facet-fid).
 
     `on_file` is called with the numbers of files done and in all.
 
@@ -137,7 +137,7 @@ def _flat_files(path: Path, folder: str | None, problems: Problems) -> Files:
         name = shown("/".join(member.parts))
         if any(_LITTER.fullmatch(part) for part in member.parts):
             # The evaluator takes `._face.png` for an image and stops at it.
-            problems.add("litter of an operating system: pack without it", name)
+            problems.add("litter of a program: pack without it", name)
             continue
         is_file, depth = member.data is not None, len(member.parts)
         if not folder and depth > is_file:  # it is a folder or lies in one
@@ -157,6 +157,8 @@ def check_archive(path: str | Path, student_number: str | None = None, count: in
     under a temporary name is checked against `student_number`.
     """
     path = Path(path)
+    if path.is_dir():
+        return ["is a folder: facet check wants the archive, such as 20231234.tar.gz"]
     if not path.is_file():
         return ["cannot be read: no such file"]
     structure = Problems()
@@ -167,12 +169,28 @@ def check_archive(path: str | Path, student_number: str | None = None, count: in
         else:
             rule = f"<student number>{SUFFIX}, the number 5 to 12 digits with at most one letter before"
             structure.add(f"named {shown(path.name)}: must be named {rule}")
-    problems = check_images(_flat_files(path, student_number, structure), count)
+    found, problems = _faults(_flat_files(path, student_number, structure))
+    if not structure.cut_short:
+        problems = _miscount(found, count) + problems
     return structure.lines() + problems
 
 
 def check_images(entries: Files, count: int = EXPECTED_COUNT) -> list[str]:
     """All problems of image files (name, content): their number, single files, and the set as a whole."""
+    found, problems = _faults(entries)
+    return _miscount(found, count) + problems
+
+
+def _miscount(found: int, count: int) -> list[str]:
+    """The problem that there are more or fewer PNG files than there should be."""
+    if found == count:
+        return []
+    amount, advice = abs(found - count), "remove some" if found > count else "sample more, with other seeds"
+    return [f"{found:,} PNG files, {amount:,} too {'many' if found > count else 'few'}: {advice}"]
+
+
+def _faults(entries: Files) -> tuple[int, list[str]]:
+    """The number of PNG files, and the problems of single files and of the set as a whole."""
     faults = Problems()
     found = 0
     pixels: list[np.ndarray] = []
@@ -189,12 +207,9 @@ def check_images(entries: Files, count: int = EXPECTED_COUNT) -> list[str]:
         if first != name:
             faults.add("same picture twice (pixel for pixel)", f"{shown(name)} = {shown(first)}")
     problems = faults.lines()
-    if found != count:
-        amount, advice = abs(found - count), "remove some" if found > count else "sample more, with other seeds"
-        problems.insert(0, f"{found:,} PNG files, {amount:,} too {'many' if found > count else 'few'}: {advice}")
     if len(pixels) >= _ENOUGH and (reason := implausible(np.stack(pixels))):
         problems.append(reason)
-    return problems
+    return found, problems
 
 
 class _Unfit(Exception):

@@ -135,11 +135,9 @@ class Extractor:
             if not self.is_kept(key, folder):
                 images = open_images()
                 parts = path.with_suffix(PARTS)
-                if self.ranks.first:
-                    write_json(parts / KEY, whole)
                 failure = None
                 try:
-                    self._extract_blocks(images, parts, label)
+                    self._extract_blocks(images, parts, whole, label)
                 except UserError as error:
                     failure = error
                 except KeyboardInterrupt:
@@ -189,8 +187,8 @@ class Extractor:
         say(f"note: {path} is damaged or belongs to other images: computing again")
         return False
 
-    def _extract_blocks(self, images: ImageSet, parts: Path, label: str) -> None:
-        """Write those of this process's blocks that are missing."""
+    def _extract_blocks(self, images: ImageSet, parts: Path, whole: dict[str, Any], label: str) -> None:
+        """Write those of this process's blocks that are missing, and before the first one the key `whole`."""
         at_once = self.batch_size or self.features.batch_size
         starts = range(0, len(images), BLOCK)[self.ranks.index :: self.ranks.count]
         spans = [(start, min(start + BLOCK, len(images))) for start in starts]
@@ -215,6 +213,8 @@ class Extractor:
                 if not np.isfinite(features).all():
                     raise UserError(f"features of images {start:,} to {stop - 1:,} are not finite: damaged weights?")
                 values = features.tobytes()
+                if not (parts / KEY).is_file():
+                    write_json(parts / KEY, whole)
                 with atomic_path(_block(parts, start)) as temporary:
                     temporary.write_bytes(hashlib.sha256(values).digest() + values)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from core.cli.console import say
 from core.cli.errors import UserError
-from core.cli.files import atomic_path, digest_of, sha256_of, writable
+from core.cli.files import IMAGE_CACHE, atomic_path, digest_of, sha256_of, writable
 from core.data.array_file import open_images
 from core.data.dataset import PreparedData
 from core.training.distributed import Ranks
@@ -64,10 +64,10 @@ def open_reference(path: Path, split: str = "all", count: int | None = None, see
         if path.is_dir():
             every = files = list_images(path)
             content: dict[str, Any] = {"kind": "folder", "sha256": files.sha256()}
-            cache, warnings = path / ".facet-fid", files.warnings
+            cache, warnings = path / IMAGE_CACHE, files.warnings
         elif path.suffix.lower() == ".npy":
             every, content = ArrayImages(open_images(path)), {"kind": "array", "sha256": sha256_of(path)}
-            cache = path.with_name(f".{path.name}.facet-fid")
+            cache = path.with_name(f".{path.name}{IMAGE_CACHE}")
         elif path.suffix.lower() == SUFFIX:
             raise UserError(f"{path} holds statistics, but this needs the images themselves: give a prepared data set")
         else:
