@@ -266,14 +266,16 @@ class TrainingLoop(ABC):
         """Write a row of the interval that has begun, if any, which goes on, and replaces it, when the run does."""
         self.fold()
         means = self.meter.means()
+        self.means = means or self.means
         if means and self.accelerator.is_main_process:
             speeds = {"images_per_s": speed.read(self.images_seen)}
             self.record(means | speeds | gpu_memory(self.accelerator.device) | {"partial": True}, means)
 
-    def show(self, bar: StatusProgress) -> None:
-        """Update the line below the bar, and every half minute a log file."""
+    def show(self, bar: StatusProgress, last: bool) -> None:
+        """Update the line below the bar; a log file gets one every half minute, and the last one."""
         bar.status = self.status(self.means) + "".join(callback.status() for callback in self.callbacks)
-        if self.accelerator.is_main_process and not console.is_terminal and time.perf_counter() - self.told >= 30:
+        due = last or time.perf_counter() - self.told >= 30
+        if self.accelerator.is_main_process and not console.is_terminal and due:
             task = bar.tasks[0]
             left = "" if task.time_remaining is None else f", {duration(task.time_remaining)} left"
             seen = f"{self.images_seen:,} of {self.settings.total_images:,} images, {task.speed or 0.0:.1f}/s"
@@ -300,6 +302,7 @@ class TrainingLoop(ABC):
             for callback in self.callbacks:
                 callback.begin(self)
             speed = Speed(first)
+            bar.status = "" if self.finished else "first step running"  # which may take minutes
             while not self.finished:
                 before = self.images_seen
                 self.step()
@@ -311,14 +314,15 @@ class TrainingLoop(ABC):
                         callback.after_step(self, before, last=self.images_seen >= config.total_images)
                     if is_due(before, self.images_seen, config.save_every):
                         self.save()
-                if self.means:  # after the callbacks, which may have found a new best
-                    self.show(bar)
-                if self.stop_agreed(stop):
+                stopping = self.stop_agreed(stop)
+                if ends := stopping or self.finished:
                     self.log_rest(speed)
+                bar.status = ""
+                if self.means:  # after the callbacks, which may have found a new best
+                    self.show(bar, ends)
+                if stopping:
                     self.save()
                     raise Interrupted(self.farewell())
-        if self.images_seen > first:
-            self.log_rest(speed)
         self.save()
 
     def farewell(self) -> str:
@@ -377,7 +381,8 @@ def run_loop(
             run.rewind_stats(loop.images_seen, goes_on=not loop.finished)
             machine = f"{accelerator.num_processes} x {accelerator.device.type}, {torch.get_num_threads()} threads"
             say(f"{loop.describe()}, {machine}, {config.mixed_precision}")
-        stop = stack.enter_context(StopRequest().listening())
+        work = "this step" if accelerator.num_processes == 1 else f"up to {VOTE_EVERY} steps"
+        stop = stack.enter_context(StopRequest(work).listening())
         stack.callback(lambda: [tracker.finish() for tracker in accelerator.trackers])
         if config.compile:
             stack.enter_context(explained_compiler())
