@@ -107,7 +107,7 @@ class TrainConfig(LoopConfig):
 
 def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
     """Refuse settings that cannot work, before anything is built or written, with a UserError that names the key."""
-    check_common(config, processes)
+    check_common(config, data, processes)
     check_least(config, 0, "grid_every")
     check_least(config, 1, "n_critic", "accumulate")
     share = config.batch_size // processes

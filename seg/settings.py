@@ -68,7 +68,7 @@ def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
     """Refuse settings and data that cannot work, with a UserError, before anything is built or written."""
     if not isinstance(config.model.get("network"), dict):
         raise UserError("model.network is missing: see conf/model/unet_small.yaml for what a segmenter needs")
-    check_common(config, processes, 2 if config.model["network"].get("norm") == "batch" else 1)
+    check_common(config, data, processes, 2 if config.model["network"].get("norm") == "batch" else 1)
     check_least(config, 0, "warmup", "clip_gradient", "patience")
     check_least(config, 1, "valid_every")
     if config.workers is not None:
@@ -77,7 +77,8 @@ def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
         raise UserError(f"schedule={config.schedule!r} is unknown: use one of {', '.join(SCHEDULES)}")
     if config.warmup > config.total_images:
         raise UserError(
-            f"warmup={config.warmup} must not exceed total_images={config.total_images}: the rise would never end"
+            f"warmup={config.warmup} must not exceed total_images={config.total_images}: the rise would never end; "
+            f"give warmup={config.total_images // 4} or so"
         )
     config.augment.check()
     _check_loss(config, data.classes)

@@ -69,7 +69,9 @@ def test_the_last_line_shows_the_last_row(discs, prepared, tmp_path, capsys, kin
     else:
         folder = run_gan(prepared, tmp_path, log_every=16, total_images=24)
     (*_, whole, last) = [row for row in folder.read_stats() if "images_per_s" in row]
-    names, pattern = (["loss"], r"loss ([\d.]+)") if kind == "seg" else (["d_loss", "g_loss"], r"loss of D (.*), of G (.*);")
+    names, pattern = (
+        (["loss"], r"loss ([\d.]+)") if kind == "seg" else (["d_loss", "g_loss"], r"loss of D (.*), of G (.*);")
+    )
     shown = re.search(pattern, capsys.readouterr().err.splitlines()[-1]).groups()
     assert last["partial"] and (whole["images"], last["images"]) == (16, 24)
     assert [float(text) for text in shown] == pytest.approx([last[name] for name in names], abs=6e-3)
@@ -82,6 +84,14 @@ def test_the_bar_says_that_the_first_step_runs_until_it_is_done(discs, tmp_path,
     monkeypatch.setattr(trainer.Trainer, "step", lambda self: (seen.append(bars[0].status), step(self)))
     run(discs, tmp_path, "log_every=16", "total_images=16")
     assert seen[:2] == ["first step running", ""]
+
+
+@pytest.mark.parametrize(("size", "warns"), [(20, True), (16, False)])
+def test_a_batch_of_more_than_all_images_is_told(discs, tmp_path, capsys, size, warns):
+    """There are 17 to train on."""
+    run(discs, tmp_path, f"batch_size={size}", "total_images=16")
+    warning = f"warning: batch_size={size} exceeds the 17 images of split=train: every batch has some of them more than"
+    assert (warning in capsys.readouterr().err) is warns
 
 
 # --- stopping ---------------------------------------------------------------------------------------------------------

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -23,11 +24,12 @@ from core.cli.console import StatusProgress, console, duration, progress_bar, sa
 from core.cli.errors import Interrupted, UserError
 from core.cli.lock import sole_owner
 from core.cli.streams import say_loading, wipe_loading
+from core.data.dataset import PreparedData
 from core.nn.model_file import FILE_NAME
 from core.training.callbacks import Callback, Tracker
 from core.training.checkpoint import Checkpoints
 from core.training.distributed import Ranks, start_accelerator
-from core.training.machine import choose_precision, gpu_memory, pick_device
+from core.training.machine import choose_precision, explained_compiler, gpu_memory, pick_device
 from core.training.meter import MeanMeter, NonFiniteError, Speed, is_due
 from core.training.rundir import RunFolder
 from core.training.stopping import StopRequest
@@ -58,10 +60,10 @@ class LoopConfig:
     optim: dict[str, Any]
 
 
-def check_common(config: LoopConfig, processes: int, least_images: int = 2) -> None:
+def check_common(config: LoopConfig, data: PreparedData, processes: int, least_images: int = 2) -> None:
     """Refuse settings that cannot work in any training command, with a UserError that names the key.
 
-    `least_images` is per process and step; batch normalisation needs two.
+    `least_images` is per process and step; batch normalisation needs two. A warning says if a batch repeats images.
     """
     if config.name in ("", ".", "..") or Path(config.name).name != config.name:
         raise UserError(f"name={config.name!r} must be a plain folder name; runs=... says where the folder goes")
@@ -73,6 +75,12 @@ def check_common(config: LoopConfig, processes: int, least_images: int = 2) -> N
         raise UserError(
             f"batch_size={config.batch_size} is the global batch and must give each of {processes} processes the same "
             f"number of images, at least {least_images}" + (" (batch norm needs them)" if least_images == 2 else "")
+        )
+    count = len(data.indices(config.split))
+    if config.batch_size > count and os.environ.get("RANK", "0") == "0":
+        warn(
+            f"batch_size={config.batch_size} exceeds the {count:,} images of split={config.split}: every batch has "
+            "some of them more than once"
         )
 
 
@@ -388,15 +396,3 @@ def run_loop(
             stack.enter_context(explained_compiler())
         loop.train(stop)
     return run
-
-
-@contextlib.contextmanager
-def explained_compiler() -> Iterator[None]:
-    """Turn an error of torch.compile, or an assertion in the code that it generates, into one line."""
-    from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
-
-    try:
-        yield
-    except (TorchDynamoException, AssertionError) as error:
-        reason = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
-        raise UserError(f"compile=true failed ({reason}): install a C++ compiler, or use compile=false") from error
