@@ -14,7 +14,7 @@ from torch import Tensor
 from core.cli.errors import UserError
 from core.data.dataset import PreparedData
 from core.data.mask_classes import IGNORE
-from core.training.loop import LoopConfig, check_common, check_least
+from core.training.loop import LoopConfig, check_common, check_least, warn_of_repeats
 from seg.augment import Augmentation
 from seg.losses import TERMS, median_frequency_weights
 from seg.network import SegmentationNetwork
@@ -68,7 +68,7 @@ def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
     """Refuse settings and data that cannot work, with a UserError, before anything is built or written."""
     if not isinstance(config.model.get("network"), dict):
         raise UserError("model.network is missing: see conf/model/unet_small.yaml for what a segmenter needs")
-    check_common(config, data, processes, 2 if config.model["network"].get("norm") == "batch" else 1)
+    check_common(config, processes, 2 if config.model["network"].get("norm") == "batch" else 1)
     check_least(config, 0, "warmup", "clip_gradient", "patience")
     check_least(config, 1, "valid_every")
     if config.workers is not None:
@@ -93,6 +93,7 @@ def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
                 "prepare the data set again"
             )
     class_weights(config, data)
+    warn_of_repeats(config, data)
 
 
 def _check_loss(config: TrainConfig, classes: list[str]) -> None:

@@ -60,10 +60,10 @@ class LoopConfig:
     optim: dict[str, Any]
 
 
-def check_common(config: LoopConfig, data: PreparedData, processes: int, least_images: int = 2) -> None:
+def check_common(config: LoopConfig, processes: int, least_images: int = 2) -> None:
     """Refuse settings that cannot work in any training command, with a UserError that names the key.
 
-    `least_images` is per process and step; batch normalisation needs two. A warning says if a batch repeats images.
+    `least_images` is per process and step; batch normalisation needs two.
     """
     if config.name in ("", ".", "..") or Path(config.name).name != config.name:
         raise UserError(f"name={config.name!r} must be a plain folder name; runs=... says where the folder goes")
@@ -76,12 +76,14 @@ def check_common(config: LoopConfig, data: PreparedData, processes: int, least_i
             f"batch_size={config.batch_size} is the global batch and must give each of {processes} processes the same "
             f"number of images, at least {least_images}" + (" (batch norm needs them)" if least_images == 2 else "")
         )
+
+
+def warn_of_repeats(config: LoopConfig, data: PreparedData) -> None:
+    """Say in the first process if every batch has images more than once."""
     count = len(data.indices(config.split))
     if config.batch_size > count and os.environ.get("RANK", "0") == "0":
-        warn(
-            f"batch_size={config.batch_size} exceeds the {count:,} images of split={config.split}: every batch has "
-            "some of them more than once"
-        )
+        what = f"batch_size={config.batch_size} exceeds the {count:,} images of split={config.split}"
+        warn(f"{what}: every batch has some of them more than once")
 
 
 def check_least(section: object, least: int, *keys: str, prefix: str = "") -> None:
