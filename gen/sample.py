@@ -38,7 +38,8 @@ def load_generator(run_or_file: str | Path, device: str) -> tuple[nn.Module, dic
     """
     model, info = load_model(run_or_file)
     if not isinstance(model, Generator):
-        raise UserError(f"{run_or_file} holds a {type(model).__name__}, not a generator")
+        way_out = ": use facet predict" if "classes" in info else ""
+        raise UserError(f"{run_or_file} holds a {type(model).__name__}, not a generator{way_out}")
     return fold_batch_norm(model).to(pick_device(device)).to(memory_format=MEMORY_FORMAT), info
 
 

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from core.cli.errors import UserError
 from core.data.dataset import PreparedData
-from core.training.loop import LoopConfig, check_common, check_least
+from core.training.loop import LoopConfig, check_common, check_least, warn_of_repeats
 from gen.losses import gan_loss
 from gen.networks import Discriminator, Generator
 from gen.penalties import PENALTIES
@@ -134,6 +134,7 @@ def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
             f"model.image_size={size}, but {data.path} holds {data.image_size}-pixel images: "
             f"set model.image_size={data.image_size} or prepare with --size {size}"
         )
+    warn_of_repeats(config, data)
 
 
 def _check_game(config: TrainConfig) -> None:

@@ -73,6 +73,8 @@ def read(word: str, option: str) -> Image.Image:
     try:
         with Path(word).open("rb") as handle:
             return decode(handle)
+    except FileNotFoundError as error:
+        raise UserError(f"no picture at {word}") from error
     except OSError as error:
         if error.filename is not None:
             raise

@@ -169,7 +169,7 @@ def summary(result: Prepared) -> str:
         "split: " + ", ".join(f"{name} {number:,}" for name, number in zip(SPLITS, counts, strict=True))
         if counts is not None
         else "split: none (neither masks nor a list_eval_partition file found): train on split=all, or prepare with "
-        "--valid 1000, so that `facet report` can tell copies",
+        f"--valid {min(1000, max(1, len(data) // 10))}, so that `facet report` can tell copies",
         f"skipped: {len(data.meta['skipped'])}" + (" (listed in meta.json)" if data.meta["skipped"] else ""),
         f"{result.seconds:.1f} s, {fresh / result.seconds:,.0f} images/s"
         + (f" ({result.resumed:,} were done before)" if result.resumed else "")

@@ -13,7 +13,7 @@ from PIL import Image
 from core.cli.errors import CommandParser, UserError, reports_errors
 from core.data.decode import reason_of
 from core.data.movie import require_movie, write_movie
-from core.training.rundir import RunFolder
+from core.training.rundir import RunFolder, no_run
 
 FPS = 20
 SECONDS = 8.0
@@ -30,9 +30,9 @@ examples:
 
 def kept_grids(run: RunFolder) -> list[tuple[int, Path]]:
     """Images seen and path of each grid of a run, in order; a UserError where there are fewer than two."""
-    if not run.path.is_dir():
-        raise UserError(f"there is no run at {run.path}: give the folder of one, such as runs/first")
     grids = run.pictures()
+    if not grids and not run.config.is_file():
+        raise no_run(run.path)
     if len(grids) < 2:
         raise UserError(
             f"{run.samples} holds {len(grids)} grids, and a movie takes 2: train longer, or with a smaller grid_every"

@@ -15,7 +15,7 @@ from core.cli.errors import UserError
 from core.cli.files import read_json
 from core.cli.lock import is_owned
 from core.training.best import comparable, score_panel
-from core.training.rundir import RunFolder, flatten
+from core.training.rundir import RunFolder, flatten, no_run
 from eval.distances import spread
 from eval.page.run_page import Grid, RunFacts
 from eval.page.text import number, on_one_line
@@ -40,7 +40,7 @@ class WatchedRun:
         if not self.folder.config.is_file():
             if is_owned(path / ".lock"):
                 raise UserError(f"{path} has only just begun: try again in a moment")
-            raise UserError(f"there is no run at {path}: give the folder of one, such as runs/first")
+            raise no_run(path)
         self.folder.read_config()
         self._read: tuple[Any, tuple[Rows, str]] = None, ([], "")
 

@@ -109,6 +109,7 @@ def _leave_stopping_to_training(leaving: Any, worker: int) -> None:
     A scheduler or a closing terminal signals all processes alike, but the loss of a worker would end the training
     before it has saved. Python sends SIGTERM to the workers that are left when it ends, and waits for them.
     """
+    signal.set_wakeup_fd(-1)  # which would pass its signals on to the training process as that one's own
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGHUP"):  # not on Windows
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

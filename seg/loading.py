@@ -27,7 +27,9 @@ def load_unet(run_or_file: str | Path, device: torch.device) -> tuple[Segmentati
     """
     model, info = load_model(run_or_file)
     if not isinstance(model, SegmentationNetwork) or any(key not in info for key in INFO_KEYS):
-        raise UserError(f"{run_or_file} holds a {type(model).__name__} without classes, not a trained segmenter")
+        way_out = ": use facet sample" if hasattr(model, "latent_dim") else ""
+        name = type(model).__name__
+        raise UserError(f"{run_or_file} holds a {name} without classes, not a trained segmenter{way_out}")
     side = info["image_size"]
     if not are_classes(info["classes"], info["palette"]) or not isinstance(side, int) or side < 1:
         raise UserError(f"{run_or_file} is damaged: what it says of its classes or pictures makes no sense")

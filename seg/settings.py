@@ -14,7 +14,7 @@ from torch import Tensor
 from core.cli.errors import UserError
 from core.data.dataset import PreparedData
 from core.data.mask_classes import IGNORE
-from core.training.loop import LoopConfig, check_common, check_least
+from core.training.loop import LoopConfig, check_common, check_least, warn_of_repeats
 from seg.augment import Augmentation
 from seg.losses import TERMS, median_frequency_weights
 from seg.network import SegmentationNetwork
@@ -77,7 +77,8 @@ def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
         raise UserError(f"schedule={config.schedule!r} is unknown: use one of {', '.join(SCHEDULES)}")
     if config.warmup > config.total_images:
         raise UserError(
-            f"warmup={config.warmup} must not exceed total_images={config.total_images}: the rise would never end"
+            f"warmup={config.warmup} must not exceed total_images={config.total_images}: the rise would never end; "
+            f"give warmup={config.total_images // 4} or so"
         )
     config.augment.check()
     _check_loss(config, data.classes)
@@ -92,6 +93,7 @@ def validate(config: TrainConfig, data: PreparedData, processes: int) -> None:
                 "prepare the data set again"
             )
     class_weights(config, data)
+    warn_of_repeats(config, data)
 
 
 def _check_loss(config: TrainConfig, classes: list[str]) -> None:

@@ -199,6 +199,9 @@ def test_sources_that_cannot_be_scored(
     assert "holds 0 images" in refused(monkeypatch, capsys, f"source={tmp_path / 'void'}", *rest)
     single = write_folder(tmp_path / "single", pictures(0, 1))
     assert "holds 1 images" in refused(monkeypatch, capsys, f"source={single}", *rest)
+    for name in ("meta.json", "images.npy"):
+        (single / name).write_text("")
+    assert "single is a prepared data set, not samples" in refused(monkeypatch, capsys, f"source={single}", *rest)
     (tmp_path / "notes.txt").write_text("x")
     assert "notes.txt" in refused(monkeypatch, capsys, f"source={tmp_path / 'notes.txt'}", *rest)
     (fake / "0007.png").write_bytes((fake / "0007.png").read_bytes()[:200])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from gpu_presets import ON_GPU, STAND_IN, Preset, every, trainer_of, write_data
 
-from core.training.loop import explained_compiler
+from core.training.machine import explained_compiler
 
 pytestmark = ON_GPU
 

@@ -43,7 +43,7 @@ def test_exactly_as_many_are_held_out_the_same_ones_from_any_container(tmp_path:
 def test_the_number_is_recorded_and_another_one_is_told(tmp_path, monkeypatch, capsys) -> None:
     source, out = write_zip(tmp_path / "x.zip", faces(30)), tmp_path / "out"
     assert run(monkeypatch, source, "--out", out) == 0
-    assert "or prepare with --valid 1000" in capsys.readouterr().out
+    assert "or prepare with --valid 3," in capsys.readouterr().out
     assert run(monkeypatch, source, "--out", out, "--valid", 6) == 1
     assert "was prepared without --valid, not with --valid 6: add --force" in capsys.readouterr().err
     assert run(monkeypatch, source, "--out", out, "--valid", 6, "--force") == 0

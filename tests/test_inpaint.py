@@ -167,6 +167,7 @@ def test_the_command_with_a_mask_file_and_an_original(tmp_path, monkeypatch, cap
     [
         (["missing.png", "--mask", "drawn:1"], "missing.png"),
         (["text.png", "--mask", "drawn:1"], "cannot read text.png: not an image of a known format"),
+        (["nix.png", "--mask", "drawn:1"], "error: no picture at nix.png"),
         (["photo.png", "--mask", "drawn"], "--mask drawn: write drawn:NUMBER"),
         (["drawn:x", "--mask", "drawn:1"], "PICTURE drawn:x: write drawn:NUMBER"),
         (["photo.png", "--mask", "small.png"], "must have the same size, but have 16x16 and 20x20"),

@@ -125,7 +125,10 @@ def test_walks_that_cannot_be_get_one_line(model, tmp_path, monkeypatch, capsys,
 def test_time_lapses_that_cannot_be_name_the_way_out(tmp_path):
     with pytest.raises(UserError, match="there is no run at"):
         timelapse.kept_grids(timelapse.RunFolder(tmp_path / "none"))
+    timelapse.RunFolder(tmp_path / "first").write_config({})
     run = timelapse.RunFolder(tmp_path)
+    with pytest.raises(UserError, match=rf"there is no run at {tmp_path}: .*{tmp_path / 'first'}$"):
+        timelapse.kept_grids(run)
     write_png(run.samples / "000000000100.png", np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(UserError, match="holds 1 grids, and a movie takes 2: train longer, or with a smaller grid_ev"):
         timelapse.kept_grids(run)

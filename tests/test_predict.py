@@ -299,7 +299,7 @@ def test_only_segmenters_are_taken(tmp_path, monkeypatch, capsys):
     save_model(tmp_path / "grey.safetensors", build_model(grey), grey, INFO)
     for name, message in (
         ("grey", "takes 1 channels"),
-        ("g", "holds a Generator without classes, not a trained segmenter"),
+        ("g", "holds a Generator without classes, not a trained segmenter: use facet sample"),
         ("u", "names 1 classes"),
         ("n", "no mo"),
     ):

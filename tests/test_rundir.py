@@ -15,7 +15,7 @@ import core.training.rundir
 from core.cli.errors import UserError
 from core.cli.files import write_json
 from core.training.checkpoint import Checkpoints
-from core.training.rundir import RunFolder
+from core.training.rundir import RunFolder, no_run
 
 
 def test_newest_intact_checkpoint_wins(tmp_path, capsys):
@@ -105,9 +105,24 @@ def test_changed_settings_are_named(tmp_path):
     run.check_config({"a": 1, "b": {"c": 2.5}, "images": 20}, ("images",))
     with pytest.raises(UserError, match=r"a \(1 -> 2\), b\.c \(2\.5 -> None\)"):
         run.check_config({"a": 2, "b": {}, "images": 10}, ("images",))
+    with pytest.raises(UserError, match="r is a run of facet train: use another name="):
+        run.check_config({"a": 1, "valid_split": "valid"}, ())
+    run.write_config({"valid_split": "valid"})
+    with pytest.raises(UserError, match="r is a run of facet seg-train: use another name="):
+        run.check_config({"a": 1}, ())
     run.config.write_text("a: [1")
     with pytest.raises(UserError, match=r"cannot read .*config\.yaml"):
         run.check_config({"a": 1}, ())
+
+
+def test_a_folder_of_runs_proposes_them(tmp_path):
+    assert str(no_run(tmp_path)).endswith(": give the folder of one, such as runs/first")
+    for name in ("unet", "gan"):
+        (tmp_path / name).mkdir()
+        RunFolder(tmp_path / name).write_config({})
+    assert str(no_run(tmp_path)) == (
+        f"there is no run at {tmp_path}: give the folder of one, such as {tmp_path / 'gan'}, {tmp_path / 'unet'}"
+    )
 
 
 def test_statistics_are_rewound_to_the_checkpoint(tmp_path):

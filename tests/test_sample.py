@@ -123,8 +123,12 @@ def test_bad_words_get_one_line(model, tmp_path, monkeypatch, capsys, words, mes
 def test_a_discriminator_is_not_a_generator(tmp_path):
     recipe = {"_target_": "gen.dcgan.Discriminator", "width": 4}
     save_model(tmp_path / "d.safetensors", build_model(recipe), recipe, {})
-    with pytest.raises(UserError, match="holds a Discriminator, not a generator"):
+    with pytest.raises(UserError, match=r"holds a Discriminator, not a generator$"):
         generate(tmp_path / "d.safetensors", [0])
+    recipe = {"_target_": "seg.unet.UNet", "classes": 2, "widths": [4, 8]}
+    save_model(tmp_path / "u.safetensors", build_model(recipe), recipe, {"classes": ["a", "b"]})
+    with pytest.raises(UserError, match="holds a UNet, not a generator: use facet predict"):
+        generate(tmp_path / "u.safetensors", [0])
 
 
 def test_a_target_that_cannot_be_written_is_named(model, tmp_path, monkeypatch, capsys):

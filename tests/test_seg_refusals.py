@@ -37,7 +37,7 @@ from seg.train import run_training
         ("class_weights=[0,0,0,0]", "not all 0"),
         ("loss.dice=nan", "loss.dice=nan"),
         ("clip_gradient=nan", "clip_gradient=nan"),
-        ("warmup=50_000", "warmup=50000 must not exceed total_images=40000"),
+        ("warmup=50_000", "warmup=50000 must not exceed total_images=40000: .* give warmup=10000 or so"),
         ("seed=99999999999999999999", "seed"),
         ("optim.learning_rate=1", "unknown key|Could not override"),
     ],

@@ -190,6 +190,9 @@ def test_what_is_no_run_is_one_line(prepared, tmp_path, monkeypatch, capsys):
             code == 1
             and output.err == f"error: there is no run at {path}: give the folder of one, such as runs/first\n"
         )
+    RunFolder(tmp_path / "first").write_config({})
+    code, output = call(monkeypatch, capsys, tmp_path)
+    assert code == 1 and output.err.endswith(f"such as {tmp_path / 'first'}\n")
     with sole_owner(tmp_path / "new" / ".lock", "trains", "wait"):
         code, output = call(monkeypatch, capsys, tmp_path / "new")
     assert code == 1 and "has only just begun: try again" in output.err

@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from core import __version__
 from core.cli.errors import CommandParser, UserError, reports_errors
 from core.cli.help import COMMANDS, CONF, POSITIONAL, choices, groups, help_text, short_help
-from core.cli.text import shown
+from core.cli.text import listed, shown
 
 Schema = TypeVar("Schema")
 # Last parts of the keys whose text is a path, which may begin with `~`.
@@ -44,6 +44,7 @@ RENAMED = {
     "diffaug.images_to_one": "diffaug.ada_images",
     "model=modern": "model=r3gan",
 }
+SYNONYMS = {"learning_rate": "lr"}  # last parts of keys
 REMOVED = {"ema_bn_images": "samples always use the averaged batch statistics"}
 # Keys that people expect, and what stands in their place.
 INSTEAD = {
@@ -76,6 +77,7 @@ def config_command(config_name: str, schema: type[Schema]) -> Callable[[Callable
             if "--version" in flags:
                 print("facet", __version__)
                 return
+            _refuse_dashes(config_name, sys.argv[1:])
             words = keyed(words, POSITIONAL[config_name], schema)
             sweeps = {"-m", "--multirun"} & set(flags)  # key=a,b, which needs the grammar
             if not sweeps:
@@ -93,6 +95,19 @@ def config_command(config_name: str, schema: type[Schema]) -> Callable[[Callable
         return reports_errors(main)
 
     return decorate
+
+
+def _refuse_dashes(config_name: str, words: list[str]) -> None:
+    """Say how to write a key that is given as an option: `--data demo/data`."""
+    if not any(word.startswith("-") for word in words):
+        return
+    known = [*_keys(compose(config_name, [])), *groups(config_name)]
+    for word, following in zip(words, [*words[1:], "-"], strict=True):
+        name, equals, value = word.lstrip("-").replace("-", "_").partition("=")
+        key = next((one for one in known if one == name or (word[:2] == "--" and one.endswith(f".{name}"))), None)
+        if word.startswith("-") and key:
+            value = word.partition("=")[2] if equals else "..." if following.startswith("-") else following
+            raise UserError(f"cannot read {shown(repr(word))}: settings have no dashes, write {key}={shown(value)}")
 
 
 @contextlib.contextmanager
@@ -315,15 +330,34 @@ def _explain(error: Exception, overrides: list[str], known: list[str]) -> str:
             name = shown(repr(key))
             if key in INSTEAD:
                 return f"unknown key {name}: {INSTEAD[key]}"
-            near = [one for one in known if one.endswith(f".{key}")]
-            near = near or difflib.get_close_matches(key, known, n=1)
-            return f"unknown key {name}" + (f": did you mean {near[0]!r}?" if near else ": see --help for the keys")
+            return f"unknown key {name}: {_proposal(key, known)}"
         try:
             OverridesParser.create().parse_override(override)
         except (HydraException, ValueError):
             way_out = f"a value with special characters needs quotes, {key[:40]}=\"'...'\""
             return f"cannot read {shown(repr(override))}: {way_out}"
     return shown(" ".join(line.strip() for line in str(error).splitlines() if line.strip()), most=300)
+
+
+def _proposal(key: str, known: list[str]) -> str:
+    """What may have been meant by an unknown key: one like it, in its section if that exists, or what is there."""
+    section, _, last = key.rpartition(".")
+    public = [one for one in known if not re.search(r"(^|\.)_", one)]  # others name classes
+    own = [one for one in public if section and one.startswith(f"{section}.")]
+    last = SYNONYMS.get(last, last)
+    near = [one for one in own or public if f".{one}".endswith(f".{last}")]
+    if not near and own:
+        found = difflib.get_close_matches(last, [one.removeprefix(f"{section}.") for one in own], n=1)
+        near = [f"{section}.{one}" for one in found]
+    elif not near:
+        near = difflib.get_close_matches(key, public, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return (
+        f"{section} has {listed([one.removeprefix(f'{section}.') for one in own])}"
+        if own
+        else "see --help for the keys"
+    )
 
 
 def as_dict(value: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
+import difflib
 import functools
 import hashlib
 import os
@@ -45,7 +46,11 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise a `UserError` where argparse would print its usage and exit with code 2."""
-        raise UserError(f"{message} (see --help)")
+        known = {name.lstrip("-"): name for name in self._option_string_actions}
+        unknown = message.split() if message.startswith("unrecognized") else []
+        options = [word.lstrip("-").partition("=")[0] for word in unknown if word.startswith("-")]
+        near = [known[one] for option in options for one in difflib.get_close_matches(option, known, n=1)]
+        raise UserError(message + (f": did you mean {near[0]}?" if near else " (see --help)"))
 
 
 class _HelpAll(argparse.Action):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -23,11 +24,12 @@ from core.cli.console import StatusProgress, console, duration, progress_bar, sa
 from core.cli.errors import Interrupted, UserError
 from core.cli.lock import sole_owner
 from core.cli.streams import say_loading, wipe_loading
+from core.data.dataset import PreparedData
 from core.nn.model_file import FILE_NAME
 from core.training.callbacks import Callback, Tracker
 from core.training.checkpoint import Checkpoints
 from core.training.distributed import Ranks, start_accelerator
-from core.training.machine import choose_precision, gpu_memory, pick_device
+from core.training.machine import choose_precision, explained_compiler, gpu_memory, pick_device
 from core.training.meter import MeanMeter, NonFiniteError, Speed, is_due
 from core.training.rundir import RunFolder
 from core.training.stopping import StopRequest
@@ -74,6 +76,14 @@ def check_common(config: LoopConfig, processes: int, least_images: int = 2) -> N
             f"batch_size={config.batch_size} is the global batch and must give each of {processes} processes the same "
             f"number of images, at least {least_images}" + (" (batch norm needs them)" if least_images == 2 else "")
         )
+
+
+def warn_of_repeats(config: LoopConfig, data: PreparedData) -> None:
+    """Say in the first process if every batch has images more than once."""
+    count = len(data.indices(config.split))
+    if config.batch_size > count and os.environ.get("RANK", "0") == "0":
+        what = f"batch_size={config.batch_size} exceeds the {count:,} images of split={config.split}"
+        warn(f"{what}: every batch has some of them more than once")
 
 
 def check_least(section: object, least: int, *keys: str, prefix: str = "") -> None:
@@ -266,14 +276,16 @@ class TrainingLoop(ABC):
         """Write a row of the interval that has begun, if any, which goes on, and replaces it, when the run does."""
         self.fold()
         means = self.meter.means()
+        self.means = means or self.means
         if means and self.accelerator.is_main_process:
             speeds = {"images_per_s": speed.read(self.images_seen)}
             self.record(means | speeds | gpu_memory(self.accelerator.device) | {"partial": True}, means)
 
-    def show(self, bar: StatusProgress) -> None:
-        """Update the line below the bar, and every half minute a log file."""
+    def show(self, bar: StatusProgress, last: bool) -> None:
+        """Update the line below the bar; a log file gets one every half minute, and the last one."""
         bar.status = self.status(self.means) + "".join(callback.status() for callback in self.callbacks)
-        if self.accelerator.is_main_process and not console.is_terminal and time.perf_counter() - self.told >= 30:
+        due = last or time.perf_counter() - self.told >= 30
+        if self.accelerator.is_main_process and not console.is_terminal and due:
             task = bar.tasks[0]
             left = "" if task.time_remaining is None else f", {duration(task.time_remaining)} left"
             seen = f"{self.images_seen:,} of {self.settings.total_images:,} images, {task.speed or 0.0:.1f}/s"
@@ -300,6 +312,7 @@ class TrainingLoop(ABC):
             for callback in self.callbacks:
                 callback.begin(self)
             speed = Speed(first)
+            bar.status = "" if self.finished else "first step running"  # which may take minutes
             while not self.finished:
                 before = self.images_seen
                 self.step()
@@ -311,14 +324,15 @@ class TrainingLoop(ABC):
                         callback.after_step(self, before, last=self.images_seen >= config.total_images)
                     if is_due(before, self.images_seen, config.save_every):
                         self.save()
-                if self.means:  # after the callbacks, which may have found a new best
-                    self.show(bar)
-                if self.stop_agreed(stop):
+                stopping = self.stop_agreed(stop)
+                if ends := stopping or self.finished:
                     self.log_rest(speed)
+                bar.status = ""
+                if self.means:  # after the callbacks, which may have found a new best
+                    self.show(bar, ends)
+                if stopping:
                     self.save()
                     raise Interrupted(self.farewell())
-        if self.images_seen > first:
-            self.log_rest(speed)
         self.save()
 
     def farewell(self) -> str:
@@ -377,21 +391,10 @@ def run_loop(
             run.rewind_stats(loop.images_seen, goes_on=not loop.finished)
             machine = f"{accelerator.num_processes} x {accelerator.device.type}, {torch.get_num_threads()} threads"
             say(f"{loop.describe()}, {machine}, {config.mixed_precision}")
-        stop = stack.enter_context(StopRequest().listening())
+        work = "this step" if accelerator.num_processes == 1 else f"up to {VOTE_EVERY} steps"
+        stop = stack.enter_context(StopRequest(work).listening())
         stack.callback(lambda: [tracker.finish() for tracker in accelerator.trackers])
         if config.compile:
             stack.enter_context(explained_compiler())
         loop.train(stop)
     return run
-
-
-@contextlib.contextmanager
-def explained_compiler() -> Iterator[None]:
-    """Turn an error of torch.compile, or an assertion in the code that it generates, into one line."""
-    from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
-
-    try:
-        yield
-    except (TorchDynamoException, AssertionError) as error:
-        reason = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
-        raise UserError(f"compile=true failed ({reason}): install a C++ compiler, or use compile=false") from error

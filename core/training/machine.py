@@ -159,6 +159,18 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     return "bf16" if os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16" or native_bf16(device) else "fp32"
 
 
+@contextmanager
+def explained_compiler() -> Iterator[None]:
+    """Turn an error of torch.compile, or an assertion in the code that it generates, into one line."""
+    from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
+
+    try:
+        yield
+    except (TorchDynamoException, AssertionError) as error:
+        reason = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
+        raise UserError(f"compile=true failed ({reason}): install a C++ compiler, or use compile=false") from error
+
+
 def gpu_memory(device: torch.device) -> dict[str, float]:
     """The most memory that tensors of this process have taken on its GPU so far, in MiB; empty without one."""
     return {"gpu_peak_mib": round(torch.cuda.max_memory_allocated(device) / 2**20, 1)} if device.type == "cuda" else {}

@@ -37,6 +37,9 @@ class RunFolder:
         """
         if not self.config.exists():
             return
+        command = trained_by(self.read_config())
+        if command != trained_by(config):
+            raise UserError(f"{self.path} is a run of {command}: use another name=...")
         stored = flatten(self.read_config())
         wanted = flatten(config)
         keys = [
@@ -143,6 +146,17 @@ class RunFolder:
             else:
                 bad.append(str(number))
         return rows, f"{self.stats}: line {listed(bad)} is damaged and left out" if bad else ""
+
+
+def trained_by(config: dict[str, Any]) -> str:
+    """The command whose runs have such settings."""
+    return "facet seg-train" if "valid_split" in config else "facet train"
+
+
+def no_run(path: Path) -> UserError:
+    """The error for a path that is no run's; it proposes the runs in that folder."""
+    inside = [str(file.parent) for file in sorted(path.glob("*/config.yaml"))]
+    return UserError(f"there is no run at {path}: give the folder of one, such as {listed(inside) or 'runs/first'}")
 
 
 def sealed(row: dict[str, Any]) -> dict[str, Any]:

@@ -224,6 +224,8 @@ def list_images(folder: Path) -> FileImages:
 
 def _open_folder(path: Path) -> Samples:
     """A flat folder of images as one sample set."""
+    if (path / "meta.json").is_file() and (path / "images.npy").is_file():
+        raise UserError(f"{path} is a prepared data set, not samples: give a run, a folder of samples or an archive")
     images = list_images(path)
     warnings = [*_count_warnings(len(images)), *images.warnings]
     if images.lossy:
