@@ -278,6 +278,22 @@ def test_text_and_marks_stand_out_in_both_schemes(scheme: dict[str, str]) -> Non
     assert LIGHT.keys() == DARK.keys()
 
 
+def test_no_rule_of_the_dark_scheme_is_overridden_by_a_later_one() -> None:
+    """A media query adds no weight to a selector, so the same one further down would win."""
+    style = "".join((HERE / name).read_text(encoding="utf-8") for name in ("style.css", "run_page.css"))
+    style = re.sub(r"/\*.*?\*/", "", style, flags=re.DOTALL)
+    dark = r"@media screen and \(prefers-color-scheme: dark\) \{((?:[^{}]*\{[^{}]*\})*)\s*\}"
+    rule = re.compile(r"([^{};]+)\{([^{}]*)\}")
+    checked = set()
+    for block in re.finditer(dark, style):
+        rest = re.sub(dark, "", style[block.end() :])
+        later = {(found[0].strip(), name) for found in rule.findall(rest) for name in re.findall(r"([\w-]+):", found[1])}
+        own = {(found[0].strip(), name) for found in rule.findall(block[1]) for name in re.findall(r"([\w-]+):", found[1])}
+        assert not own & later
+        checked |= own
+    assert (".curves img", "mix-blend-mode") in checked
+
+
 def test_rendering_leaves_the_report_as_it_was() -> None:
     report = a_report()
     before = copy.deepcopy(report)
