@@ -287,8 +287,12 @@ def test_no_rule_of_the_dark_scheme_is_overridden_by_a_later_one() -> None:
     checked = set()
     for block in re.finditer(dark, style):
         rest = re.sub(dark, "", style[block.end() :])
-        later = {(found[0].strip(), name) for found in rule.findall(rest) for name in re.findall(r"([\w-]+):", found[1])}
-        own = {(found[0].strip(), name) for found in rule.findall(block[1]) for name in re.findall(r"([\w-]+):", found[1])}
+        later = {
+            (found[0].strip(), name) for found in rule.findall(rest) for name in re.findall(r"([\w-]+):", found[1])
+        }
+        own = {
+            (found[0].strip(), name) for found in rule.findall(block[1]) for name in re.findall(r"([\w-]+):", found[1])
+        }
         assert not own & later
         checked |= own
     assert (".curves img", "mix-blend-mode") in checked

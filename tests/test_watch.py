@@ -24,7 +24,7 @@ from test_train import run as generate
 import core.training.curves
 from core.cli.files import read_json
 from core.cli.lock import is_owned, sole_owner
-from core.data.grids import write_png
+from core.data.grids import captioned, write_png
 from core.training.rundir import RunFolder
 from eval.page.run_page import RunFacts, render_runs
 from scripts import watch
@@ -355,6 +355,8 @@ def test_in_a_browser(tmp_path, serve):
     if (browser := shutil.which("chromium") or shutil.which("google-chrome")) is None:
         pytest.skip("no Chromium")
     first, second = make_run(tmp_path / "first"), make_run(tmp_path / "second", pictures=(0, 500, 2000, 9000))
+    for _, path in second.pictures():
+        write_png(path, captioned(np.zeros((40, 60, 3), np.uint8), "as many images seen"))
     ask = serve(first, second)
     with playwright.sync_playwright() as session:
         opened = session.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-quic"])
@@ -366,6 +368,9 @@ def test_in_a_browser(tmp_path, serve):
         captions, slider = page.locator("figcaption"), page.locator("input").first
         assert captions.all_inner_texts() == ["3,000 images seen (3 of 3)", "9,000 images seen (4 of 4)"]
         assert page.evaluate("document.documentElement.scrollWidth") == 400
+        shown = page.locator(".grids img").nth(1)
+        shown.evaluate("image => image.decode()")
+        assert shown.bounding_box()["height"] == pytest.approx(shown.bounding_box()["width"] * 40 / 60, abs=0.1)
         slider.press("ArrowLeft")
         there = ["1,000 images seen (2 of 3)", "500 images seen (2 of 4)"]
         assert captions.all_inner_texts() == there

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from markupsafe import Markup
 
+from core.data.grids import CAPTION
 from core.training.curves import Panel
 from eval.page.curves import HEIGHT, WIDTH, charts_of
 from eval.page.page import HERE, environment
@@ -97,6 +98,7 @@ def render_runs(runs: Sequence[RunFacts], written: str, live: bool) -> str:
             script=Markup(script),
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
             more_style=Markup(style),
+            strip=CAPTION,
         )
     )
     # Undecodable bytes in file names become question marks
