@@ -308,7 +308,9 @@ def test_rendering_leaves_the_report_as_it_was() -> None:
 def test_figures_settings_and_origins_are_behind_folds_and_pictures_have_captions() -> None:
     report = a_report() | {
         "made": "2026-11-26 16:21 UTC",
-        "run": {"images_seen": 100_000, "written": "2026-11-25 08:00 UTC", "settings": {"loss": "hinge", "flip": True}},
+        "run": {"images_seen": 100_000, "written": "2026-11-25 08:00 UTC"}
+        | {"settings": {"loss": "hinge", "flip": True, "workers": None, "steps": []}},
+        "provenance": {"features": {"pretrained": False, "sha256": HASH}},
     }
     text = render_page(report, PICTURES | {"curves": PICTURES["samples"]})
     page = Page(text)
@@ -321,6 +323,7 @@ def test_figures_settings_and_origins_are_behind_folds_and_pictures_have_caption
     assert len(captions) == len(page.attributes("img")) == 3 and "Of duplicates" in captions
     assert "after 100,000 training images, model of 2026-11-25 08:00 UTC; report of 2026-11-26 16:21 UTC" in page.text
     assert "loss=hinge" in page.text
+    assert "flip true workers null steps none" in page.text and "features.pretrained false" in page.text
 
 
 def test_columns_without_any_value_and_empty_cells_are_left_out() -> None:

@@ -158,8 +158,21 @@ def test_a_segmenter_out_of_patience_has_finished(tmp_path):
 def test_settings_are_compared(tmp_path):
     runs = [facts(make_run(tmp_path / "a", lr=0.1)), facts(make_run(tmp_path / "b", lr=0.2, flip=True))]
     text = render_runs(runs, "now", live=False)
-    differing = Page(re.search(r'<div id="differing">(.*?)</table></div>', text, re.DOTALL)[0] + "</div>").text
+    differing = Page(re.search(r'<div id="differing">(.*?)</table>', text, re.DOTALL)[0] + "</div>").text
     assert differing == "Setting a b lr 0.1 0.2 flip – true"
+
+
+def test_many_differences_are_folded_and_the_same_data_is_none(tmp_path):
+    few = {f"s{index}": index for index in range(14)}
+    hashes = {"images.npy": "ab12", "masks.npy": "cd34"}
+    runs = [make_run(tmp_path / "gan", data_sha256="ab12", steps=[]), make_run(tmp_path / "unet", data_sha256=hashes)]
+    for last, folded in (({}, False), ({"s14": None}, True)):
+        runs[1].write_config(CONFIG | {"data_sha256": hashes, "steps": [1]} | dict(list(few.items())[1:]) | last)
+        text = render_runs([facts(run) for run in runs], "now", live=False)
+        shown = re.sub(r"<details.*?</details>", "", text, flags=re.DOTALL)
+        assert ("cd34" not in shown) == folded and ("Where they differ: 16 settings" in text) == folded
+    table = Page(re.search(r'<div id="differing">(.*?)</table>', text, re.DOTALL)[0] + "</div>").text
+    assert "data_sha256.masks.npy – cd34" in table and "ab12" not in table and "steps none 1" in table
 
 
 def test_names_and_texts_from_outside_stay_text(tmp_path):
