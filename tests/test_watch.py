@@ -75,9 +75,10 @@ def trained(prepared, discs, tmp_path_factory):
 
 def test_a_page_of_both_kinds_is_whole_and_loads_nothing(trained, tmp_path, monkeypatch, capsys):
     gen, seg = trained
-    code, output = call(monkeypatch, capsys, gen.path, seg.path, "--out", tmp_path / "page.html")
-    assert (code, output.out) == (0, f"{tmp_path / 'page.html'}\n")
-    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    code, output = call(monkeypatch, capsys, gen.path, seg.path, "--out", tmp_path / "new" / "page.html")
+    assert (code, output.out) == (0, f"page: {Path('new/page.html')}\n")
+    text = (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
     page = Page(text)
     for _, attributes in page.elements:
         for name in ("src", "href"):
