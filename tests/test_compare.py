@@ -134,7 +134,9 @@ def test_models_far_apart_are_never_within_noise_and_the_distance_is_said():
     for _ in range(100):
         near, far = rng.normal(20, 0.3, 5), rng.normal(25, 0.3, 5)
         found = differences_from_best([near, far], ["a", "b"])[1]
-        assert judged([near, far])[1].startswith("worse by ") and judged([near, far])[1].endswith(" sd") and found.p < 0.05
+        assert (
+            judged([near, far])[1].startswith("worse by ") and judged([near, far])[1].endswith(" sd") and found.p < 0.05
+        )
         assert found.difference == pytest.approx(far.mean() - near.mean())
         assert found.sds == pytest.approx(found.difference / np.sqrt((near.var(ddof=1) + far.var(ddof=1)) / 2))
     assert judged([[1.0, 2.0, 3.0], [5.0, 6.0, 7.0]])[1] == "worse by 4.0 sd"
@@ -199,7 +201,9 @@ def test_a_terminal_of_80_columns_breaks_no_word(template, tmp_path, monkeypatch
     out = io.StringIO()
     monkeypatch.setattr(compare, "Console", lambda: Console(file=out, force_terminal=True, width=80, color_system=None))
     entries = [
-        Entry(f"runs/{name}", tmp_path / name, result_of(template, values, name, metric="fd_efficientnet", excess=413.25))
+        Entry(
+            f"runs/{name}", tmp_path / name, result_of(template, values, name, metric="fd_efficientnet", excess=413.25)
+        )
         for name, values in {"first": [520.31, 517.73], "second": [1234.5, 1210.1], "x": [1500.0]}.items()
     ]
     rows = [replace(row, images_seen=25_000_000) for row in compare.rank(entries)]
