@@ -211,7 +211,7 @@ def test_a_terminal_of_80_columns_breaks_no_word(template, tmp_path, monkeypatch
     lines = out.getvalue().splitlines()
     assert all(len(line) <= 80 for line in lines) and "fd_efficientnet of 20 images a set" in lines[0]
     start = next(index for index, line in enumerate(lines) if line.split()[:1] == ["rank"])
-    assert lines[start].split() == [*"rank source images seen score sd sets excess verdict".split()]
+    assert " ".join(lines[start].split()) == "rank source images seen score sd sets excess verdict"
     places = [(line.split()[1], line.split()[-1]) for line in lines[start + 1 : start + 4]]
     assert places == [("runs/first", "best"), ("runs/second", "sd"), ("runs/x", "set")]
     assert len(lines) == start + 6
