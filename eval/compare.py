@@ -10,9 +10,8 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -68,7 +67,8 @@ COVERS = (
     "The spread is that of drawing other samples from the same model, against this one reference. How far a training "
     "with another seed would come out is not in it."
 )
-ONE_SET = "One set has no spread: a run or model gives several, a folder or archive only that one."
+NOTE = "sd: of drawing samples, not of training again. How verdicts are found: --help"
+ONE_SET = "One set has no spread: runs and models give several, folders and archives one."
 
 
 @dataclass
@@ -294,15 +294,13 @@ def verdicts(differences: list[Difference], values: Sequence[Sequence[float]], c
     words = ["best" if len(values[0]) > 1 else "lowest, one set"]
     for index, found in enumerate(differences[1:], start=1):
         if contents[index] == contents[0]:
-            words.append("the same as the best")
+            words.append("same as the best")
         elif found.p is None:
-            single = "the best has one set" if len(values[0]) == 1 else "one set"
-            words.append(f"{single}: cannot be told from noise")
+            words.append("unknown: one set")
         elif found.p > ALPHA:
-            words.append("within noise of the best")
+            words.append("within noise")
         else:
-            sds = "" if found.sds is None else f" ({found.sds:,.1f} sd)"
-            words.append(f"worse by {number(found.difference)}{sds}")
+            words.append("worse" if found.sds is None else f"worse by {found.sds:,.1f} sd")
     return words
 
 
@@ -322,7 +320,7 @@ def _look_up(entry: Entry) -> tuple[int | None, str]:
 
 
 def print_ranking(rows: list[Row], result: dict[str, Any]) -> None:
-    """Print the ranking as a table, with lines only on a terminal.
+    """Print the ranking as a table; on a terminal of 80 columns, only names of sources are broken.
 
     Args:
         result: any of the results, for what they all share.
@@ -333,12 +331,12 @@ def print_ranking(rows: list[Row], result: dict[str, Any]) -> None:
     reference, metric = result["reference"], result["metric"]
     against = f"{reference['path']} ({real_images(reference)})"
     console.print(Text(f"{metric} of {result['source']['count']:,} images a set, against {against}; lower is better"))
-    table = Table(box=box.HEAVY_HEAD if console.is_terminal else None)
+    table = Table(box=None)
     columns: dict[str, list[str]] = {
         "rank": [str(row.rank) for row in rows],
         "source": [row.source for row in rows],
         "images seen": ["-" if row.images_seen is None else f"{row.images_seen:,}" for row in rows],
-        metric: [with_spread(row.mean, row.sd)[0] for row in rows],
+        "score": [with_spread(row.mean, row.sd)[0] for row in rows],
         "sd": [with_spread(row.mean, row.sd)[1] or ("-" if row.sd is None else "0") for row in rows],
         "sets": [str(len(row.values)) for row in rows],
         "excess": ["-" if row.excess is None else number(row.excess) for row in rows],
@@ -346,11 +344,12 @@ def print_ranking(rows: list[Row], result: dict[str, Any]) -> None:
     }
     shown = {name: cells for name, cells in columns.items() if set(cells) != {"-"} or name == "sd"}
     for name in shown:
-        table.add_column(name, justify="left" if name in ("source", "verdict") else "right", overflow="fold")
+        justify: Literal["left", "right"] = "left" if name in ("source", "verdict") else "right"
+        table.add_column(name, justify=justify, no_wrap=name != "source", overflow="fold")
     for cells in zip(*shown.values(), strict=True):
         table.add_row(*map(Text, cells))  # Text, because a name may hold brackets, which rich reads as markup
     console.print(table)
-    notes = [TEST, COVERS] + ([ONE_SET] if any(len(row.values) == 1 for row in rows) else [])
+    notes = [NOTE] + ([ONE_SET] if any(len(row.values) == 1 for row in rows) else [])
     console.print(Text("\n".join(notes)), soft_wrap=not console.is_terminal)
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 
 from core.cli.errors import CommandParser, UserError, reports_errors
 from core.cli.files import atomic_path
+from core.cli.text import from_here
 from core.data.decode import reason_of
 from eval.page.run_page import RunFacts, grids_of, parts_of, render_runs
 from scripts.watched import WatchedRun
@@ -192,7 +193,7 @@ def main() -> None:
     )
     with atomic_path(options.out) as temporary:
         temporary.write_text(page, encoding="utf-8")
-    print(options.out)
+    print(from_here(f"page: {options.out}"))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from eval.results import NAMES, read_result, real_images
 from gen.trainer import panels
 from seg.trainer import PANELS
 
+HASHES = {"data_sha256": "data_sha256.images.npy"}  # as a segmenter, which has more files, calls the same
 RECENT = 5  # rows whose median speed tells the time left
 Rows = list[dict[str, Any]]
 Score = tuple[str, str, str]  # name, value, remark
@@ -83,7 +84,8 @@ class WatchedRun:
                 classes=self._classes(config["valid_split"], problems) if segments else {},
                 advice="" if scores else _advice(config, folder.path, segments),
                 problems=problems,
-                settings=flatten(config),
+                # A generator's data are pictures alone, and their hash has no file name
+                settings={HASHES.get(key, key): value for key, value in flatten(config).items()},
             )
         except (KeyError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}"

@@ -12,7 +12,7 @@ def score(against="1,000 random", mean=24.613, sd: float | None = 0.312, floor: 
     return facts | {"mean": mean, "sd": sd}
 
 
-def check(verdict="ok", name="mode_collapse", pictures=None, fault=""):
+def check(verdict="ok", name="variety", pictures=None, fault=""):
     figures = {"floor_coverage": 0.9412, "pairs": 1234}
     words = {"name": name, "verdict": verdict, "headline": "All is well.", "details": "No."}
     words |= {"fault": fault, "judgement": f"{verdict}: {fault}" if fault else verdict, "caption": f"Of {name}"}

@@ -161,6 +161,10 @@ def test_coverage_is_judged_by_that_of_held_out_reals(coverage, verdict):
         assert check.verdict == verdict and check.fault == (fault if verdict != "ok" else "")
         assert "EfficientNet-Lite0" in check.headline + check.details
     assert check.figures["samples"] == 150
+    assert "near only 10% of the real images" in check.headline or coverage > 0.1
+    nothing = mode_collapse(samples, reals, noise(1, 150), noise(2, 300), Manifold((0, 0.7), (0, 0.97), "Inception"))
+    assert nothing.headline.startswith("The samples lie near none of the real images, as Inception sees them; as many")
+    assert nothing.headline.endswith("other real images lie near 97%.") and nothing.name == "variety"
 
 
 def test_thumbnails_are_averages_at_any_size():
@@ -170,10 +174,13 @@ def test_thumbnails_are_averages_at_any_size():
     assert thumbnails(np.zeros((2, 13, 9, 3), np.uint8)).shape == (2, 192)
 
 
-def test_sample_size_explains_the_bias_without_raising_doubt():
-    check = sample_size(1000, 10_000, 2048, (BIG, BIG))
-    assert check.verdict == "ok" and "bias the distance upward" in check.details and "2,048 dimensions" in check.details
-    assert "dimensions" not in sample_size(1000, 10_000, 768, (BIG, BIG)).details
+@pytest.mark.parametrize(
+    ("count", "judgement"), [(1000, "doubt: few samples"), (2048, "doubt: few samples"), (2049, "ok")]
+)
+def test_sample_size_explains_the_bias_and_doubts_samples_no_more_than_dimensions(count, judgement):
+    check = sample_size(count, 10_000, 2048, (BIG, BIG))
+    assert check.judgement == judgement and "bias the distance upward" in check.details
+    assert ("bias below is large" in check.details) == (judgement != "ok")
 
 
 @pytest.mark.parametrize(
@@ -186,7 +193,7 @@ def test_sample_size_explains_the_bias_without_raising_doubt():
     ],
 )
 def test_terms_that_change_the_meaning_of_a_score_are_named(change, verdict, words):
-    terms = {"count": 1000, "reference_count": 9000, "dims": 2048, "sizes": (BIG, BIG)} | change
+    terms = {"count": 5000, "reference_count": 9000, "dims": 2048, "sizes": (BIG, BIG)} | change
     check = sample_size(**terms)
     assert check.verdict == verdict and words in check.headline + check.details
 
@@ -203,7 +210,17 @@ def test_the_gravest_finding_is_the_headline_and_all_are_told():
 
 @pytest.mark.parametrize(
     ("share", "text"),
-    [(0, "0%"), (0.0004, "0.04%"), (0.002, "0.2%"), (0.015, "1.5%"), (0.1, "10%"), (0.994, "99%"), (0.9968, "99.68%")]
+    [
+        (0, "0%"),
+        (8.1e-8, "<0.01%"),
+        (0.0001, "0.01%"),
+        (0.0004, "0.04%"),
+        (0.002, "0.2%"),
+        (0.015, "1.5%"),
+        (0.1, "10%"),
+        (0.994, "99%"),
+        (0.9968, "99.68%"),
+    ]
     + [(0.999999, "99.99%"), (1, "100%")],
 )
 def test_percentages_keep_what_matters(share, text):

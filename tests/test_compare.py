@@ -1,13 +1,16 @@
 """The comparison: differences within noise are called so, unlike results are refused, and what lacks is scored."""
 
 import copy
+import io
 import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy.stats import ttest_ind
 from scoring import pictures, write_folder, write_prepared
 
@@ -122,7 +125,7 @@ def judged(groups, contents=None):
 def test_equal_models_are_told_apart_in_at_most_one_case_of_twenty(sources, sets):
     rng = np.random.default_rng(0)
     draws = [judged(rng.normal(20, 0.3, (sources, sets))) for _ in range(200)]
-    within = np.mean([set(found[1:]) == {"within noise of the best"} for found in draws])
+    within = np.mean([set(found[1:]) == {"within noise"} for found in draws])
     assert 0.93 <= within < 1, "5% of 200, give or take 1.5%; never wrong would mean that nothing is ever told apart"
 
 
@@ -131,10 +134,12 @@ def test_models_far_apart_are_never_within_noise_and_the_distance_is_said():
     for _ in range(100):
         near, far = rng.normal(20, 0.3, 5), rng.normal(25, 0.3, 5)
         found = differences_from_best([near, far], ["a", "b"])[1]
-        assert judged([near, far])[1].startswith("worse by ") and found.p < 0.05
+        assert (
+            judged([near, far])[1].startswith("worse by ") and judged([near, far])[1].endswith(" sd") and found.p < 0.05
+        )
         assert found.difference == pytest.approx(far.mean() - near.mean())
         assert found.sds == pytest.approx(found.difference / np.sqrt((near.var(ddof=1) + far.var(ddof=1)) / 2))
-    assert judged([[1.0, 2.0, 3.0], [5.0, 6.0, 7.0]])[1] == "worse by 4 (4.0 sd)"
+    assert judged([[1.0, 2.0, 3.0], [5.0, 6.0, 7.0]])[1] == "worse by 4.0 sd"
 
 
 def test_more_sources_need_a_larger_difference():
@@ -143,12 +148,12 @@ def test_more_sources_need_a_larger_difference():
     many = pair + [list(rng.normal(1.3, 0.3, 3)) for _ in range(6)]
     assert differences_from_best(pair, ["0", "1"])[1].p == pytest.approx(ttest_ind(*pair, equal_var=False).pvalue)
     words = compare.verdicts(differences_from_best(many, "abcdefgh"), many, "abcdefgh")
-    assert words[1] == "within noise of the best"
+    assert words[1] == "within noise"
 
 
 def test_a_single_set_is_never_judged():
-    assert judged([[1.0], [50.0]]) == ["lowest, one set", "the best has one set: cannot be told from noise"]
-    assert judged([[1.0, 1.1], [50.0]]) == ["best", "one set: cannot be told from noise"]
+    assert judged([[1.0], [50.0]]) == ["lowest, one set", "unknown: one set"]
+    assert judged([[1.0, 1.1], [50.0]]) == ["best", "unknown: one set"]
     # It is no comparison either, so the correction is not for it.
     alone, beside = (
         differences_from_best(groups, "abc")[1].p
@@ -158,9 +163,9 @@ def test_a_single_set_is_never_judged():
 
 
 def test_sets_without_spread_and_equal_content():
-    assert judged([[1.0, 1.0], [1.0, 1.0]])[1] == "within noise of the best"
-    assert judged([[1.0, 1.0], [1.5, 1.5]])[1] == "worse by 0.500", "no spread to express it in"
-    assert judged([[1.0, 1.1], [9.0, 9.1]], ["same", "same"])[1] == "the same as the best"
+    assert judged([[1.0, 1.0], [1.0, 1.0]])[1] == "within noise"
+    assert judged([[1.0, 1.0], [1.5, 1.5]])[1] == "worse", "no spread to express it in"
+    assert judged([[1.0, 1.1], [9.0, 9.1]], ["same", "same"])[1] == "same as the best"
     # The same model twice is no comparison: two pairs are left of three, so the smaller p counts twice.
     groups = [[1.0, 2.0], [3.0, 5.0], [3.5, 5.5]]
     least = min(ttest_ind(groups[0], group, equal_var=False).pvalue for group in groups[1:])
@@ -178,17 +183,38 @@ def test_results_are_ranked_and_written(plant, tmp_path, monkeypatch, capsys):
     output = capsys.readouterr()
     lines = [line.split() for line in output.out.splitlines()]
     assert [line[:2] for line in lines[2:5]] == [["1", "a"], ["2", "b"], ["3", "c"]]
-    assert "fd_random of 20 images a set" in output.out and "another seed" in output.out and "Holm" in output.out
+    assert "fd_random of 20 images a set" in output.out and "not of training again" in output.out
     found = json.loads((tmp_path / "ranking.json").read_text())
+    assert "another seed" in found["spread"] and "Holm" in found["test"]
     assert [row["mean"] for row in found["ranking"]] == pytest.approx([1.1, 1.1375, 3.0])
     assert found["ranking"][0]["excess"] == 0.7 and found["ranking"][0]["facts"]["first_seeds"] == [0, 20]
     assert found["ranking"][0]["sd"] == pytest.approx(0.1)
     assert verdicts(tmp_path / "ranking.json") == {
         "a": "best",
-        "b": "within noise of the best",
-        "c": f"worse by 1.90 ({1.9 / 0.1:.1f} sd)",
+        "b": "within noise",
+        "c": f"worse by {1.9 / 0.1:.1f} sd",
     }
     assert run(monkeypatch, "a/fd_random.json", "c/fd_random.json") == 0, "result files stand for themselves"
+
+
+def test_a_terminal_of_80_columns_breaks_no_word(template, tmp_path, monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setattr(compare, "Console", lambda: Console(file=out, force_terminal=True, width=80, color_system=None))
+    entries = [
+        Entry(
+            f"runs/{name}", tmp_path / name, result_of(template, values, name, metric="fd_efficientnet", excess=413.25)
+        )
+        for name, values in {"first": [520.31, 517.73], "second": [1234.5, 1210.1], "x": [1500.0]}.items()
+    ]
+    rows = [replace(row, images_seen=25_000_000) for row in compare.rank(entries)]
+    compare.print_ranking(rows, entries[0].result)
+    lines = out.getvalue().splitlines()
+    assert all(len(line) <= 80 for line in lines) and "fd_efficientnet of 20 images a set" in lines[0]
+    start = next(index for index, line in enumerate(lines) if line.split()[:1] == ["rank"])
+    assert " ".join(lines[start].split()) == "rank source images seen score sd sets excess verdict"
+    places = [(line.split()[1], line.split()[-1]) for line in lines[start + 1 : start + 4]]
+    assert places == [("runs/first", "best"), ("runs/second", "sd"), ("runs/x", "set")]
+    assert len(lines) == start + 6
 
 
 @pytest.mark.parametrize("name", ALIKE)
@@ -391,6 +417,6 @@ def test_the_same_pictures_twice_are_told(data, tmp_path, monkeypatch, capsys):
     assert "a and b are the same model or images" in output.err and "One set has no spread" in output.out
     assert verdicts(tmp_path / "ranking.json") == {
         "a": "lowest, one set",
-        "b": "the same as the best",
-        "c": "the best has one set: cannot be told from noise",
+        "b": "same as the best",
+        "c": "unknown: one set",
     }

@@ -45,14 +45,25 @@ def test_the_overlay_tints_the_grey_picture_and_lines_run_between_classes():
 
 @pytest.mark.parametrize("level", [0, 255])
 def test_every_border_has_a_black_and_a_white_pixel_on_any_picture(level):
-    """Of blocks of 3x3 pixels, too small for numbers, on white and on black."""
-    blocks = np.random.default_rng(0).integers(0, 3, (90, 90)).astype(np.uint8)
-    mask = blocks.repeat(3, axis=0).repeat(3, axis=1)
-    page = overlay(np.full((270, 270, 3), level, np.uint8), mask, PALETTE)
-    middle = page[1::3]  # of each row of blocks: the lines between rows are above and below
+    """Of blocks of 5x5 pixels, too small for numbers, on white and on black."""
+    blocks = np.random.default_rng(0).integers(0, 3, (60, 60)).astype(np.uint8)
+    mask = blocks.repeat(5, axis=0).repeat(5, axis=1)
+    page = overlay(np.full((300, 300, 3), level, np.uint8), mask, PALETTE)
+    middle = page[2::5]  # of each row of blocks: the lines between rows are above and below
     rows, columns = np.nonzero(blocks[:, 1:] != blocks[:, :-1])
     assert len(rows) > 1000
-    assert (middle[rows, 3 * columns + 2] == 0).all() and (middle[rows, 3 * columns + 3] == 255).all()
+    assert (middle[rows, 5 * columns + 4] == 0).all() and (middle[rows, 5 * columns + 5] == 255).all()
+
+
+@pytest.mark.parametrize(("width", "lined"), [(1, 0), (2, 0), (4, 0), (5, 2), (9, 2)])
+def test_lines_leave_a_thin_class_its_colour(width, lined):
+    mask = np.zeros((300, 300), np.uint8)
+    mask[100 : 100 + width, 20:280] = 2
+    page = overlay(np.full((300, 300, 3), 128, np.uint8), mask, PALETTE)
+    column = page[100 : 100 + width, 150].astype(int)
+    own = (np.abs(column - (0.6 * np.array(PALETTE[2]) + 0.4 * 128)) <= 2).all(axis=1)
+    assert own.sum() == width - lined
+    assert (page[99, 150] == 0).all() and (page[100 + width, 150] == 255).all(), "the ground has its lines"
 
 
 def test_numbers_stand_in_their_class_and_only_where_there_is_room():
@@ -85,6 +96,10 @@ def test_errors_are_marked_but_not_where_the_truth_is_unknown():
     marked = (page == WRONG).all(axis=2)
     assert marked.sum() == 1 and marked[50, 30] and page[60, 30].tolist() == [104, 104, 104]
     assert (page[-20:, :100] == 255).any()  # the share, in letters
+    page = errors(np.full((256, 256, 3), 200, np.uint8), true, 3 - true)
+    rows, columns = np.nonzero((page == 255).all(axis=2))
+    around = page[rows.min() - 2 : rows.max() + 3, columns.min() - 2 : columns.max() + 3]
+    assert len(rows) and not (around == WRONG).all(axis=2).any(), "white letters on yellow cannot be read"
 
 
 def test_the_legend_names_what_occurs_in_its_colour():

@@ -278,6 +278,26 @@ def test_text_and_marks_stand_out_in_both_schemes(scheme: dict[str, str]) -> Non
     assert LIGHT.keys() == DARK.keys()
 
 
+def test_no_rule_of_the_dark_scheme_is_overridden_by_a_later_one() -> None:
+    """A media query adds no weight to a selector, so the same one further down would win."""
+    style = "".join((HERE / name).read_text(encoding="utf-8") for name in ("style.css", "run_page.css"))
+    style = re.sub(r"/\*.*?\*/", "", style, flags=re.DOTALL)
+    dark = r"@media screen and \(prefers-color-scheme: dark\) \{((?:[^{}]*\{[^{}]*\})*)\s*\}"
+    rule = re.compile(r"([^{};]+)\{([^{}]*)\}")
+    checked = set()
+    for block in re.finditer(dark, style):
+        rest = re.sub(dark, "", style[block.end() :])
+        later = {
+            (found[0].strip(), name) for found in rule.findall(rest) for name in re.findall(r"([\w-]+):", found[1])
+        }
+        own = {
+            (found[0].strip(), name) for found in rule.findall(block[1]) for name in re.findall(r"([\w-]+):", found[1])
+        }
+        assert not own & later
+        checked |= own
+    assert (".curves img", "mix-blend-mode") in checked
+
+
 def test_rendering_leaves_the_report_as_it_was() -> None:
     report = a_report()
     before = copy.deepcopy(report)
@@ -288,7 +308,9 @@ def test_rendering_leaves_the_report_as_it_was() -> None:
 def test_figures_settings_and_origins_are_behind_folds_and_pictures_have_captions() -> None:
     report = a_report() | {
         "made": "2026-11-26 16:21 UTC",
-        "run": {"images_seen": 100_000, "written": "2026-11-25 08:00 UTC", "settings": {"loss": "hinge", "flip": True}},
+        "run": {"images_seen": 100_000, "written": "2026-11-25 08:00 UTC"}
+        | {"settings": {"loss": "hinge", "flip": True, "workers": None, "steps": []}},
+        "provenance": {"features": {"pretrained": False, "sha256": HASH}},
     }
     text = render_page(report, PICTURES | {"curves": PICTURES["samples"]})
     page = Page(text)
@@ -301,6 +323,7 @@ def test_figures_settings_and_origins_are_behind_folds_and_pictures_have_caption
     assert len(captions) == len(page.attributes("img")) == 3 and "Of duplicates" in captions
     assert "after 100,000 training images, model of 2026-11-25 08:00 UTC; report of 2026-11-26 16:21 UTC" in page.text
     assert "loss=hinge" in page.text
+    assert "flip true workers null steps none" in page.text and "features.pretrained false" in page.text
 
 
 def test_columns_without_any_value_and_empty_cells_are_left_out() -> None:

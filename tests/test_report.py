@@ -88,7 +88,7 @@ def test_scores_are_those_of_the_fid_command_and_floors_compare_like_with_like(r
         "pixels",
         "duplicates",
         "memorisation",
-        "mode collapse",
+        "variety",
         "sample size",
     ]
 

@@ -24,7 +24,7 @@ from test_train import run as generate
 import core.training.curves
 from core.cli.files import read_json
 from core.cli.lock import is_owned, sole_owner
-from core.data.grids import write_png
+from core.data.grids import captioned, write_png
 from core.training.rundir import RunFolder
 from eval.page.run_page import RunFacts, render_runs
 from scripts import watch
@@ -75,9 +75,10 @@ def trained(prepared, discs, tmp_path_factory):
 
 def test_a_page_of_both_kinds_is_whole_and_loads_nothing(trained, tmp_path, monkeypatch, capsys):
     gen, seg = trained
-    code, output = call(monkeypatch, capsys, gen.path, seg.path, "--out", tmp_path / "page.html")
-    assert (code, output.out) == (0, f"{tmp_path / 'page.html'}\n")
-    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    code, output = call(monkeypatch, capsys, gen.path, seg.path, "--out", tmp_path / "new" / "page.html")
+    assert (code, output.out) == (0, f"page: {Path('new/page.html')}\n")
+    text = (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
     page = Page(text)
     for _, attributes in page.elements:
         for name in ("src", "href"):
@@ -158,8 +159,21 @@ def test_a_segmenter_out_of_patience_has_finished(tmp_path):
 def test_settings_are_compared(tmp_path):
     runs = [facts(make_run(tmp_path / "a", lr=0.1)), facts(make_run(tmp_path / "b", lr=0.2, flip=True))]
     text = render_runs(runs, "now", live=False)
-    differing = Page(re.search(r'<div id="differing">(.*?)</table></div>', text, re.DOTALL)[0] + "</div>").text
+    differing = Page(re.search(r'<div id="differing">(.*?)</table>', text, re.DOTALL)[0] + "</div>").text
     assert differing == "Setting a b lr 0.1 0.2 flip – true"
+
+
+def test_many_differences_are_folded_and_the_same_data_is_none(tmp_path):
+    few = {f"s{index}": index for index in range(14)}
+    hashes = {"images.npy": "ab12", "masks.npy": "cd34"}
+    runs = [make_run(tmp_path / "gan", data_sha256="ab12", steps=[]), make_run(tmp_path / "unet", data_sha256=hashes)]
+    for last, folded in (({}, False), ({"s14": None}, True)):
+        runs[1].write_config(CONFIG | {"data_sha256": hashes, "steps": [1]} | dict(list(few.items())[1:]) | last)
+        text = render_runs([facts(run) for run in runs], "now", live=False)
+        shown = re.sub(r"<details.*?</details>", "", text, flags=re.DOTALL)
+        assert ("cd34" not in shown) == folded and ("Where they differ: 16 settings" in text) == folded
+    table = Page(re.search(r'<div id="differing">(.*?)</table>', text, re.DOTALL)[0] + "</div>").text
+    assert "data_sha256.masks.npy – cd34" in table and "ab12" not in table and "steps none 1" in table
 
 
 def test_names_and_texts_from_outside_stay_text(tmp_path):
@@ -358,6 +372,8 @@ def test_in_a_browser(tmp_path, serve):
     if (browser := shutil.which("chromium") or shutil.which("google-chrome")) is None:
         pytest.skip("no Chromium")
     first, second = make_run(tmp_path / "first"), make_run(tmp_path / "second", pictures=(0, 500, 2000, 9000))
+    for _, path in second.pictures():
+        write_png(path, captioned(np.zeros((40, 60, 3), np.uint8), "as many images seen"))
     ask = serve(first, second)
     with playwright.sync_playwright() as session:
         opened = session.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-quic"])
@@ -369,6 +385,9 @@ def test_in_a_browser(tmp_path, serve):
         captions, slider = page.locator("figcaption"), page.locator("input").first
         assert captions.all_inner_texts() == ["3,000 images seen (3 of 3)", "9,000 images seen (4 of 4)"]
         assert page.evaluate("document.documentElement.scrollWidth") == 400
+        shown = page.locator(".grids img").nth(1)
+        shown.evaluate("image => image.decode()")
+        assert shown.bounding_box()["height"] == pytest.approx(shown.bounding_box()["width"] * 40 / 60, abs=0.1)
         slider.press("ArrowLeft")
         there = ["1,000 images seen (2 of 3)", "500 images seen (2 of 4)"]
         assert captions.all_inner_texts() == there

@@ -21,7 +21,9 @@ def shown(name: str, most: int = 100) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as text with two significant digits, never 0% for something that occurs, nor 100% for less than all."""
+    """A share as text with two significant digits, "<0.01%" below that, and 100% only for all."""
+    if 0 < share < 1e-4:
+        return "<0.01%"
     if share >= 0.995 and share < 1:
         return f"{min(99.99, float(f'{100 * share:.4g}')):g}%"
     return f"{100 * share:.0f}%" if abs(share) >= 0.0995 or share == 0 else f"{100 * share:.2g}%"

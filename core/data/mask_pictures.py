@@ -53,14 +53,27 @@ def overlay(pixels: np.ndarray, mask: np.ndarray, palette: Palette) -> np.ndarra
 
 
 def _outline(page: np.ndarray, mask: np.ndarray) -> None:
-    """Black lines above and left of where the class changes, and white ones below and right of there, in place."""
+    """Black lines above and left of where the class changes, and white ones below and right of there, in place.
+
+    Where a class is so thin that lines on both sides would take half of it, it has none, so that its colour shows.
+    """
     thick = -(-max(mask.shape) // PAGE)
+    wide = _wide(mask, 4 * thick + 1)
     for black in (True, False):  # white over black, where a class is as narrow as a line
         for step in range(1, thick + 1):
             down, across = mask[step:] != mask[:-step], mask[:, step:] != mask[:, :-step]
             rows, columns = (page[:-step], page[:, :-step]) if black else (page[step:], page[:, step:])
-            np.copyto(rows, 0 if black else 255, where=down[..., None])
-            np.copyto(columns, 0 if black else 255, where=across[..., None])
+            lined = (wide[:-step], wide[:, :-step]) if black else (wide[step:], wide[:, step:])
+            np.copyto(rows, 0 if black else 255, where=(down & lined[0])[..., None])
+            np.copyto(columns, 0 if black else 255, where=(across & lined[1])[..., None])
+
+
+def _wide(mask: np.ndarray, side: int) -> np.ndarray:
+    """Which pixels lie in a square of `side` pixels that is all of their class, bool (H, W): the opening of each."""
+    from scipy.ndimage import maximum_filter, minimum_filter
+
+    same = minimum_filter(mask, side, mode="nearest") == maximum_filter(mask, side, mode="nearest")
+    return np.asarray(maximum_filter(same, side, mode="constant", cval=False))
 
 
 def errors(pixels: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -73,7 +86,11 @@ def errors(pixels: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.nd
     page = np.repeat(dark[..., None], 3, axis=2)
     page[_enlarged(wrong)] = WRONG
     picture = Image.fromarray(page)
-    _write(picture, f"{wrong.sum() / max(1, known):.1%} wrong", (4, page.shape[0] - 4), "ls", LETTERS)
+    text, place = f"{wrong.sum() / max(1, known):.1%} wrong", (4, page.shape[0] - 4)
+    draw = ImageDraw.Draw(picture)
+    left, top, right, bottom = draw.textbbox(place, text, _font(LETTERS), "ls")
+    draw.rectangle((left - 4, top - 3, right + 3, bottom + 3), fill="black")  # white on yellow cannot be read
+    _write(picture, text, place, "ls", LETTERS)
     return np.asarray(picture)
 
 

@@ -66,8 +66,8 @@ def pixel_statistics(pixels: np.ndarray, real_pixels: np.ndarray) -> Check:
         for name in _NAMES
     )
     fine = (
-        f"Range, colours and sharpness are those of images (colours {figures['histogram_distance']:.0f} grey levels "
-        "from the reals').",
+        "Range, colours and sharpness are those of the real images; colours differ by "
+        f"{figures['histogram_distance']:.0f} of 255 levels on average.",
         f"Mean and standard deviation: {means}. At 0: {percent(figures['zeros'])} (reals "
         f"{percent(figures['real_zeros'])}), at 255: {percent(figures['full'])} ({percent(figures['real_full'])}).",
     )
@@ -171,8 +171,8 @@ def _swapped(shares: np.ndarray, real_shares: np.ndarray) -> Iterator[Finding]:
         name = "".join(_NAMES[order.index(channel)] for channel in range(3))
         yield Finding(
             "bad",
-            f"The channels are swapped: as {name} the colours are {best:.0f} grey levels from the reals', as RGB "
-            f"{as_is:.0f}.",
+            f"The channels are swapped: read as {name}, the colours differ from the real images' by {best:.0f} of 255 "
+            f"levels on average, as RGB by {as_is:.0f}.",
             "OpenCV reads and writes BGR: convert with pixels[..., ::-1] before saving with Pillow.",
             "channels swapped",
         )
@@ -200,7 +200,7 @@ def _colours(pixels: np.ndarray, reals: np.ndarray, figures: Figures) -> Iterato
         contrast = np.mean([figures[f"sd_{name}"] / max(figures[f"real_sd_{name}"], 1e-9) for name in _NAMES])
         yield Finding(
             "doubt",
-            f"Colours differ from the data by {figures['histogram_distance']:.0f} grey levels.",
+            f"Colours differ from the data by {figures['histogram_distance']:.0f} of 255 levels on average.",
             f"The channels are shifted by {shifts} and have {contrast:.2f} times the contrast. Either the generator "
             "has not learned the colours yet, or samples and data went through different conversions.",
             "colours off",

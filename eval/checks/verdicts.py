@@ -172,7 +172,7 @@ def mode_collapse(
     count = min(len(features), len(real_features))
     if count < FEWEST:
         headline = f"Too few images to tell modes apart: at least {FEWEST} samples and reals are needed."
-        return Check("mode collapse", "skipped", headline, "Score more samples.", {"samples": count})
+        return Check("variety", "skipped", headline, "Score more samples.", {"samples": count})
     chosen, reals = (as_many(np.arange(len(one)), count) for one in (features, real_features))
     spaces = (features[chosen], thumbnails(pixels[chosen]))
     real_spaces = (real_features[reals], thumbnails(real_pixels[reals]))
@@ -199,7 +199,7 @@ def mode_collapse(
     worth = f"they are worth {distinct:,.0f} different pictures (reals: {real_distinct:,.0f}).{covered}"
     fine = (headline, f"Counted by neighbourhoods, {worth}")
     caption = "The samples around the one that is repeated most"
-    return conclude("mode collapse", findings, fine, figures, shown, caption)
+    return conclude("variety", findings, fine, figures, shown, caption)
 
 
 def _low_coverage(manifold: Manifold, repeated: bool) -> Iterator[Finding]:
@@ -208,18 +208,15 @@ def _low_coverage(manifold: Manifold, repeated: bool) -> Iterator[Finding]:
     if ratio >= COVERAGE_DOUBT:
         return
     headline = (
-        f"{_few(coverage)} of the real images have a sample near them (of as many other reals: {percent(usual)}), as "
-        f"{manifold.network} sees them."
+        f"The samples lie near {f'only {percent(coverage)}' if coverage else 'none'} of the real images, as "
+        f"{manifold.network} sees them; as many other real images lie near {percent(usual)}."
     )
     advice, fault = FEW[repeated], "collapsed" if repeated else "few kinds"
     if not repeated and precision < PRECISE * usual_precision:
-        off = f"{_few(precision)} of the samples lie where real images do (of other reals {percent(usual_precision)})."
+        few = f"Only {percent(precision)}" if precision else "None"
+        off = f"{few} of the samples lie where real images do, and {percent(usual_precision)} of other real images."
         advice, fault = f"{off} {UNLEARNED}", "undertrained"
     yield Finding("bad" if ratio < COVERAGE_BAD else "doubt", headline, advice, fault)
-
-
-def _few(share: float) -> str:
-    return f"Only {percent(share)}" if share else "None"
 
 
 def thumbnails(pixels: np.ndarray) -> np.ndarray:
@@ -271,20 +268,20 @@ def sample_size(
         sizes: (height, width) of samples and of reals.
         lossy: JPEG or WebP files among samples and among reals.
     """
-    findings = list(_size_findings(reference_count, dims, sizes, lossy))
+    findings = list(_size_findings(count, reference_count, dims, sizes, lossy))
     told = (
         f"Few images bias the distance upward: {count:,} perfect samples would not score 0 but about the floor of "
         "other reals. Compare only scores at the same number of samples and of reals, and read the excess over the "
         "floor."
     )
-    if min(count, reference_count) <= dims:
-        told += f" With no more images than the {dims:,} dimensions this bias is large."
     fine = (f"{count:,} samples against {reference_count:,} real images: compare with scores at these numbers.", told)
     check = conclude("sample size", findings, fine, {"count": count, "reference": reference_count, "dims": dims})
     return replace(check, details=f"{check.details} {told}") if findings else check
 
 
-def _size_findings(count: int, dims: int, sizes: tuple[Size, Size], lossy: tuple[int, int]) -> Iterator[Finding]:
+def _size_findings(
+    count: int, reference_count: int, dims: int, sizes: tuple[Size, Size], lossy: tuple[int, int]
+) -> Iterator[Finding]:
     (height, width), (real_height, real_width) = sizes
     if sizes[0] != sizes[1]:
         yield Finding(
@@ -312,7 +309,14 @@ def _size_findings(count: int, dims: int, sizes: tuple[Size, Size], lossy: tuple
     if count <= dims:
         yield Finding(
             "doubt",
-            f"The {count:,} real images are fewer than the {dims:,} dimensions.",
+            f"{count:,} samples are few for {dims:,} dimensions.",
+            "The bias below is large then: more samples than dimensions make it small.",
+            "few samples",
+        )
+    if reference_count <= dims:
+        yield Finding(
+            "doubt",
+            f"The {reference_count:,} real images are no more than the {dims:,} dimensions.",
             "Their covariance is singular: there is a distance, but it depends strongly on which reals were taken. "
             "Take all of the data as the reference.",
             "few reals",

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from eval.features.settings import network_of, scale_of
 from eval.measures import MEASURES
 from eval.page.plots import bar_chart, curve_chart
-from eval.page.text import COURSE_TARGET, has_target, number, on_one_line, title_of, verdict, with_spread
+from eval.page.text import COURSE_TARGET, has_target, number, on_one_line, setting, title_of, verdict, with_spread
 
 HERE = Path(__file__).parent
 KINDS = {"folder": "a folder of images", "archive": "a packed archive", "model": "a trained model"}
@@ -29,7 +29,7 @@ def environment() -> Environment:
     made = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made.filters |= {"number": number, "on_one_line": on_one_line, "title_of": title_of}
+    made.filters |= {"number": number, "on_one_line": on_one_line, "setting": setting, "title_of": title_of}
     made.filters["grouped"] = "{:,}".format
     made.globals |= {"with_spread": with_spread, "style": Markup((HERE / "style.css").read_text("utf-8"))}
     return made
@@ -88,6 +88,4 @@ def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
         return [row for key, inner in value.items() for row in _flat(inner, f"{name}.{key}" if name else str(key))]
     if isinstance(value, list) and any(isinstance(inner, dict | list) for inner in value):
         return [row for index, inner in enumerate(value) for row in _flat(inner, f"{name}[{index}]")]
-    if isinstance(value, list):
-        return [(name, ", ".join(map(str, value)))]
-    return [] if value is None else [(name, str(value))]
+    return [] if value is None else [(name, setting(value))]

@@ -21,6 +21,17 @@ function show() {
   });
 }
 
+// The strip with the images seen, which the caption says: white in a dark page, and too small to read on a phone
+function hideStrip(image) {
+  const height = image.naturalHeight - Number(image.dataset.strip);
+  image.style.aspectRatio = height > 0 ? `${image.naturalWidth} / ${height}` : "auto";
+}
+
+find(".grids img").forEach((image) => {
+  image.addEventListener("load", () => hideStrip(image));
+  if (image.complete) hideStrip(image);
+});
+
 function choose(run, place) {
   seen = place >= grids[run].length - 1 ? null : grids[run][place].images;
   show();

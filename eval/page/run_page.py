@@ -14,10 +14,13 @@ from typing import Any, Literal
 
 from markupsafe import Markup
 
+from core.data.grids import CAPTION
 from core.training.curves import Panel
 from eval.page.curves import HEIGHT, WIDTH, charts_of
 from eval.page.page import HERE, environment
+from eval.page.text import setting
 
+MOST_DIFFERENCES = 15  # of settings that stand open
 TONES = {"training": "skipped", "finished": "ok", "stopped": "doubt", "unreadable": "bad"}
 
 
@@ -64,11 +67,8 @@ def parts_of(runs: Sequence[RunFacts]) -> dict[str, str]:
         named = {"head": macros.head(run), "curves": macros.curves(charts), "scores": macros.scores(run)}
         named |= {"classes": macros.classes(run), "warnings": macros.warnings(run)}
         parts |= {f"{name}-{place}": str(text) for name, text in named.items()}
-    keys = list(dict.fromkeys(key for run in runs for key in run.settings))
-    table = {key: [_text(run.settings[key]) if key in run.settings else "–" for run in runs] for key in keys}
-    differing = {key: values for key, values in table.items() if len(set(values)) > 1 and key != "name"}
-    names = [run.name for run in runs]
-    parts["differing"] = str(macros.settings(names, differing)) if len(runs) > 1 else ""
+    table, names = _settings(runs), [run.name for run in runs]
+    parts["differing"] = str(macros.settings(names, _differing(table))) if len(runs) > 1 else ""
     return parts | {"settings": str(macros.settings(names, table))}
 
 
@@ -97,14 +97,20 @@ def render_runs(runs: Sequence[RunFacts], written: str, live: bool) -> str:
             script=Markup(script),
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
             more_style=Markup(style),
+            strip=CAPTION,
+            differences=len(_differing(_settings(runs))),
+            most_differences=MOST_DIFFERENCES,
         )
     )
     # Undecodable bytes in file names become question marks
     return page.encode("utf-8", "replace").decode()
 
 
-def _text(value: Any) -> str:
-    """A setting as it would be written on the command line."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return ", ".join(map(_text, value)) if isinstance(value, list) else str(value)
+def _settings(runs: Sequence[RunFacts]) -> dict[str, list[str]]:
+    """Each setting as text, one for each run."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.settings))
+    return {key: [setting(run.settings[key]) if key in run.settings else "–" for run in runs] for key in keys}
+
+
+def _differing(table: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {key: values for key, values in table.items() if len(set(values)) > 1 and key != "name"}

@@ -55,6 +55,13 @@ def _fixed(value: float, decimals: int) -> str:
     return text.replace("-", "−") if float(text.replace(",", "")) else text.lstrip("-")
 
 
+def setting(value: Any) -> str:
+    """A setting as YAML and the command line write it; a list without brackets, and `none` where nothing is in it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return (", ".join(map(setting, value)) if isinstance(value, list) else str(value)) or "none"
+
+
 def title_of(name: str) -> str:
     """`mode_collapse` -> `Mode collapse`."""
     words = name.replace("_", " ").strip()
