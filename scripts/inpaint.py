@@ -23,6 +23,7 @@ from seg.deep_prior import DeepPrior, diffuse, psnr
 DRAWN = "drawn"
 COLUMNS = ".columns.png"
 FILTER = Image.Resampling.BILINEAR  # with a known support, unlike Lanczos, whose ringing reaches far
+WIDEST = 384  # pixels of an enlarged picture's longer side
 GREY = 128  # what missing pixels look like in the picture with columns
 EPILOG = """
 No training set: an untrained U-Net without skips shows the known pixels of this one picture better and better, and in
@@ -123,7 +124,8 @@ def run(fit: DeepPrior, iterations: int) -> None:
 
 def columns(named: dict[str, np.ndarray]) -> np.ndarray:
     """Pictures, uint8 (H, W, 3) of one size, side by side with their names below, small ones enlarged."""
-    times = max(1, round(192 / min(next(iter(named.values())).shape[:2])))
+    height, width = next(iter(named.values())).shape[:2]
+    times = max(1, min(round(192 / min(height, width)), WIDEST // max(height, width)))
     large = {name: picture.repeat(times, axis=0).repeat(times, axis=1) for name, picture in named.items()}
     return make_grid(np.stack([captioned(picture, name) for name, picture in large.items()]), columns=len(large))
 
@@ -151,6 +153,8 @@ def main() -> None:
     print(f"{100 * missing.mean():.1f}% of {pixels.shape[1]}x{pixels.shape[0]} pixels were missing")
     for name, score in scores.items():
         print(f"{name}: PSNR {score:.2f} dB over them")
+    if scores and scores["deep prior"] < scores["diffusion"]:
+        print(f"below diffusion: give more than {fit.steps:,} steps (--iterations)")
     print(f"written: {options.out} and {beside}")
     if fit.steps < options.iterations:
         raise Interrupted(f"after {fit.steps:,} of {options.iterations:,} steps; {options.out} is what they gave")

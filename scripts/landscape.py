@@ -197,13 +197,14 @@ def draw(surfaces: dict[str, np.ndarray], reach: float, path: Path) -> None:
     layout = ConstrainedLayoutEngine(w_pad=0.2)  # inches, for axes in space, which it does not measure
     figure = Figure(figsize=(4.2 * len(clipped) + 0.9, 7.5), dpi=100, layout=layout)
     line = np.linspace(-reach, reach, len(next(iter(clipped.values()))))
-    tops = []
+    tops, spaces = [], list[Any]()
     for column, (title, surface) in enumerate(clipped.items(), 1):
         top = figure.add_subplot(2, len(clipped), column)
         filled = top.contourf(line, line, surface, levels, norm=norm, cmap="viridis")
         top.contour(line, line, surface, levels, colors="white", linewidths=0.4)
         top.plot(0, 0, "+", color="white", markersize=10)
-        top.set(aspect="equal", xlabel="second direction", ylabel="first direction", title=title)
+        top.set(aspect="equal", xlabel="second direction", ylabel="first direction")
+        top.set_title(title, pad=12)  # clear of the uppermost tick
         tops.append(top)
         below: Any = figure.add_subplot(2, len(clipped), len(clipped) + column, projection="3d")
         x, y = np.meshgrid(line, line)
@@ -211,13 +212,17 @@ def draw(surfaces: dict[str, np.ndarray], reach: float, path: Path) -> None:
         below.plot_surface(x, y, np.log10(surface), facecolors=filled.cmap(norm(surface)), rcount=99, ccount=99)
         below.set(zlim=(math.log10(low), math.log10(high)), xlabel="second", ylabel="first")
         below.set_box_aspect(None, zoom=1.2)
-        below.zaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{10**value:.3g}"))
+        spaces.append(below)
     label = f"cross-entropy (at most {CEILING:g}), logarithmic"
     bar = figure.colorbar(filled, ax=tops, label=label, ticks=LogLocator(subs=(1, 2, 5)))
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    ticks = [tick for tick in bar.get_ticks() if low <= tick <= high]
+    for below in spaces:
+        below.set_zticks(np.log10(ticks), [f"{tick:g}" for tick in ticks])
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
+        # Tight, for with one column labels reach beyond the figure.
+        figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.2)
 
 
 def run(options: argparse.Namespace) -> dict[str, np.ndarray]:

@@ -119,7 +119,8 @@ def load(run_or_file: str | Path, device: str = "auto") -> Faces | Masks:
         return Masks(name, f"{len(segmenter.classes)} classes; {segmenter.reason}", segmenter)
     model, info = load_generator(file, device)
     latent_dim = int(model.latent_dim)  # type: ignore[arg-type]
-    facts = f"{recipe['_target_']}, {latent_dim} latent components"
+    kind = str(recipe["_target_"]).removeprefix("gen.").removesuffix(".Generator")  # as `model` names it: dcgan
+    facts = f"{kind}, {latent_dim} latent components"
     facts += f", {info['images_seen']:,} images seen" if isinstance(info.get("images_seen"), int) else ""
     try:
         return Faces(name, facts, model, directions(model, DIRECTIONS))

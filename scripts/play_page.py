@@ -21,6 +21,7 @@ REACH = 4.0  # steps along a direction; latents have a standard deviation of 1 a
 NO_TRUNCATION = 3.0  # the slider's end
 SEEDS = 1_000_000  # of random faces
 DELETE = (600, 3600)  # every 10 minutes, what is older than an hour
+HEIGHT = 360  # of a segmenter's pictures, pixels
 BUTTONS = ["download", "fullscreen"]
 LIVE: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden"}  # follows a slider that moves
 
@@ -28,10 +29,18 @@ LIVE: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden"
 FONT, MONO = ("system-ui", "Segoe UI", "Roboto", "sans-serif"), ("ui-monospace", "Menlo", "Consolas", "monospace")
 STYLE = """
 .facts { color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
-.block.face .image-frame { width: 100%; }
-.block.face .image-frame img { width: 100%; height: auto; object-fit: contain; }
+.block.picture { padding-top: 1.75rem !important; }  /* label and buttons stand above the picture, not on it */
+.block.picture > label > span { display: none; }
+.block.picture .image-container { position: static; }
+.block.picture .image-frame, .block.picture .upload-container { width: 100% !important; }
+.block.picture .image-frame img { width: 100%; height: 100%; object-fit: contain; }
+.block.mask .image-frame img { image-rendering: pixelated; }  /* no colours between two classes */
 .faces .grid-container { grid: auto-flow auto / repeat(auto-fill, minmax(5.4rem, 1fr)) !important; }
 .faces .grid-wrap { height: auto; max-height: none; min-height: 0; }
+.faces .thumbnail-item { height: auto; aspect-ratio: auto; overflow: hidden; }
+.faces .caption-label { position: static; max-width: none; border: 0; text-align: center; }
+input[type=range]::-webkit-slider-thumb { border: 2px solid var(--slider-color); }
+input[type=range]::-moz-range-thumb { border: 2px solid var(--slider-color); }
 .legend { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; list-style: none; margin: 0; padding: 0; }
 .legend span { display: inline-block; width: 1em; height: 1em; margin-right: .45em; vertical-align: -.12em;
   border: 1px solid var(--body-text-color-subdued); border-radius: 3px; }
@@ -102,7 +111,7 @@ def _add(model: Faces | Masks) -> None:
     with gr.Row():
         with gr.Column(min_width=300):
             gr.HTML(heading)
-        truncation = gr.Slider(
+        truncation = _slider(
             0.3,
             NO_TRUNCATION,
             NO_TRUNCATION,
@@ -122,11 +131,16 @@ def _add_masks(model: Masks) -> None:
         return tinted, coloured, legend(classes)
 
     with gr.Row():
-        picture = gr.Image(label="Picture", sources=["upload", "clipboard"], buttons=[], height=360, min_width=280)
-        tinted, mask = (
-            gr.Image(label=label, format="png", interactive=False, buttons=BUTTONS, height=360, min_width=280)
-            for label in ("Overlay", "Mask")
+        picture = gr.Image(
+            label="Picture",
+            sources=["upload", "clipboard"],
+            buttons=[],
+            height=HEIGHT + 40,  # for the row of sources below it
+            min_width=280,
+            elem_classes="picture",
         )
+        tinted = _picture("Overlay", None, buttons=BUTTONS, height=HEIGHT, min_width=280)
+        mask = _picture("Mask", None, "mask", buttons=BUTTONS, height=HEIGHT, min_width=280)
     classes = gr.HTML()
     # Gradio's own decoding (preprocess) would clip pictures of 16 bits.
     picture.change(told(segment), picture, [tinted, mask, classes], preprocess=False, show_progress_on=[tinted, mask])
@@ -157,18 +171,29 @@ def legend(classes: list[tuple[str, str, float]]) -> str:
 
 
 def seeds_from(first: float | None, count: int = 1) -> list[int]:
-    """Whole numbers from a field's on; a UserError where it is empty."""
-    if first is None:
+    """Whole numbers from a field's on; a UserError where it is empty or negative."""
+    if first is None or first < 0:
         raise UserError("give a seed: a whole number from 0 up")
     return list(range(int(first), int(first) + count))
 
 
-def _seed_field(label: str, value: int, **options: Any) -> gr.Number:
-    return gr.Number(value, label=label, precision=0, minimum=0, min_width=100, **options)
+def _seed_field(label: str, value: int) -> gr.Number:
+    # Not with `minimum`: Gradio prints a traceback in the terminal for what is below it.
+    return gr.Number(value, label=label, precision=0, min_width=100)
 
 
-def _picture(label: str, value: np.ndarray, **options: Any) -> gr.Image:
-    return gr.Image(value, label=label, format="png", interactive=False, elem_classes="face", **options)
+def _slider(lowest: float, highest: float, value: float, **options: Any) -> gr.Slider:
+    """One that takes what is typed beyond an end as that end, for which Gradio would print a traceback, too."""
+    slider = gr.Slider(lowest, highest, value, **options)
+    inside = slider.preprocess
+    # A subclass would make Gradio write a .pyi file beside this one.
+    slider.preprocess = lambda typed: inside(min(max(value if typed is None else typed, lowest), highest))
+    return slider
+
+
+def _picture(label: str, value: np.ndarray | None, *classes: str, **options: Any) -> gr.Image:
+    classes = ("picture", *classes)
+    return gr.Image(value, label=label, format="png", interactive=False, elem_classes=classes, **options)
 
 
 def _add_faces(model: Faces, truncation: gr.Slider) -> None:
@@ -238,8 +263,7 @@ def _add_directions(model: Faces, truncation: gr.Slider) -> gr.Number:
                 with gr.Row():
                     pair = range(number, min(number + 2, len(model.directions)))
                     sliders += [
-                        gr.Slider(-REACH, REACH, 0, step=0.1, label=f"Direction {one + 1}", min_width=140)
-                        for one in pair
+                        _slider(-REACH, REACH, 0, step=0.1, label=f"Direction {one + 1}", min_width=140) for one in pair
                     ]
             reset = gr.Button("Back to 0", visible=bool(sliders))
     gr.on(
@@ -256,7 +280,7 @@ def _add_mix(model: Faces, truncation: gr.Slider) -> None:
 
     with gr.Row():
         one, other = _seed_field("Seed of the first", 1), _seed_field("Seed of the second", 2)
-        share = gr.Slider(0, 1, 0.5, step=0.01, label="Share of the second", min_width=200)
+        share = _slider(0, 1, 0.5, step=0.01, label="Share of the second", min_width=200)
     with gr.Row():
         labels = ("First", "Mixed", "Second")
         faces = [
@@ -275,7 +299,7 @@ def _add_walk(model: Faces, truncation: gr.Slider) -> None:
 
     with gr.Row():
         seed = _seed_field("Seed", 0)
-        seconds = gr.Slider(2, 20, 6, step=1, label="Seconds", min_width=160)
+        seconds = _slider(2, 20, 6, step=1, label="Seconds", min_width=160)
         draw = gr.Button("Walk", variant="primary", min_width=100)
-    movie = gr.Image(label="Eight faces that turn into others and back", interactive=False, buttons=BUTTONS)
+    movie = _picture("Eight faces that turn into others and back", None, buttons=BUTTONS)
     draw.click(told(show), [seed, seconds, truncation], movie)

@@ -130,6 +130,7 @@ def test_the_command_with_a_drawn_mask(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, "drawn:3", "--mask", "drawn:0", "--size", 40, "--iterations", 5, "--out", out) == 0
     printed = capsys.readouterr().out
     assert "of 33x40 pixels were missing" in printed and printed.count("PSNR") == 2
+    assert "below diffusion: give more than 5 steps (--iterations)\n" in printed
     pixels = draw_face(0, 3)[0].resize((33, 40), Image.Resampling.BILINEAR)
     missing, found = draw_damage(33, 40, 0), np.asarray(Image.open(out))
     np.testing.assert_array_equal(found[~missing], np.asarray(pixels)[~missing])
@@ -137,6 +138,12 @@ def test_the_command_with_a_drawn_mask(tmp_path, monkeypatch, capsys):
     with Image.open(tmp_path / "new" / "face.columns.png") as page:
         assert page.width == 4 * (33 * 6 + 2) + 2  # four columns, enlarged to about 192 pixels
     assert sorted(path.name for path in out.parent.iterdir()) == ["face.columns.png", "face.png"]
+
+
+@pytest.mark.parametrize(("height", "width", "times"), [(16, 128, 3), (64, 64, 3), (32, 32, 6), (16, 500, 1)])
+def test_small_pictures_are_enlarged_within_bounds(height, width, times):
+    page = inpaint.columns(dict.fromkeys("abcd", np.zeros((height, width, 3), np.uint8)))
+    assert page.shape[1] == 4 * (times * width + 2) + 2
 
 
 def test_the_command_with_a_mask_file_and_an_original(tmp_path, monkeypatch, capsys):

@@ -208,6 +208,24 @@ def test_a_killed_computation_has_its_points(tmp_path, discs, monkeypatch):
     assert call(monkeypatch, *words) == 0 and len(computed) == 2
 
 
+def test_nothing_is_cut_off_and_both_scales_have_the_same_ticks(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    save, figures = Figure.savefig, []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **b: (figures.append(figure), save(figure, *a, **b))[1])
+    place = np.linspace(-1, 1, 9)
+    surface = 0.08 + 100 * (place[:, None] ** 2 + place**2)
+    landscape.draw({"unet: loss 0.081, sharpness 1.84": surface}, 1.0, tmp_path / "o.png")
+    page = np.asarray(Image.open(tmp_path / "o.png").convert("L"))
+    edges = (page[:10], page[-10:], page[:, :10], page[:, -10:])
+    assert all((edge == 255).all() for edge in edges)
+    _, space, bar = figures[0].axes
+    heights = {tick: label.get_text() for tick, label in zip(space.get_zticks(), space.get_zticklabels(), strict=True)}
+    assert heights == pytest.approx({math.log10(float(text)): text for text in heights.values()})
+    beside = [label.get_text() for label in bar.get_yticklabels()]
+    assert list(heights.values()) == [text for text in beside if 0.08 <= float(text) <= 100] and len(heights) == 10
+
+
 def test_bf16_is_near_and_not_the_same(tmp_path, discs):
     unet(tmp_path / "a")
     data, device = PreparedData.open(discs), torch.device("cpu")

@@ -81,6 +81,16 @@ def test_a_walk_is_written_in_each_format(model, tmp_path, monkeypatch, capsys, 
     assert [path] == list(tmp_path.iterdir()) and "walk of 15 pictures" in capsys.readouterr().out
 
 
+def test_a_large_gif_names_smaller_formats(tmp_path, monkeypatch, capsys):
+    noise = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
+    movie.write_movie(tmp_path / "a.gif", noise, 10)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(movie, "LARGE", 9_000)  # bytes; noise of 256 colours takes a byte a pixel
+    for kind in ("webp", "gif"):
+        movie.write_movie(tmp_path / f"a.{kind}", noise, 10)
+        assert (".webp and .mp4 files are" in " ".join(capsys.readouterr().err.split())) == (kind == "gif")
+
+
 @pytest.mark.parametrize("kind", [".mp4", ".gif"])
 def test_a_time_lapse_shows_every_grid_in_order(tmp_path, monkeypatch, capsys, kind):
     if kind == ".mp4":

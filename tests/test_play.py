@@ -50,6 +50,7 @@ def faces(model):
 
 def test_a_seed_is_the_face_of_the_command(model, faces):
     assert isinstance(faces, Faces) and generate(model, 3).std() > 10
+    assert faces.facts == "dcgan, 6 latent components"
     for truncation in (None, 0.6):
         expected = generate(model, [7, 8, 9], truncation)
         assert np.array_equal(faces.several([7, 8, 9], truncation), expected)
@@ -196,8 +197,15 @@ def test_the_page_has_a_control_for_everything(model, tmp_path, outside):
     for path in (tmp_path / "secret.png", tmp_path / "kept/../secret.png", tmp_path / "kept2/x.png", None):
         with pytest.raises(UserError, match="the picture was not uploaded"):
             page.uploaded({"path": path and str(path)}, str(tmp_path / "kept"))
-    with pytest.raises(page.gr.Error, match="give a seed"):
-        page.told(page.seeds_from)(None)
+    # Mistakes are the visitor's: the page shows them, the terminal shows no traceback
+    for seed in (None, -5):
+        with pytest.raises(page.gr.Error, match="give a seed: a whole number from 0 up") as error:
+            page.told(page.seeds_from)(seed)
+        assert not error.value.print_exception
+    fields = [block for block in app.blocks.values() if isinstance(block, page.gr.Number)]
+    assert len(fields) == 5 and [field.preprocess(-5) for field in fields] == [-5] * 5
+    share = next(block for block in app.blocks.values() if getattr(block, "label", "") == "Share of the second")
+    assert [share.preprocess(typed) for typed in (-1, 0.25, 9, None)] == [0, 0.25, 1, 0.5]
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -296,6 +304,7 @@ def test_a_visitor_clicks_through_the_app(model, segmenter, tmp_path, outside):
 def visit(page, faces, masks, folder):
     """Use everything on the page once, and compare what it shows with what the model says."""
     assert np.array_equal(shown(page, ".faces img"), faces.several([0])[0])
+    assert below(page.locator(".faces img").first, page.locator(".faces .caption-label").first)
     page.locator(".faces .gallery-item button").nth(3).click()
     until(page, lambda: np.array_equal(shown(page, "Face"), faces.moved(3, [])))
     page.get_by_label("number input for Direction 1").fill("2")
@@ -305,6 +314,10 @@ def visit(page, faces, masks, folder):
     page.get_by_role("tab", name="Mix").click()
     page.get_by_label("number input for Share of the second").fill("0.25")
     until(page, lambda: np.array_equal(shown(page, "Mixed"), faces.mixed((1, 2), 0.25)[1]))
+    page.set_viewport_size({"width": 400, "height": 900})
+    picture = page.locator(".picture:has(img:visible)").first
+    for part in ("label", "[aria-label=Download]"):
+        assert below(picture.locator(part), picture.locator("img"))
     page.get_by_role("tab", name="Walk").click()
     page.get_by_label("number input for Seconds").fill("2")
     page.get_by_role("button", name="Walk", exact=True).click()
@@ -318,6 +331,14 @@ def visit(page, faces, masks, folder):
     tinted, coloured, classes = masks.of(folder / "photo.png")
     assert page.locator(".legend li").count() == sum(share > 0 for _, _, share in classes)
     assert np.array_equal(shown(page, "Overlay"), tinted) and np.array_equal(shown(page, "Mask"), coloured)
+    sizes = [image.bounding_box() for image in page.locator(".picture img:visible").all()]
+    assert len(sizes) == 3 and max(size["height"] for size in sizes) < min(size["height"] for size in sizes) + 20
+
+
+def below(upper, lower):
+    """Whether an element lies below another one and does not touch it by more than a pixel."""
+    upper, lower = upper.bounding_box(), lower.bounding_box()
+    return lower["y"] >= upper["y"] + upper["height"] - 1
 
 
 def photograph(page):

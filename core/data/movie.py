@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from core.cli.console import say
 from core.cli.errors import UserError
 from core.cli.files import atomic_path
 
 KINDS = (".mp4", ".gif", ".webp")
 MOST_FPS = 50  # browsers slow a GIF down whose pictures stay for less than 1/50 s
+LARGE = 5_000_000  # bytes of a GIF; its 256 colours and lossless coding take far more than the other formats
 MP4_QUALITY = "20"  # x264's CRF: 18 looks like the original, 23 is its default
 
 
@@ -53,6 +55,8 @@ def write_movie(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
         first, *others = _with_one_palette(pictures) if kind == "GIF" else pictures
         with temporary.open("wb") as stream:
             first.save(stream, kind, save_all=True, append_images=others, duration=durations, loop=0, **more)
+    if kind == "GIF" and (size := path.stat().st_size) > LARGE:
+        say(f"{path} takes {size / 1e6:.1f} MB: .webp and .mp4 files are several times smaller")
 
 
 def _with_one_palette(pictures: list[Image.Image]) -> list[Image.Image]:
