@@ -175,10 +175,11 @@ def test_thumbnails_are_averages_at_any_size():
 
 
 @pytest.mark.parametrize(
-    ("count", "judgement"), [(1000, "doubt: few samples"), (2048, "doubt: few samples"), (2049, "ok")]
+    ("count", "dims", "judgement"),
+    [(64, 2048, "doubt: few samples"), (999, 2048, "doubt: few samples"), (1000, 2048, "ok"), (200, 192, "ok")],
 )
-def test_sample_size_explains_the_bias_and_doubts_samples_no_more_than_dimensions(count, judgement):
-    check = sample_size(count, 10_000, 2048, (BIG, BIG))
+def test_sample_size_explains_the_bias_and_doubts_fewer_samples_than_are_usual(count, dims, judgement):
+    check = sample_size(count, 10_000, dims, (BIG, BIG))
     assert check.judgement == judgement and "bias the distance upward" in check.details
     assert ("bias below is large" in check.details) == (judgement != "ok")
 

@@ -26,6 +26,7 @@ DENSE_DOUBT, DENSE_BAD = 0.05, 0.20
 # Effective number of different samples as a share of that of as many reals: 0.87 for a good DCGAN.
 DISTINCT_DOUBT, DISTINCT_BAD = 0.4, 0.15
 FEWEST = 100  # samples; among fewer, a handful that look alike by chance is a large share
+USUAL = 1_000  # samples that the course scores; with fewer, the bias of the distance is larger than readers know it
 DENSEST_SHOWN = 16  # pictures of the most repeated mode
 BLOCK = 500  # rows of a distance matrix in memory at once: 200 MB for 50,000 samples
 PRECISE = 0.5  # precision as a share of that of other reals; below, samples lie off the data
@@ -306,11 +307,11 @@ def _size_findings(
             "which are shrunk after decoding.",
             "lossy reals",
         )
-    if count <= dims:
+    if count < min(dims, USUAL):
         yield Finding(
             "doubt",
             f"{count:,} samples are few for {dims:,} dimensions.",
-            "The bias below is large then: more samples than dimensions make it small.",
+            f"The bias below is large then, larger than at the usual {USUAL:,}.",
             "few samples",
         )
     if reference_count <= dims:
