@@ -194,8 +194,8 @@ def stretched(pixels: np.ndarray) -> np.ndarray:
 MISTAKES = {
     "unscaled tanh": (unscaled, "bad", "saved wrongly"),
     "zero to one": (lambda pixels: (pixels / 255).astype(np.uint8), "bad", "saved wrongly"),
-    "BGR": (lambda pixels: pixels[..., ::-1], "bad", "swapped: as BGR"),
-    "GBR": (lambda pixels: pixels[..., [1, 2, 0]], "bad", "swapped: as GBR"),
+    "BGR": (lambda pixels: pixels[..., ::-1], "bad", "swapped: read as BGR"),
+    "GBR": (lambda pixels: pixels[..., [1, 2, 0]], "bad", "swapped: read as GBR"),
     "grey": (grey, "bad", "100% of the samples are grey"),
     "clipped": (stretched, None, "clipped"),
     "washed out": (lambda pixels: pixels // 4 + 90, "doubt", "Colours differ"),
