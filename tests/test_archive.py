@@ -198,9 +198,14 @@ def test_not_a_gzip_file(tmp_path: Path) -> None:
 
 
 def test_no_file_there(tmp_path: Path) -> None:
-    assert check_archive(tmp_path)[0].startswith("is a folder: facet check wants the archive")
-    for path in (tmp_path / f"{NUMBER}.tar.gz", tmp_path):
-        assert path == tmp_path or check_archive(path) == ["cannot be read: no such file"]
+    said = {
+        "nowhere.tar.gz": "cannot be read: no such file",
+        "": "is a folder: facet check wants the archive, such as ",
+    }
+    for name, problem in said.items():
+        path = tmp_path / name
+        (found,) = check_archive(path)
+        assert found.startswith(problem)
         with pytest.raises(UserError, match="no such file"):
             read_archive(path)
 

@@ -275,6 +275,8 @@ def sample_size(
         "other reals. Compare only scores at the same number of samples and of reals, and read the excess over the "
         "floor."
     )
+    if min(count, reference_count) <= dims:
+        told += f" With no more images than the {dims:,} dimensions this bias is large."
     fine = (f"{count:,} samples against {reference_count:,} real images: compare with scores at these numbers.", told)
     check = conclude("sample size", findings, fine, {"count": count, "reference": reference_count, "dims": dims})
     return replace(check, details=f"{check.details} {told}") if findings else check
@@ -311,7 +313,7 @@ def _size_findings(
         yield Finding(
             "doubt",
             f"{count:,} samples are few for {dims:,} dimensions.",
-            f"The bias below is large then, larger than at the usual {USUAL:,}.",
+            f"Score {USUAL:,}, as is usual: the distance of fewer is further from that of many.",
             "few samples",
         )
     if reference_count <= dims:
