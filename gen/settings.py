@@ -81,6 +81,7 @@ class TrainConfig(LoopConfig):
     n_critic: int
     lr_schedule: Schedule
     accumulate: int
+    cuda_graph: bool
     eval: EvalSection
 
     @property

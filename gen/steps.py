@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from accelerate import Accelerator
@@ -34,8 +34,14 @@ class Objective:
     """What a step minimises."""
 
     loss: GanLoss = LOSSES["non_saturating"]
-    penalties: Mapping[str, float] = field(default_factory=dict)  # factor of each of `gen.penalties.PENALTIES` in use
+    # Factor of each of `gen.penalties.PENALTIES` in use.
+    penalties: Mapping[str, float | Tensor] = field(default_factory=dict)
     augment_p: float | Tensor = 0.0  # probability of each augmentation of what D sees
+
+    def on(self, device: torch.device) -> Objective:
+        """The same with the factors, which may change from step to step, as tensors on a device."""
+        factors = {name: torch.ones((), device=device) * value for name, value in self.penalties.items()}
+        return replace(self, penalties=factors)
 
     def shown(self, images: Tensor, batch: Batch, name: str) -> Tensor:
         """The images as D sees them."""

@@ -44,7 +44,7 @@ def run_training(config: TrainConfig) -> RunFolder:
         config,
         lambda accelerator, run: Trainer(config, accelerator, data, run, *make_callbacks(config)),
         {"data_sha256": data.fingerprint},
-        (*CHANGEABLE, "grid_every", *flatten({"eval": as_dict(config.eval)}), *idle),
+        (*CHANGEABLE, "grid_every", "cuda_graph", *flatten({"eval": as_dict(config.eval)}), *idle),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from core.nn.model_file import FILE_NAME, build_model, save_model
 from core.training.callbacks import Callback, Pictures
 from core.training.curves import Panel
 from core.training.loop import TrainingLoop, make_optimizer
+from core.training.recorded import Recorded, can_record
 from core.training.rundir import RunFolder
 from gen.augment import STREAMS, AdaptiveProbability, augmentation_draws, is_off
 from gen.latents import sample_latents, training_latents
@@ -25,7 +28,7 @@ from gen.monitor import PATIENCE, CollapseMonitor, identical_samples
 from gen.penalties import PENALTIES
 from gen.sample import GRID_SAMPLES
 from gen.settings import TrainConfig, check_networks
-from gen.steps import Batch, DiscriminatorWrapper, discriminator_step, generator_step
+from gen.steps import Batch, DiscriminatorWrapper, Objective, discriminator_step, generator_step
 
 
 def panels(loss: str) -> list[Panel]:
@@ -77,6 +80,14 @@ class Trainer(TrainingLoop):
             if not config.second_order:  # torch.compile does not do second derivatives
                 own.compile()
         self.wrapped_generator, self.wrapped_discriminator = accelerator.prepare(self.generator, own)
+        optimizers = [self.g_optimizer, self.d_optimizer]
+        self.records = (
+            config.cuda_graph and not config.compile and accelerator.num_processes == 1 and can_record(optimizers)
+        )
+        self.pieces: dict[bool, Callable[..., dict[str, Tensor]]] = {}  # with a step of G and without
+        for last in (False, True):
+            work = partial(self._learn, last=last)
+            self.pieces[last] = Recorded(work, optimizers) if self.records else work
 
     def parts(self) -> dict[str, Any]:
         """Networks, average, optimisers, the monitor's memory and the probability of augmentation if it adapts."""
@@ -102,26 +113,35 @@ class Trainer(TrainingLoop):
         for optimizer, rate in self.rates:
             for group in optimizer.param_groups:
                 group["lr"] = rate * config.lr_schedule.factor(before)
-        for start in range(before, before + config.n_critic * config.batch_size, config.batch_size):
+        passed = config.n_critic * config.batch_size
+        for start in range(before, before + passed, config.batch_size):
             p = config.diffaug.p if self.adaptive is None else self.adaptive.p
             objective, batches = config.objective(start, p), self.batches(start, p)
-            # G's own step reuses the images of D's last step, unless several batches would have to keep their graphs.
-            keep = start == before + (config.n_critic - 1) * config.batch_size and len(batches) == 1
-            with torch.set_grad_enabled(keep):
-                fakes = [self.wrapped_generator(batch.z) for batch in batches]  # (n, 3, H, W) each
-            d, d_optimizer = self.wrapped_discriminator, self.d_optimizer
-            row = discriminator_step(d, d_optimizer, batches, fakes, objective, self.accelerator)
+            if self.records:
+                objective = objective.on(self.accelerator.device)
+            row = self.pieces[start + config.batch_size == before + passed](batches, objective)
             if self.adaptive is not None:
                 row["augment_p"] = p
                 self.adaptive.update(self.accelerator.reduce(row["d_sign"], "mean"), config.batch_size)
             rows.append(row)
-        g, d, g_optimizer, kept = self.wrapped_generator, self.d_of_generator, self.g_optimizer, fakes if keep else None
-        of_generator = generator_step(g, d, g_optimizer, batches, kept, objective, self.accelerator)
-        passed = config.n_critic * config.batch_size
         self.ema.update(self.generator, before, passed)
         for row in rows:  # one a batch, so that images can be counted by rows
-            self.meter.add(row | of_generator)
+            self.meter.add(rows[-1] | row)
         self.images_seen += passed
+
+    def _learn(self, batches: list[Batch], objective: Objective, last: bool) -> dict[str, Tensor]:
+        """A step of D, and after the `last` batch of a step one of G."""
+        # G's own step reuses the images of D's last step, unless several batches would have to keep their graphs.
+        keep = last and len(batches) == 1
+        with torch.set_grad_enabled(keep):
+            fakes = [self.wrapped_generator(batch.z) for batch in batches]  # (n, 3, H, W) each
+        d, d_optimizer = self.wrapped_discriminator, self.d_optimizer
+        row = discriminator_step(d, d_optimizer, batches, fakes, objective, self.accelerator)
+        if not last:
+            return row
+        g, d, g_optimizer = self.wrapped_generator, self.d_of_generator, self.g_optimizer
+        kept = fakes if keep else None
+        return row | generator_step(g, d, g_optimizer, batches, kept, objective, self.accelerator)
 
     def batches(self, start: int, augment_p: float | Tensor) -> list[Batch]:
         """This process's share of the global batch that begins at `start`, in `accumulate` parts.

@@ -6,7 +6,7 @@ import copy
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -25,6 +25,9 @@ class ExponentialAverage(Generic[Model]):
     def __init__(self, model: Model, half_life: int) -> None:
         self.model: Model = copy.deepcopy(model).eval().requires_grad_(False)
         self.half_life = half_life
+        # What is averaged, found once: both models keep their tensors and change them in place.
+        self._live: nn.Module | None = None
+        self._pairs: dict[bool, tuple[list[Tensor], list[Tensor]]] = {}
 
     def decay(self, images_seen: int, batch_size: int) -> float:
         """Weight of the old average in one step of `batch_size` images: 0.5 ** (batch / half-life)."""
@@ -35,8 +38,12 @@ class ExponentialAverage(Generic[Model]):
     def update(self, model: nn.Module, images_seen: int, batch_size: int) -> None:
         """Move the average towards `model` (unwrapped) after a step that began at `images_seen`."""
         weight = 1.0 - self.decay(images_seen, batch_size)
-        averaged, live = self.model.state_dict(), model.state_dict()
-        floating = [name for name, value in averaged.items() if value.is_floating_point()]
-        torch._foreach_lerp_([averaged[name] for name in floating], [live[name] for name in floating], weight)
-        for name in averaged.keys() - floating:
-            averaged[name].copy_(live[name])  # counters such as num_batches_tracked
+        if self._live is not model:
+            self._live = model
+            pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
+            for floating in (True, False):  # the others are counters such as num_batches_tracked
+                chosen = [pair for pair in pairs if pair[0].is_floating_point() == floating]
+                self._pairs[floating] = [old for old, _ in chosen], [new for _, new in chosen]
+        torch._foreach_lerp_(*self._pairs[True], weight)
+        if self._pairs[False][0]:
+            torch._foreach_copy_(*self._pairs[False])
