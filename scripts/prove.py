@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--data", type=Path, help="prepared data set of 64 pixels (default: faces that are drawn here)")
     add("--faces", type=int, default=10_000, help="faces to draw (default %(default)d)")
     add("--images", type=int, default=1_000_000, help="to train on in the course run (default %(default)d)")
-    add("--weights", type=Path, help="weights file of Inception, for an FID (default: fd_efficientnet, or fd_random)")
+    add("--weights", type=Path, help="weights file of Inception, for an FID (default: fd_efficientnet alone)")
     add("--again", action="store_true", help="repeat what failed")
     options = parser.parse_args(arguments)
     if not 3 <= options.minutes < 1e5:
@@ -85,11 +86,12 @@ def missing_packages() -> list[str]:
     ]
 
 
-def check_machine(device: str) -> None:
+def check_machine(device: str, stages: Sequence[str]) -> None:
     """Refuse, with a UserError, a machine on which the stages could not run."""
     if not (ROOT / "tests" / "test_gpu.py").is_file():
         raise UserError("the tests are not installed with the package: run this in a checkout of Facet")
-    if missing := missing_packages():
+    wanted = PRETRAINED if "course" in stages else ()
+    if missing := [*missing_packages(), *filter(is_missing, wanted)]:
         raise UserError(f"not installed here: {', '.join(missing)}; docs/gpu.md says how to carry them to a machine")
     import torch
 
@@ -103,12 +105,12 @@ def main() -> None:
     ends = time.time()
     options = parse()
     ends += 60 * options.minutes
-    check_machine(options.device)
+    check_machine(options.device, options.stages)
     from core.cli.console import say
     from scripts.prove_jobs import run_stages
 
     if absent := [name for name in PRETRAINED if is_missing(name)]:
-        say(f"note: {', '.join(absent)} not installed: tests that need it are skipped, and scores are fd_random")
+        say(f"note: {', '.join(absent)} not installed: tests that need it are skipped")
     failed, left = run_stages(options, ends)
     if left:
         say(f"left: {', '.join(left)}; the same command goes on")

@@ -22,7 +22,6 @@ from core.cli.console import duration, say
 from core.cli.errors import EXIT_INTERRUPTED
 from core.cli.files import read_json, write_json
 from core.cli.lock import sole_owner
-from core.nn.backbone import is_installed
 from core.training.machine import cpu_cores, cpuinfo, native_bf16, pick_device
 from core.training.rundir import RunFolder
 from scripts.bench import describe_commit
@@ -88,7 +87,7 @@ def _course_jobs(options: argparse.Namespace) -> Iterator[Job]:
     yield Job("course", ("gen.train", "experiment=course", *place, *scores, *options.settings), goes_on=True)
     samples = ["--n", str(SAMPLES), "--out", str(out / "samples"), "--grid", "--overwrite"]
     yield Job("samples", ("gen.sample", str(run), *samples))
-    names: dict[str, list[str]] = {"efficientnet" if is_installed() else "random": []}
+    names: dict[str, list[str]] = {"efficientnet": []}
     if options.weights is not None:
         names["inception"] = [f"fid.weights={quoted(str(options.weights))}"]
     for name, more in names.items():

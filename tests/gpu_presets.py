@@ -33,7 +33,7 @@ ON_GPU = [
     pytest.mark.gpu,
     pytest.mark.skipif(not (STAND_IN or torch.cuda.is_available()), reason="no NVIDIA GPU: pytest -m gpu where one is"),
 ]
-PRETRAINED = ("projected", "unet_encoder", "fcn", "faces_fast", "cpu")
+PRETRAINED = ("projected", "unet_encoder", "fcn", "faces_fast", "cpu", "course", "small_data")
 # Of the stand-in; a preset that has no such key gets the others.
 TINY = {"gen": ["model.image_size=32", "model.width=4", "batch_size=4"], "seg": ["batch_size=2", "workers=0"]}
 WIDTHS = ("unet", "unet_small", "unet_demo", "unet_paper")

@@ -17,11 +17,13 @@ from core.data.dataset import PreparedData
 from core.data.loader import ImageBank
 from core.training.loop import TrainingLoop
 from core.training.machine import gpu_memory
+from core.training.recorded import PLAIN_STEPS
 from eval.features.extractors import RandomFeatures
 from seg.tiling import segment
 from seg.unet import UNet
 
 pytestmark = ON_GPU
+RECORDED = PLAIN_STEPS + 1  # steps after which a GAN's are recorded
 STEPS = 9  # more than twice the steps between moves of an adaptive augmentation
 
 
@@ -72,7 +74,7 @@ def test_steps(preset: Preset, precision: str, data: dict[str, Path], tmp_path: 
 @pytest.mark.parametrize("preset", every("model", "experiment"))
 def test_a_step_does_not_wait_for_the_gpu(preset: Preset, data: dict[str, Path], tmp_path: Path) -> None:
     trainer = trainer_of(preset, data, tmp_path, "mixed_precision=bf16")
-    steps(trainer, 2)  # the first ones choose kernels
+    steps(trainer, RECORDED)  # the first ones choose kernels, then a step is recorded
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(STEPS):
@@ -86,7 +88,7 @@ def test_a_step_does_not_wait_for_the_gpu(preset: Preset, data: dict[str, Path],
 def test_continues(preset: Preset, data: dict[str, Path], tmp_path: Path) -> None:
     """What comes back is what was saved, and the next step reports the same but for rounding."""
     first = trainer_of(preset, data, tmp_path, "mixed_precision=fp32")
-    steps(first, 2)
+    steps(first, RECORDED)
     first.save()
     saved = {name: on_cpu(part.state_dict()) for name, part in first.parts().items()}
     expected, seen = steps(first, 1), first.images_seen
@@ -99,6 +101,21 @@ def test_continues(preset: Preset, data: dict[str, Path], tmp_path: Path) -> Non
     for means in (found, expected):
         means.pop("d_accuracy", None)  # rounding may turn the decision on one of few images
     assert found == pytest.approx(expected, rel=0.02, abs=0.02)  # TF32, and sums in another order
+
+
+@pytest.mark.skipif(STAND_IN, reason="a CPU records nothing")
+@pytest.mark.parametrize("preset", [given for given in every("model") if given.values[0][0] == "gen"])
+def test_recorded_steps_are_the_plain_ones(preset: Preset, data: dict[str, Path], tmp_path: Path) -> None:
+    found = []
+    for records in ("true", "false"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        words = "mixed_precision=fp32", f"cuda_graph={records}", "lr_schedule.end=0.1", "lr_schedule.over=1000"
+        trainer = trainer_of(preset, data, tmp_path / records, *words)
+        found.append(steps(trainer, RECORDED + STEPS))
+        assert trainer.records == (records == "true")  # type: ignore[attr-defined]
+    for means in found:
+        means.pop("d_accuracy")
+    assert found[0] == pytest.approx(found[1], rel=0.05, abs=0.05)  # as above, over several steps
 
 
 def on_cpu(value: Any) -> Any:

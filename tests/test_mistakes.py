@@ -42,7 +42,7 @@ def test_a_mistake_is_one_line_with_the_way_out(config, words, message):
 
 
 def test_settings_that_are_right_are_left_alone():
-    words = ["experiment=small_data", "diffaug.p=adaptive", "optim.lr=1e-4", "model.attention=32", "optim.fused=true"]
+    words = ["model=resnet", "diffaug.p=adaptive", "optim.lr=1e-4", "model.attention=32", "optim.fused=true"]
     config = compose("gen", words)
     assert (config.optim.lr, config.model.attention, config.diffaug.p) == (1e-4, 32, "adaptive")
 

@@ -149,7 +149,14 @@ def test_the_packages_that_are_looked_for_are_those_of_the_project(monkeypatch):
 def test_without_a_gpu_it_says_so(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match="finds no GPU here; --device cpu"):
-        prove.check_machine("cuda")
+        prove.check_machine("cuda", ["tests"])
+
+
+def test_the_course_run_needs_pretrained_weights(monkeypatch):
+    monkeypatch.setattr(prove, "is_missing", lambda name: name == "timm")
+    with pytest.raises(UserError, match="not installed here: timm; docs"):
+        prove.check_machine("cpu", ["course"])
+    prove.check_machine("cpu", ["tests"])
 
 
 def write_journal(path: Path, *rows: dict[str, object], torn: str = "") -> Path:
