@@ -18,6 +18,7 @@ from core.cli.console import StatusProgress
 from core.cli.errors import Interrupted, UserError
 from core.data.loader import read_rows
 from core.training import distributed, machine
+from gen import trainer as gan_trainer
 from seg import trainer
 
 
@@ -32,6 +33,17 @@ def test_precision_follows_the_processor(monkeypatch, flags, precision):
     monkeypatch.setattr(machine, "cpuinfo", lambda key: flags)
     cpu = torch.device("cpu")
     assert machine.choose_precision("auto", cpu) == precision and machine.choose_precision("fp32", cpu) == "fp32"
+
+
+@pytest.mark.parametrize(("train", "way"), [(run, "batch_size or a"), (run_gan, "batch_size, accumulate=2 or a")])
+def test_a_full_gpu_is_one_line(discs, prepared, tmp_path, monkeypatch, train, way):
+    def step(self):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    for kind in (trainer.Trainer, gan_trainer.Trainer):
+        monkeypatch.setattr(kind, "step", step)
+    with pytest.raises(UserError, match=f"memory is full: use a smaller {way} narrower model"):
+        train(discs if train is run else prepared, tmp_path)
 
 
 def test_a_gpu_is_left_alone_when_accelerate_is_told_so(monkeypatch):

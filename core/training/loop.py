@@ -29,7 +29,7 @@ from core.nn.model_file import FILE_NAME
 from core.training.callbacks import Callback, Tracker
 from core.training.checkpoint import Checkpoints
 from core.training.distributed import Ranks, start_accelerator
-from core.training.machine import choose_precision, explained_compiler, gpu_memory, pick_device
+from core.training.machine import choose_precision, explained_compiler, explained_memory, gpu_memory, pick_device
 from core.training.meter import MeanMeter, NonFiniteError, Speed, is_due
 from core.training.rundir import RunFolder
 from core.training.stopping import StopRequest
@@ -394,6 +394,7 @@ def run_loop(
         work = "this step" if accelerator.num_processes == 1 else f"up to {VOTE_EVERY} steps"
         stop = stack.enter_context(StopRequest(work).listening())
         stack.callback(lambda: [tracker.finish() for tracker in accelerator.trackers])
+        stack.enter_context(explained_memory(getattr(config, "accumulate", None)))
         if config.compile:
             stack.enter_context(explained_compiler())
         loop.train(stop)

@@ -171,6 +171,16 @@ def explained_compiler() -> Iterator[None]:
         raise UserError(f"compile=true failed ({reason}): install a C++ compiler, or use compile=false") from error
 
 
+@contextmanager
+def explained_memory(accumulate: int | None) -> Iterator[None]:
+    """Turn the error of a GPU whose memory is full into one line; `accumulate` is that key's value, if there is one."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        parts = "" if accumulate is None else f", accumulate={2 * accumulate}"
+        raise UserError(f"the GPU's memory is full: use a smaller batch_size{parts} or a narrower model") from error
+
+
 def gpu_memory(device: torch.device) -> dict[str, float]:
     """The most memory that tensors of this process have taken on its GPU so far, in MiB; empty without one."""
     return {"gpu_peak_mib": round(torch.cuda.max_memory_allocated(device) / 2**20, 1)} if device.type == "cuda" else {}

@@ -97,6 +97,8 @@ class Recorded:
             with self._on_device(), torch.cuda.graph(graph):
                 row = self.work(*self.inputs)
                 self.results = torch.stack([value.float() for value in row.values()])
+        except torch.cuda.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"the step cannot be recorded as a CUDA graph ({reason}): use cuda_graph=false") from error
