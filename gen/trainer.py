@@ -84,7 +84,7 @@ class Trainer(TrainingLoop):
         self.records = (
             config.cuda_graph and not config.compile and accelerator.num_processes == 1 and can_record(optimizers)
         )
-        self.pieces: dict[bool, Callable[..., dict[str, Tensor]]] = {}  # with a step of G and without
+        self.pieces: dict[bool, Callable[..., dict[str, Tensor]]] = {}  # by whether G steps as well
         for last in (False, True):
             work = partial(self._learn, last=last)
             self.pieces[last] = Recorded(work, optimizers) if self.records else work
