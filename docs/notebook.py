@@ -21,7 +21,7 @@ import subprocess
 import sys
 
 if importlib.util.find_spec("gen") is None:  # on Colab, for example
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "facet-faces"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "facet-faces[pretrained]"], check=True)
 
 
 def facet(command):
