@@ -58,6 +58,7 @@ TINY_IF_GIVEN = {
     "crop": "16",
     "reference_count": "8",
     "large": "[8]",
+    "fid.weights": "null",  # PATH does not exist
     "infinity": "false",
     "eval.every": "8",
     "eval.n": "2000",
