@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -84,10 +83,7 @@ class Trainer(TrainingLoop):
         self.records = (
             config.cuda_graph and not config.compile and accelerator.num_processes == 1 and can_record(optimizers)
         )
-        self.pieces: dict[bool, Callable[..., dict[str, Tensor]]] = {}  # by whether G steps as well
-        for last in (False, True):
-            work = partial(self._learn, last=last)
-            self.pieces[last] = Recorded(work, optimizers) if self.records else work
+        self.recorded = {last: Recorded(optimizers) for last in (False, True)}  # without a step of G, and with one
 
     def parts(self) -> dict[str, Any]:
         """Networks, average, optimisers, the monitor's memory and the probability of augmentation if it adapts."""
@@ -109,7 +105,7 @@ class Trainer(TrainingLoop):
 
     def step(self) -> None:
         """`n_critic` steps of D, each on the next global batch, then one of G on the last of these batches."""
-        config, before, rows = self.config, self.images_seen, []
+        config, accelerator, before, rows = self.config, self.accelerator, self.images_seen, []
         for optimizer, rate in self.rates:
             for group in optimizer.param_groups:
                 group["lr"] = rate * config.lr_schedule.factor(before)
@@ -117,12 +113,15 @@ class Trainer(TrainingLoop):
         for start in range(before, before + passed, config.batch_size):
             p = config.diffaug.p if self.adaptive is None else self.adaptive.p
             objective, batches = config.objective(start, p), self.batches(start, p)
+            last = start + config.batch_size == before + passed
+            learn = partial(self._learn, last=last)
             if self.records:
-                objective = objective.on(self.accelerator.device)
-            row = self.pieces[start + config.batch_size == before + passed](batches, objective)
+                row = self.recorded[last](learn, batches, objective.on(accelerator.device))
+            else:
+                row = learn(batches, objective)
             if self.adaptive is not None:
                 row["augment_p"] = p
-                self.adaptive.update(self.accelerator.reduce(row["d_sign"], "mean"), config.batch_size)
+                self.adaptive.update(accelerator.reduce(row["d_sign"], "mean"), config.batch_size)
             rows.append(row)
         self.ema.update(self.generator, before, passed)
         for row in rows:  # one a batch, so that images can be counted by rows

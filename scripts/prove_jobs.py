@@ -82,7 +82,14 @@ def _course_jobs(options: argparse.Namespace) -> Iterator[Job]:
         words = ("scripts.prepare", "drawn", "--count", str(options.faces), "--out", str(data))
         yield Job("data", words, goes_on=True)
     real, run = f"data={quoted(str(data))}", out / "course"
-    place = [real, f"runs={quoted(str(out))}", "name=course", f"total_images={options.images}", "mixed_precision=auto"]
+    place = [
+        real,
+        f"runs={quoted(str(out))}",
+        "name=course",
+        f"total_images={options.images}",
+        f"lr_schedule.over={options.images}",
+        "mixed_precision=auto",
+    ]
     scores = [f"eval.every={max(1, options.images // SCORES)}", "eval.n=5_000"]
     yield Job("course", ("gen.train", "experiment=course", *place, *scores, *options.settings), goes_on=True)
     samples = ["--n", str(SAMPLES), "--out", str(out / "samples"), "--grid", "--overwrite"]

@@ -35,7 +35,9 @@ def test_precision_follows_the_processor(monkeypatch, flags, precision):
     assert machine.choose_precision("auto", cpu) == precision and machine.choose_precision("fp32", cpu) == "fp32"
 
 
-@pytest.mark.parametrize(("train", "way"), [(run, "batch_size or a"), (run_gan, "batch_size, accumulate=2 or a")])
+@pytest.mark.parametrize(
+    ("train", "way"), [(run, "batch_size or a"), (run_gan, "batch_size, accumulate=2, cuda_graph=false or a")]
+)
 def test_a_full_gpu_is_one_line(discs, prepared, tmp_path, monkeypatch, train, way):
     def step(self):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")

@@ -177,8 +177,8 @@ def explained_memory(accumulate: int | None) -> Iterator[None]:
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
-        parts = "" if accumulate is None else f", accumulate={2 * accumulate}"
-        raise UserError(f"the GPU's memory is full: use a smaller batch_size{parts} or a narrower model") from error
+        ways = "" if accumulate is None else f", accumulate={2 * accumulate}, cuda_graph=false"
+        raise UserError(f"the GPU's memory is full: use a smaller batch_size{ways} or a narrower model") from error
 
 
 def gpu_memory(device: torch.device) -> dict[str, float]:

@@ -64,22 +64,24 @@ class Recorded:
     and their order are the same. It must not wait for the GPU, nor depend on numbers that change from call to call.
 
     Args:
-        work: from nested lists, mappings and data classes of tensors to named scalars on the GPU.
         optimizers: those that step in it, all fused.
     """
 
-    def __init__(self, work: Callable[..., dict[str, Tensor]], optimizers: Sequence[Optimizer]) -> None:
-        self.work, self.calls = work, 0
+    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
+        self.calls = 0
         self.groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         self.graph: torch.cuda.CUDAGraph | None = None
 
-    def __call__(self, *inputs: object) -> dict[str, Tensor]:
-        """The scalars of one more call. Raises UserError where the work cannot be recorded."""
+    def __call__(self, work: Callable[..., dict[str, Tensor]], *inputs: object) -> dict[str, Tensor]:
+        """The scalars of one more call of the same `work`: from nested tensors to named scalars on the GPU.
+
+        Raises UserError where it cannot be recorded.
+        """
         if self.graph is None:
             self.calls += 1
             if self.calls <= PLAIN_STEPS:
-                return self.work(*inputs)
-            self._record(inputs)
+                return work(*inputs)
+            self._record(work, inputs)
         assert self.graph is not None
         torch._foreach_copy_(self.buffers, tensors_in(inputs))
         for rate, group in zip(self.rates, self.groups, strict=True):
@@ -87,7 +89,7 @@ class Recorded:
         self.graph.replay()
         return dict(zip(self.names, self.results.clone().unbind(), strict=True))
 
-    def _record(self, inputs: tuple[object, ...]) -> None:
+    def _record(self, work: Callable[..., dict[str, Tensor]], inputs: tuple[object, ...]) -> None:
         self.inputs = map_tensors(inputs, torch.clone)
         self.buffers = tensors_in(self.inputs)
         device = self.buffers[0].device
@@ -95,12 +97,15 @@ class Recorded:
         graph = torch.cuda.CUDAGraph()
         try:
             with self._on_device(), torch.cuda.graph(graph):
-                row = self.work(*self.inputs)
+                row = work(*self.inputs)
                 self.results = torch.stack([value.float() for value in row.values()])
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
+            first: BaseException = error  # ending the recording raises once more
+            while isinstance(first.__context__, RuntimeError):
+                first = first.__context__
+            reason = str(first).splitlines()[0]
             raise UserError(f"the step cannot be recorded as a CUDA graph ({reason}): use cuda_graph=false") from error
         self.names, self.graph = list(row), graph
 
